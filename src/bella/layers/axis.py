@@ -1,0 +1,236 @@
+"""The particle axis: how n networks that share a base run in one forward pass.
+
+The axis is *folded* into the batch, particle-major: row ``i * batch + b`` belongs to particle
+``i`` and example ``b``. Every untouched layer then works as it is; only particle layers ask this
+object to which particle a row belongs.
+
+What comes before the first particle layer is the same for all particles, so it runs once, on
+``batch`` rows. The axis *opens* at an entrance: the block that holds the first particle layer
+(because a residual stream needs the same rows on both of its branches), or the layer itself where
+it stands in no block.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from bella.errors import BellaError
+
+
+def map_tensors(function: Callable[[Tensor], Any], tree: Any) -> Any:
+    """Apply ``function`` to every tensor of a tuple, list, mapping, dataclass or tensor.
+
+    Containers keep their type (named tuples and transformers' ``ModelOutput`` too); anything else
+    is handed through untouched.
+    """
+    if isinstance(tree, Tensor):
+        return function(tree)
+    if isinstance(tree, tuple) and hasattr(tree, "_fields"):
+        return type(tree)(*(map_tensors(function, item) for item in tree))
+    if isinstance(tree, tuple | list):
+        return type(tree)(map_tensors(function, item) for item in tree)
+    if dataclasses.is_dataclass(tree) and not isinstance(tree, type):
+        fields = {f.name: getattr(tree, f.name) for f in dataclasses.fields(tree) if f.init}
+        return dataclasses.replace(
+            tree, **{name: map_tensors(function, value) for name, value in fields.items()}
+        )
+    if isinstance(tree, Mapping):
+        return type(tree)({key: map_tensors(function, value) for key, value in tree.items()})
+    return tree
+
+
+def tensors_of(tree: Any) -> list[Tensor]:
+    """Every tensor of ``tree``, in order (see `map_tensors`)."""
+    found: list[Tensor] = []
+    map_tensors(lambda tensor: (found.append(tensor), tensor)[1], tree)
+    return found
+
+
+class NotFoldedError(BellaError):
+    """An output does not carry all particles: the axis was opened too late in this network."""
+
+
+class ParticleAxis:
+    """The state of one forward pass: which particles run, on how many rows, and since where.
+
+    Attributes:
+        particles: number of particles of the posterior.
+        chosen: the particles that run now, ascending or in the order asked for.
+        batch: examples in this pass; 0 when none is running.
+        is_open: whether rows carry the particle axis from here on.
+    """
+
+    def __init__(self, particles: int):
+        if not isinstance(particles, int) or particles < 1:
+            raise BellaError(
+                f"The number of particles is {particles!r}: give a whole number of at least 1."
+            )
+        self.particles = particles
+        self.chosen: tuple[int, ...] = tuple(range(particles))
+        self.batch = 0
+        self.is_open = False
+
+    @property
+    def width(self) -> int:
+        """Number of particles that run now."""
+        return len(self.chosen)
+
+    # ---------------------------------------------------------------- which particles
+
+    @contextmanager
+    def subset(self, particles: Sequence[int]) -> Iterator[None]:
+        """Only these particles run inside the ``with`` block.
+
+        Raises:
+            BellaError: an index is not one of the particles, is repeated, or none is given.
+        """
+        chosen = tuple(int(i) for i in particles)
+        if not chosen or len(set(chosen)) < len(chosen):
+            raise BellaError(f"A subset needs distinct particles and at least one, not {chosen}.")
+        if min(chosen) < 0 or max(chosen) >= self.particles:
+            raise BellaError(
+                f"Particles {chosen} are not all among the {self.particles} of this posterior: "
+                f"count from 0 to {self.particles - 1}."
+            )
+        before, self.chosen = self.chosen, chosen
+        try:
+            yield
+        finally:
+            self.chosen = before
+
+    def select(self, stacked: Tensor) -> Tensor:
+        """The running particles' part of a stacked parameter (particles, ...)."""
+        first, count = self.chosen[0], self.width
+        if count == self.particles and self.chosen == tuple(range(count)):
+            return stacked
+        if self.chosen == tuple(range(first, first + count)):
+            return stacked[first : first + count]
+        return stacked[torch.tensor(self.chosen, device=stacked.device)]
+
+    # ---------------------------------------------------------------- one pass
+
+    @contextmanager
+    def running(self, batch: int, *, is_open: bool = False) -> Iterator[None]:
+        """One forward pass over ``batch`` examples."""
+        self.batch, self.is_open = batch, is_open
+        try:
+            yield
+        finally:
+            self.batch, self.is_open = 0, False
+
+    def carries_particles(self, x: Tensor) -> bool:
+        """Whether the rows of ``x`` belong to particles (else they are shared by all of them).
+
+        Raises:
+            BellaError: no pass is running, or the first axis of ``x`` is not the batch.
+        """
+        if not self.batch:
+            raise BellaError(
+                "A layer of this network has particles, so the network cannot be called by "
+                "itself: call the posterior, or posterior.particle(i) for a plain network."
+            )
+        if not self.is_open or (x.shape[0] == self.batch and self.width > 1):
+            return False
+        if x.shape[0] % (self.width * self.batch):
+            raise BellaError(
+                f"A layer with particles met {x.shape[0]} rows where {self.width} particles x "
+                f"{self.batch} examples (or a multiple) were expected: its inputs must have the "
+                "batch as their first axis."
+            )
+        return True
+
+    def fold(self, tree: Any) -> Any:
+        """Repeat every tensor that carries the batch for each particle, particle-major."""
+
+        def repeat(x: Tensor) -> Tensor:
+            if self.width == 1 or x.dim() == 0 or x.shape[0] != self.batch:
+                return x
+            return x.expand(self.width, *x.shape).reshape(-1, *x.shape[1:])
+
+        return map_tensors(repeat, tree)
+
+    def unfold(self, tree: Any) -> Any:
+        """Give every tensor of the outputs its particle axis: (particles, batch, ...).
+
+        Raises:
+            NotFoldedError: an output has ``batch`` rows although several particles ran.
+        """
+        rows = self.width * self.batch
+
+        def split(x: Tensor) -> Tensor:
+            if x.dim() == 0:
+                return x
+            if x.shape[0] != rows:
+                raise NotFoldedError(
+                    f"An output has {x.shape[0]} rows where {self.width} particles x "
+                    f"{self.batch} examples were expected: pass shared_prefix=False, and do not "
+                    "pass labels to the network (use bella.nll on its outputs)."
+                )
+            return x.reshape(self.width, self.batch, *x.shape[1:])
+
+        return map_tensors(split, tree)
+
+
+class Entrance:
+    """A forward pre-hook of a block: opens the axis there, or folds what arrives once it is open.
+
+    A block after the opening may receive tensors that did not come along the stream (a mask, an
+    encoder's states): whatever still carries the plain batch is folded on arrival.
+    """
+
+    def __init__(self, axis: ParticleAxis, *, opens: bool):
+        self.axis = axis
+        self.opens = opens
+
+    def __call__(self, module: nn.Module, args: tuple, kwargs: dict) -> tuple[tuple, dict] | None:
+        """Fold the block's arguments where the axis is open."""
+        axis = self.axis
+        if not axis.batch or not (self.opens or axis.is_open):
+            return None
+        axis.is_open = True
+        return axis.fold(args), axis.fold(kwargs)
+
+
+def blocks_of(network: nn.Module) -> dict[str, nn.Module]:
+    """The outermost blocks of a network: children of a ``ModuleList``, by name."""
+    blocks: dict[str, nn.Module] = {}
+
+    def walk(module: nn.Module, prefix: str) -> None:
+        for name, child in module.named_children():
+            path = f"{prefix}{name}"
+            if isinstance(module, nn.ModuleList):
+                blocks[path] = child
+            else:
+                walk(child, f"{path}.")
+
+    walk(network, "")
+    return blocks
+
+
+def entrance_of(network: nn.Module, layer: str) -> str:
+    """The module at whose entrance the axis opens for a particle layer named ``layer``.
+
+    It is the outermost block around the layer: a child of a ``ModuleList``, or of a ``Sequential``
+    that repeats blocks (several of one class, or a stage among stages). Where there is no such
+    block, the layer itself.
+    """
+    parts = layer.split(".")
+    module: nn.Module = network
+    in_stage = False
+    for depth, part in enumerate(parts):
+        parent, module = module, module.get_submodule(part)
+        path = ".".join(parts[: depth + 1])
+        if isinstance(parent, nn.ModuleList):
+            return path
+        if isinstance(parent, nn.Sequential):
+            repeated = sum(type(child) is type(module) for child in parent) > 1
+            if (repeated or in_stage) and not isinstance(module, nn.Sequential | nn.ModuleList):
+                return path
+            in_stage = True
+    return layer

@@ -1,0 +1,255 @@
+"""The contract of every posterior: a network whose outputs have a particle axis."""
+
+from __future__ import annotations
+
+import copy
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from pathlib import Path
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from bella.errors import BellaError, nearest
+from bella.layers.axis import (
+    Entrance,
+    ParticleAxis,
+    blocks_of,
+    entrance_of,
+    map_tensors,
+    tensors_of,
+)
+from bella.layers.base import ParticleLayer, Site
+
+
+class Posterior(nn.Module):
+    """n networks that share a base, called as one.
+
+    ``posterior(*inputs, **kwargs)`` returns what the network returns, its tensors shaped
+    (particles, batch, ...). Inputs have the batch as first axis.
+
+    Args:
+        network: a network whose particle layers are already in place.
+        axis: the particle axis that they share.
+        settings: what rebuilds the same posterior on a fresh network (JSON values).
+        shared_prefix: ``True`` opens the axis at the first block with particles, a module's name
+            opens it there, ``False`` at the inputs.
+
+    Raises:
+        BellaError: ``shared_prefix`` names no module.
+    """
+
+    kind: ClassVar[str] = ""
+    stochastic: ClassVar[bool] = False
+    """Whether two calls draw different weights; then `bella.predict` may take several draws."""
+
+    def __init__(
+        self,
+        network: nn.Module,
+        axis: ParticleAxis,
+        settings: dict[str, Any],
+        *,
+        shared_prefix: bool | str = True,
+    ):
+        super().__init__()
+        self.network = network
+        self.axis = axis
+        self.settings = settings
+        self.handles: list[Any] = []
+        self._own_inputs = False
+        self.opening = self._choose_opening(shared_prefix)
+        self._hook()
+        self.train(network.training)
+
+    # ------------------------------------------------------------ calling it
+
+    @property
+    def particles(self) -> int:
+        """Number of particles."""
+        return self.axis.particles
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        """Run the chosen particles in one pass.
+
+        Raises:
+            BellaError: no tensor among the inputs, or an output that does not carry the particles.
+        """
+        tensors = [x for x in tensors_of((args, kwargs)) if x.dim()]
+        if not tensors:
+            raise BellaError("A posterior needs at least one tensor whose first axis is the batch.")
+        if self._own_inputs:
+            args, kwargs = self._flatten_own((args, kwargs))
+            return self._run(tensors[0].shape[1], args, kwargs, is_open=True)
+        batch = tensors[0].shape[0]
+        try:
+            return self._run(batch, args, kwargs)
+        except (BellaError, RuntimeError, IndexError) as error:
+            if self.opening == ("",) or isinstance(error, torch.OutOfMemoryError):
+                raise
+            return self._run_from_inputs(batch, args, kwargs, error)
+
+    def _run(self, batch: int, args: tuple, kwargs: dict, *, is_open: bool = False) -> Any:
+        with self.axis.running(batch, is_open=is_open):
+            return self.axis.unfold(self.network(*args, **kwargs))
+
+    def _run_from_inputs(self, batch: int, args: tuple, kwargs: dict, error: Exception) -> Any:
+        """This network cannot share its prefix: open the axis at the inputs, now and later.
+
+        The first error is the honest one when the pass fails from the inputs as well.
+        """
+        shared = self.opening
+        self.opening = ("",)
+        self._hook()
+        try:
+            outputs = self._run(batch, args, kwargs)
+        except Exception:
+            self.opening = shared
+            self._hook()
+            raise error from None
+        warnings.warn(
+            f"The particle axis could not open at {', '.join(shared)} ({error}); it opens at the "
+            "inputs instead, so nothing is shared. Pass shared_prefix=False to say so.",
+            stacklevel=3,
+        )
+        return outputs
+
+    @contextmanager
+    def own_inputs(self) -> Iterator[None]:
+        """Inside the block every particle has inputs of its own, shaped (particles, batch, ...)."""
+        self._own_inputs = True
+        try:
+            yield
+        finally:
+            self._own_inputs = False
+
+    def _flatten_own(self, inputs: Any) -> Any:
+        def flat(x: Tensor) -> Tensor:
+            if x.dim() < 2 or x.shape[0] != self.axis.width:
+                raise BellaError(
+                    f"own_inputs: a tensor of shape {tuple(x.shape)} does not begin with "
+                    f"({self.axis.width} running particles, batch)."
+                )
+            return x.flatten(0, 1)
+
+        return map_tensors(flat, inputs)
+
+    def subset(self, particles: Sequence[int]) -> AbstractContextManager[None]:
+        """Only these particles run inside the ``with`` block (for chunks, or to save memory)."""
+        return self.axis.subset(particles)
+
+    def train(self, mode: bool = True) -> Posterior:
+        """Training mode; batch norm of the frozen base keeps its statistics."""
+        super().train(mode)
+        frozen = self.network.modules() if mode else ()
+        for module in frozen:
+            if isinstance(module, nn.modules.batchnorm._BatchNorm):
+                module.eval()
+        return self
+
+    # ------------------------------------------------------------ looking inside
+
+    def layers(self) -> dict[str, ParticleLayer]:
+        """The layers with particles, by their names in the network."""
+        return {
+            name: module
+            for name, module in self.network.named_modules()
+            if isinstance(module, ParticleLayer)
+        }
+
+    def sites(self) -> list[Site]:
+        """What a transport may move."""
+        return [site for layer in self.layers().values() for site in layer.sites()]
+
+    def stacked_parameters(self) -> dict[str, nn.Parameter]:
+        """The trainable parameters, each (particles, ...), by name."""
+        return {name: p for name, p in self.network.named_parameters() if p.requires_grad}
+
+    def parameters_of(self, particle: int) -> dict[str, Tensor]:
+        """One particle's own tensors (views), by name.
+
+        Raises:
+            BellaError: there is no such particle.
+        """
+        self._check(particle)
+        return {name: value[particle] for name, value in self.stacked_parameters().items()}
+
+    def kl(self) -> Tensor:
+        """Divergence of the posterior from its prior, in nats; 0 for point particles."""
+        device = next(iter(self.stacked_parameters().values())).device
+        return torch.zeros((), device=device)
+
+    def extra_repr(self) -> str:
+        """Shown by print(posterior)."""
+        own = sum(value[0].numel() for value in self.stacked_parameters().values())
+        return f"kind={self.kind}, particles={self.particles}, trainable_per_particle={own:,}"
+
+    # ------------------------------------------------------------ plain networks
+
+    def particle(self, particle: int) -> nn.Module:
+        """One particle as a plain network, merged into a copy of the base."""
+        self._check(particle)
+        return self._plain(particle)
+
+    def soup(self) -> nn.Module:
+        """One plain network with the particles' weights averaged (for low-rank particles the mean
+        of B_i A_i, never the mean of B times the mean of A)."""
+        return self._plain(None)
+
+    def _plain(self, particle: int | None) -> nn.Module:
+        # deepcopy takes what `memo` holds for an object instead of copying it: each layer with
+        # particles turns into its merged plain layer, and the hooks stay behind.
+        merged = {id(layer): layer.merged(particle) for layer in self.layers().values()}
+        self._unhook()
+        try:
+            plain = copy.deepcopy(self.network, merged)
+        finally:
+            self._hook()
+        return plain.requires_grad_(False)
+
+    def _check(self, particle: int) -> None:
+        if not 0 <= particle < self.particles:
+            raise BellaError(
+                f"There is no particle {particle}: this posterior has {self.particles}, "
+                f"counted from 0 to {self.particles - 1}."
+            )
+
+    # ------------------------------------------------------------ where the axis opens
+
+    def _choose_opening(self, shared_prefix: bool | str) -> tuple[str, ...]:
+        if shared_prefix is False:
+            return ("",)
+        names = dict(self.network.named_modules())
+        if isinstance(shared_prefix, str):
+            if shared_prefix not in names:
+                raise BellaError(
+                    f"shared_prefix={shared_prefix!r} names no module of the network: near names "
+                    f"are {nearest(shared_prefix, names, count=5)}."
+                )
+            return (shared_prefix,)
+        return tuple(dict.fromkeys(entrance_of(self.network, name) for name in self.layers()))
+
+    def _hook(self) -> None:
+        """Set an entrance where the axis opens and on every outermost block."""
+        self._unhook()
+        places = {name: False for name in blocks_of(self.network)}
+        places |= {name: True for name in self.opening}
+        for name, opens in places.items():
+            module = self.network.get_submodule(name)
+            if not isinstance(module, ParticleLayer):  # which opens the axis itself
+                entrance = Entrance(self.axis, opens=opens)
+                self.handles.append(module.register_forward_pre_hook(entrance, with_kwargs=True))
+
+    def _unhook(self) -> None:
+        for handle in self.handles:
+            handle.remove()
+        self.handles = []
+
+    # ------------------------------------------------------------ files
+
+    def save(self, folder: str | Path, *, dtype: torch.dtype | None = None) -> Path:
+        """Write the particles to ``folder`` (safetensors and JSON); see `bella.storage.save`."""
+        from bella.storage import save
+
+        return save(self, folder, dtype=dtype)

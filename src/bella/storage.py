@@ -1,0 +1,150 @@
+"""Posteriors on disk: the particles as safetensors, the settings as JSON, the base by its hash."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+import bella
+from bella.errors import BellaError
+from bella.layers.axis import map_tensors
+from bella.posterior import Posterior
+
+TENSORS = "posterior.safetensors"
+SETTINGS = "posterior.json"
+
+
+def write_whole(path: Path, write: Callable[[Path], object]) -> None:
+    """Write a file beside ``path`` and move it there, so that no half-written file stays."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    unfinished = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        write(unfinished)
+        os.replace(unfinished, path)
+    finally:
+        unfinished.unlink(missing_ok=True)
+
+
+def own_tensors(posterior: Posterior) -> dict[str, Tensor]:
+    """Every tensor that the particles own: what a file holds."""
+    return {
+        f"{name}.{key}" if name else key: value
+        for name, layer in posterior.layers().items()
+        for key, value in layer.state_dict(keep_vars=True).items()
+        if not key.startswith("base.")
+    }
+
+
+def fingerprint(posterior: Posterior) -> str:
+    """SHA-256 of the frozen base: its parameters and buffers, without what the particles own."""
+    digest = hashlib.sha256()
+    own = {id(value) for value in own_tensors(posterior).values()}
+    for name, value in posterior.network.state_dict(keep_vars=True).items():
+        if id(value) in own:
+            continue
+        digest.update(f"{name} {tuple(value.shape)} {value.dtype}".encode())
+        flat = value.detach().cpu().contiguous().reshape(-1).view(torch.uint8)
+        digest.update(flat.numpy().data)
+    return digest.hexdigest()
+
+
+def save(posterior: Posterior, folder: str | Path, *, dtype: torch.dtype | None = None) -> Path:
+    """Write ``posterior.safetensors`` and ``posterior.json`` to ``folder``.
+
+    Args:
+        posterior: what to save.
+        folder: made if missing; files of an earlier save there are replaced whole.
+        dtype: store floating tensors as this, e.g. ``torch.bfloat16`` for half the bytes.
+
+    Returns:
+        The folder.
+    """
+    folder = Path(folder)
+    tensors = {
+        name: value.detach().to(dtype=dtype if value.is_floating_point() else None).contiguous()
+        for name, value in own_tensors(posterior).items()
+    }
+    record = {
+        "kind": posterior.kind,
+        "settings": posterior.settings,
+        "base": fingerprint(posterior),
+        "version": bella.__version__,
+    }
+    write_whole(folder / TENSORS, lambda path: save_file(tensors, path))
+    write_whole(
+        folder / SETTINGS, lambda path: path.write_text(json.dumps(record, indent=2) + "\n")
+    )
+    return folder
+
+
+def load(folder: str | Path, network: nn.Module) -> Posterior:
+    """Give ``network`` the particles of a saved posterior.
+
+    Args:
+        folder: what `save` wrote.
+        network: a fresh copy of the network that the posterior was made from; adapted in place.
+
+    Raises:
+        BellaError: no posterior there, a damaged file, or one that belongs to another network.
+    """
+    folder = Path(folder)
+    try:
+        record = json.loads((folder / SETTINGS).read_text())
+        tensors = load_file(folder / TENSORS)
+        kind, settings, base = record["kind"], record["settings"], record["base"]
+    except FileNotFoundError as error:
+        raise BellaError(
+            f"{folder} holds no saved posterior: {Path(error.filename or '').name or 'a file'} is "
+            "missing."
+        ) from None
+    except (json.JSONDecodeError, KeyError, TypeError, SafetensorError) as error:
+        raise BellaError(f"The posterior in {folder} cannot be read: {error}.") from None
+    posterior = builder(kind)(network, **settings)
+    own = own_tensors(posterior)
+    fits = own.keys() == tensors.keys() and all(own[k].shape == tensors[k].shape for k in own)
+    if not fits or fingerprint(posterior) != base:
+        raise BellaError(
+            f"The posterior in {folder} was made from another network: load it on the weights it "
+            "was trained on."
+        )
+    with torch.no_grad():
+        for name, value in own.items():
+            value.copy_(tensors[name])
+    return posterior
+
+
+def builder(kind: str) -> Callable[..., Posterior]:
+    """The constructor of a kind of posterior.
+
+    Raises:
+        BellaError: no such kind.
+    """
+    if kind not in bella.POSTERIORS:
+        raise BellaError(
+            f"Posteriors of kind {kind!r} are unknown here: upgrade bella-bnn (this is "
+            f"{bella.__version__})."
+        )
+    return getattr(bella, kind)
+
+
+def check_finite(tree: Any, what: str) -> None:
+    """Raise if a floating tensor of ``tree`` holds a NaN or an infinity.
+
+    Raises:
+        BellaError: it does; the sentence begins with ``what``.
+    """
+
+    def check(x: Tensor) -> None:
+        if x.is_floating_point() and not torch.isfinite(x).all():
+            raise BellaError(f"{what} hold NaN or infinite values: clean them first.")
+
+    map_tensors(check, tree)
