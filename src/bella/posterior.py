@@ -13,15 +13,9 @@ import torch
 from torch import Tensor, nn
 
 from bella.errors import BellaError, nearest
-from bella.layers.axis import (
-    Entrance,
-    ParticleAxis,
-    blocks_of,
-    entrance_of,
-    map_tensors,
-    tensors_of,
-)
+from bella.layers.axis import ParticleAxis, map_tensors, tensors_of
 from bella.layers.base import ParticleLayer, Site
+from bella.layers.prefix import SharedPrefix, Stream, entrance_of
 
 
 class Posterior(nn.Module):
@@ -57,10 +51,9 @@ class Posterior(nn.Module):
         self.network = network
         self.axis = axis
         self.settings = settings
-        self.handles: list[Any] = []
+        self.shared = self._choose_opening(shared_prefix)
+        self._proven = False
         self._own_inputs = False
-        self.opening = self._choose_opening(shared_prefix)
-        self._hook()
         self.train(network.training)
 
     # ------------------------------------------------------------ calling it
@@ -71,48 +64,77 @@ class Posterior(nn.Module):
         return self.axis.particles
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
-        """Run the chosen particles in one pass.
+        """Run the chosen particles in one pass; a `Stream` from `prefix` continues from there.
 
         Raises:
             BellaError: no tensor among the inputs, or an output that does not carry the particles.
         """
+        if args and isinstance(args[0], Stream):
+            return self._resume(args[0])
         tensors = [x for x in tensors_of((args, kwargs)) if x.dim()]
         if not tensors:
             raise BellaError("A posterior needs at least one tensor whose first axis is the batch.")
         if self._own_inputs:
             args, kwargs = self._flatten_own((args, kwargs))
-            return self._run(tensors[0].shape[1], args, kwargs, is_open=True)
+            return self._run(tensors[0].shape[1], args, kwargs)
         batch = tensors[0].shape[0]
+        if self.shared is None:
+            return self._run_repeated(batch, args, kwargs)
         try:
-            return self._run(batch, args, kwargs)
+            outputs = self._resume(self.shared.run(args, kwargs, batch))
+            if not self._proven:
+                self._prove(outputs)
+            return outputs
+        except torch.OutOfMemoryError:
+            raise
         except (BellaError, RuntimeError, IndexError) as error:
-            if self.opening == ("",) or isinstance(error, torch.OutOfMemoryError):
+            if self._proven:
                 raise
-            return self._run_from_inputs(batch, args, kwargs, error)
+            return self._run_unshared(batch, args, kwargs, error)
 
-    def _run(self, batch: int, args: tuple, kwargs: dict, *, is_open: bool = False) -> Any:
-        with self.axis.running(batch, is_open=is_open):
-            return self.axis.unfold(self.network(*args, **kwargs))
+    def prefix(self, *args: Any, **kwargs: Any) -> Stream:
+        """Run what all particles share, once; hand the result to the posterior, or keep it.
 
-    def _run_from_inputs(self, batch: int, args: tuple, kwargs: dict, error: Exception) -> Any:
-        """This network cannot share its prefix: open the axis at the inputs, now and later.
-
-        The first error is the honest one when the pass fails from the inputs as well.
+        Raises:
+            BellaError: nothing is shared (the axis opens at the inputs).
         """
-        shared = self.opening
-        self.opening = ("",)
-        self._hook()
-        try:
-            outputs = self._run(batch, args, kwargs)
-        except Exception:
-            self.opening = shared
-            self._hook()
-            raise error from None
-        warnings.warn(
-            f"The particle axis could not open at {', '.join(shared)} ({error}); it opens at the "
-            "inputs instead, so nothing is shared. Pass shared_prefix=False to say so.",
-            stacklevel=3,
-        )
+        if self.shared is None:
+            raise BellaError("This posterior opens its particle axis at the inputs: no prefix.")
+        batch = next(x for x in tensors_of((args, kwargs)) if x.dim()).shape[0]
+        return self.shared.run(args, kwargs, batch)
+
+    def _resume(self, stream: Stream) -> Any:
+        assert self.shared is not None
+        return self.axis.unfold(self.shared.resume(stream), stream.batch)
+
+    def _run(self, batch: int, args: tuple, kwargs: dict) -> Any:
+        with self.axis.running(batch, is_open=True):
+            return self.axis.unfold(self.network(*args, **kwargs), batch)
+
+    def _run_repeated(self, batch: int, args: tuple, kwargs: dict) -> Any:
+        with self.axis.running(batch):
+            args, kwargs = map_tensors(self.axis.repeat, (args, kwargs))
+        return self._run(batch, args, kwargs)
+
+    def _prove(self, outputs: Any) -> None:
+        """After the first pass: did everything that the outputs need come through the entrance?"""
+        if any(x.is_floating_point() and bool(x.isnan().any()) for x in tensors_of(outputs)):
+            raise BellaError("something of the shared part is used past the entrance")
+        self._proven = True
+
+    def _run_unshared(self, batch: int, args: tuple, kwargs: dict, error: Exception) -> Any:
+        """This network cannot share its prefix, or its inputs are bad; the inputs' own error is
+        the honest one when the pass fails without sharing as well."""
+        outputs = self._run_repeated(batch, args, kwargs)
+        assert self.shared is not None
+        if not any(x.is_floating_point() and bool(x.isnan().any()) for x in tensors_of(outputs)):
+            warnings.warn(
+                f"Nothing is shared between the particles: the axis cannot open at "
+                f"{' or '.join(self.shared.entrances)} ({error}). "
+                "Pass shared_prefix=False to accept this, or name a module to open it at.",
+                stacklevel=3,
+            )
+            self.shared = None
         return outputs
 
     @contextmanager
@@ -199,13 +221,9 @@ class Posterior(nn.Module):
 
     def _plain(self, particle: int | None) -> nn.Module:
         # deepcopy takes what `memo` holds for an object instead of copying it: each layer with
-        # particles turns into its merged plain layer, and the hooks stay behind.
+        # particles turns into its merged plain layer.
         merged = {id(layer): layer.merged(particle) for layer in self.layers().values()}
-        self._unhook()
-        try:
-            plain = copy.deepcopy(self.network, merged)
-        finally:
-            self._hook()
+        plain = copy.deepcopy(self.network, merged)
         return plain.requires_grad_(False)
 
     def _check(self, particle: int) -> None:
@@ -217,9 +235,9 @@ class Posterior(nn.Module):
 
     # ------------------------------------------------------------ where the axis opens
 
-    def _choose_opening(self, shared_prefix: bool | str) -> tuple[str, ...]:
+    def _choose_opening(self, shared_prefix: bool | str) -> SharedPrefix | None:
         if shared_prefix is False:
-            return ("",)
+            return None
         names = dict(self.network.named_modules())
         if isinstance(shared_prefix, str):
             if shared_prefix not in names:
@@ -227,24 +245,12 @@ class Posterior(nn.Module):
                     f"shared_prefix={shared_prefix!r} names no module of the network: near names "
                     f"are {nearest(shared_prefix, names, count=5)}."
                 )
-            return (shared_prefix,)
-        return tuple(dict.fromkeys(entrance_of(self.network, name) for name in self.layers()))
-
-    def _hook(self) -> None:
-        """Set an entrance where the axis opens and on every outermost block."""
-        self._unhook()
-        places = {name: False for name in blocks_of(self.network)}
-        places |= {name: True for name in self.opening}
-        for name, opens in places.items():
-            module = self.network.get_submodule(name)
-            if not isinstance(module, ParticleLayer):  # which opens the axis itself
-                entrance = Entrance(self.axis, opens=opens)
-                self.handles.append(module.register_forward_pre_hook(entrance, with_kwargs=True))
-
-    def _unhook(self) -> None:
-        for handle in self.handles:
-            handle.remove()
-        self.handles = []
+            entrances = [shared_prefix]
+        else:
+            entrances = [entrance_of(self.network, name) for name in self.layers()]
+        if "" in entrances:
+            return None
+        return SharedPrefix(self.network, self.axis, tuple(dict.fromkeys(entrances)))
 
     # ------------------------------------------------------------ files
 

@@ -4,10 +4,8 @@ The axis is *folded* into the batch, particle-major: row ``i * batch + b`` belon
 ``i`` and example ``b``. Every untouched layer then works as it is; only particle layers ask this
 object to which particle a row belongs.
 
-What comes before the first particle layer is the same for all particles, so it runs once, on
-``batch`` rows. The axis *opens* at an entrance: the block that holds the first particle layer
-(because a residual stream needs the same rows on both of its branches), or the layer itself where
-it stands in no block.
+What comes before the first particle layer is the same for all particles and runs once, on
+``batch`` rows, until the axis *opens* (see `bella.layers.prefix`).
 """
 
 from __future__ import annotations
@@ -18,7 +16,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from bella.errors import BellaError
 
@@ -41,19 +39,21 @@ def map_tensors(function: Callable[[Tensor], Any], tree: Any) -> Any:
             tree, **{name: map_tensors(function, value) for name, value in fields.items()}
         )
     if isinstance(tree, Mapping):
-        return type(tree)({key: map_tensors(function, value) for key, value in tree.items()})
+        mapped = {key: map_tensors(function, value) for key, value in tree.items()}
+        return mapped if type(tree) is dict else type(tree)(mapped)  # type: ignore[call-arg]
     return tree
 
 
 def tensors_of(tree: Any) -> list[Tensor]:
     """Every tensor of ``tree``, in order (see `map_tensors`)."""
     found: list[Tensor] = []
-    map_tensors(lambda tensor: (found.append(tensor), tensor)[1], tree)
+
+    def note(x: Tensor) -> Tensor:
+        found.append(x)
+        return x
+
+    map_tensors(note, tree)
     return found
-
-
-class NotFoldedError(BellaError):
-    """An output does not carry all particles: the axis was opened too late in this network."""
 
 
 class ParticleAxis:
@@ -145,92 +145,29 @@ class ParticleAxis:
             )
         return True
 
-    def fold(self, tree: Any) -> Any:
-        """Repeat every tensor that carries the batch for each particle, particle-major."""
+    def repeat(self, x: Tensor) -> Tensor:
+        """A tensor that carries the batch, repeated for each particle; another one as it is."""
+        if self.width == 1 or x.dim() == 0 or x.shape[0] != self.batch:
+            return x
+        return x.expand(self.width, *x.shape).reshape(-1, *x.shape[1:])
 
-        def repeat(x: Tensor) -> Tensor:
-            if self.width == 1 or x.dim() == 0 or x.shape[0] != self.batch:
-                return x
-            return x.expand(self.width, *x.shape).reshape(-1, *x.shape[1:])
-
-        return map_tensors(repeat, tree)
-
-    def unfold(self, tree: Any) -> Any:
+    def unfold(self, tree: Any, batch: int) -> Any:
         """Give every tensor of the outputs its particle axis: (particles, batch, ...).
 
         Raises:
-            NotFoldedError: an output has ``batch`` rows although several particles ran.
+            BellaError: an output has ``batch`` rows although several particles ran.
         """
-        rows = self.width * self.batch
+        rows = self.width * batch
 
         def split(x: Tensor) -> Tensor:
             if x.dim() == 0:
                 return x
             if x.shape[0] != rows:
-                raise NotFoldedError(
+                raise BellaError(
                     f"An output has {x.shape[0]} rows where {self.width} particles x "
-                    f"{self.batch} examples were expected: pass shared_prefix=False, and do not "
+                    f"{batch} examples were expected: pass shared_prefix=False, and do not "
                     "pass labels to the network (use bella.nll on its outputs)."
                 )
-            return x.reshape(self.width, self.batch, *x.shape[1:])
+            return x.reshape(self.width, batch, *x.shape[1:])
 
         return map_tensors(split, tree)
-
-
-class Entrance:
-    """A forward pre-hook of a block: opens the axis there, or folds what arrives once it is open.
-
-    A block after the opening may receive tensors that did not come along the stream (a mask, an
-    encoder's states): whatever still carries the plain batch is folded on arrival.
-    """
-
-    def __init__(self, axis: ParticleAxis, *, opens: bool):
-        self.axis = axis
-        self.opens = opens
-
-    def __call__(self, module: nn.Module, args: tuple, kwargs: dict) -> tuple[tuple, dict] | None:
-        """Fold the block's arguments where the axis is open."""
-        axis = self.axis
-        if not axis.batch or not (self.opens or axis.is_open):
-            return None
-        axis.is_open = True
-        return axis.fold(args), axis.fold(kwargs)
-
-
-def blocks_of(network: nn.Module) -> dict[str, nn.Module]:
-    """The outermost blocks of a network: children of a ``ModuleList``, by name."""
-    blocks: dict[str, nn.Module] = {}
-
-    def walk(module: nn.Module, prefix: str) -> None:
-        for name, child in module.named_children():
-            path = f"{prefix}{name}"
-            if isinstance(module, nn.ModuleList):
-                blocks[path] = child
-            else:
-                walk(child, f"{path}.")
-
-    walk(network, "")
-    return blocks
-
-
-def entrance_of(network: nn.Module, layer: str) -> str:
-    """The module at whose entrance the axis opens for a particle layer named ``layer``.
-
-    It is the outermost block around the layer: a child of a ``ModuleList``, or of a ``Sequential``
-    that repeats blocks (several of one class, or a stage among stages). Where there is no such
-    block, the layer itself.
-    """
-    parts = layer.split(".")
-    module: nn.Module = network
-    in_stage = False
-    for depth, part in enumerate(parts):
-        parent, module = module, module.get_submodule(part)
-        path = ".".join(parts[: depth + 1])
-        if isinstance(parent, nn.ModuleList):
-            return path
-        if isinstance(parent, nn.Sequential):
-            repeated = sum(type(child) is type(module) for child in parent) > 1
-            if (repeated or in_stage) and not isinstance(module, nn.Sequential | nn.ModuleList):
-                return path
-            in_stage = True
-    return layer

@@ -37,9 +37,9 @@ class Copies(ParticleLayer):
             )
         self.in_kernel = in_kernel
         n = axis.particles
-        # The template only lends its code: kept out of the module tree, its own values are not
-        # saved, moved or counted.
-        self.__dict__["template"] = module
+        # The template only lends its code. In a list it is no part of the module tree, so its own
+        # values are not saved, moved or counted.
+        self._template = [module]
         self.values = nn.ParameterDict(
             {
                 _key(path): nn.Parameter(value.detach().expand(n, *value.shape).clone())
@@ -68,6 +68,11 @@ class Copies(ParticleLayer):
                     part.reset_parameters()  # type: ignore[operator]
                 for path, value in self.template.named_parameters():
                     self.values[_key(path)].data[particle].copy_(value)
+
+    @property
+    def template(self) -> nn.Module:
+        """The module as it was before it was copied."""
+        return self._template[0]
 
     def state_of(self, row: int, stacked: dict[str, tuple[Tensor, ...]]) -> dict[str, Tensor]:
         """One running particle's parameters and buffers, by their names in the module."""
@@ -140,7 +145,7 @@ class Copies(ParticleLayer):
 class LinearCopies(Copies):
     """Copies of one Linear layer, in one batched product."""
 
-    def forward(self, x: Tensor) -> Tensor:  # type: ignore[override]
+    def forward(self, x: Tensor) -> Tensor:
         """All particles at once."""
         axis = self.axis
         weight = axis.select(self.values["weight"])

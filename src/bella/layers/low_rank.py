@@ -12,7 +12,6 @@ from __future__ import annotations
 import copy
 import math
 from abc import abstractmethod
-from collections.abc import Sequence
 from typing import Any, Literal
 
 import torch
