@@ -54,6 +54,7 @@ class Posterior(nn.Module):
         self.shared = self._choose_opening(shared_prefix)
         self._proven = False
         self._own_inputs = False
+        self.mover: Any = None  # the transport that moves these particles now
         self.train(network.training)
 
     # ------------------------------------------------------------ calling it

@@ -60,8 +60,8 @@ class Dense:
 
 Site = Factors | Dense
 
-Listener = Callable[[Tensor, Tensor], None]
-"""Called in the backward pass with a layer's input and its output's gradient."""
+Listener = Callable[[Tensor, Tensor, tuple[int, ...]], None]
+"""Called in the backward pass with a layer's input, its output's gradient, and who ran."""
 
 
 def compute_dtype(x: Tensor) -> torch.dtype:

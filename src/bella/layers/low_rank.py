@@ -145,8 +145,8 @@ class LowRankLayer(ParticleLayer):
             y = self.run_shared(x, A, B)
             self.axis.is_open = True
         if self.listener is not None and y.requires_grad:
-            listener, seen = self.listener, x.detach()
-            y.register_hook(lambda grad: listener(seen, grad))
+            listener, seen, ran = self.listener, x.detach(), self.axis.chosen
+            y.register_hook(lambda grad: listener(seen, grad, ran))
         return y
 
     def run(self, x: Tensor, A: Tensor, B: Tensor) -> Tensor:

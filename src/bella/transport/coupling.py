@@ -1,0 +1,180 @@
+"""How close particles are: kernel matrices over the sites of a posterior, fused by shape."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from bella.errors import BellaError
+from bella.layers.base import Factors, Site
+from bella.transport import gram
+from bella.transport.kernels import bandwidth, kernel_named, median
+
+Scope = Literal["global", "layer"]
+Matrices = Float[Tensor, "layers particles particles"]
+
+
+def wide(x: Tensor) -> Tensor:
+    """In float32 or better: small distances drown in bfloat16."""
+    return x.detach() if x.dtype == torch.float64 else x.detach().float()
+
+
+class Group:
+    """Sites of one kind and shape, handled as one batch.
+
+    Args:
+        sites: at least one, all of the same kind, shape and scale.
+    """
+
+    def __init__(self, sites: Sequence[Site]):
+        self.sites = list(sites)
+        first = sites[0]
+        self.low_rank = isinstance(first, Factors)
+        self.scale = first.scale if isinstance(first, Factors) else 1.0
+        self.in_kernel = True if isinstance(first, Factors) else first.in_kernel
+
+    def stacked(self) -> list[Tensor]:
+        """The sites' parameters, each kind stacked to (layers, particles, ...)."""
+        columns = zip(*(site.parameters for site in self.sites), strict=True)
+        stacked = [torch.stack([wide(p) for p in column]) for column in columns]
+        return stacked if self.low_rank else [x.flatten(2) for x in stacked]
+
+    def inner(self) -> Matrices:
+        """Inner products of the particles, per layer."""
+        values = self.stacked()
+        return (
+            gram.inner_low_rank(*values, self.scale) if self.low_rank else gram.inner_dense(*values)
+        )
+
+    def pull(self, M: Matrices) -> list[Tensor]:
+        """The force Σ_j M_ij Δ_j on every parameter, stacked as `stacked` is."""
+        values = self.stacked()
+        if self.low_rank:
+            return list(gram.pull_low_rank(*values, self.scale, M))
+        return [gram.pull_dense(*values, M)]
+
+    def add_to_grad(self, forces: Sequence[Tensor], weight: float = 1.0) -> None:
+        """Add forces, stacked as `stacked` is, to the sites' gradients."""
+        for column, force in enumerate(forces):
+            for row, site in enumerate(self.sites):
+                add_to_grad(site.parameters[column], force[row], weight)
+
+
+def add_to_grad(parameter: torch.nn.Parameter, force: Tensor, weight: float = 1.0) -> None:
+    """Add to ``parameter.grad``, which may not exist yet."""
+    if parameter.grad is None:
+        parameter.grad = torch.zeros_like(parameter)
+    parameter.grad.add_(force.reshape(parameter.shape).to(parameter.grad.dtype), alpha=weight)
+
+
+def groups_of(sites: Sequence[Site]) -> list[Group]:
+    """Sites fused by kind and shape."""
+    fused: dict[tuple, list[Site]] = defaultdict(list)
+    for site in sites:
+        shapes = tuple(p.shape for p in site.parameters)
+        kind = site.scale if isinstance(site, Factors) else site.in_kernel
+        fused[(type(site), shapes, kind, site.parameters[0].device)].append(site)
+    return [Group(members) for members in fused.values()]
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """Kernel matrices, one entry for each group.
+
+    Attributes:
+        k: k_ij per layer; groups that only follow hold the kernel of the others.
+        slope: -2 ∂k/∂‖Δ_i - Δ_j‖² per layer; zero for groups that only follow.
+        distance: mean of the square distances over pairs and layers.
+        width: mean bandwidth σ².
+        mean_k: mean of k_ij over pairs i ≠ j.
+    """
+
+    k: list[Matrices]
+    slope: list[Matrices]
+    distance: Tensor
+    width: Tensor
+    mean_k: Tensor
+
+
+class Coupling:
+    """Measures kernels between particles.
+
+    Args:
+        groups: what the particles own.
+        kernel: ``rbf``, ``imq`` or ``laplace``.
+        rule: bandwidth, see `bella.transport.kernels.bandwidth`.
+        scope: one kernel over all layers, or one for each.
+        normalize: with one kernel over all layers, divide each layer's square distances by their
+            median first; otherwise one layer of large scale rules the sum.
+        floor: smallest median or bandwidth.
+
+    Raises:
+        BellaError: unknown kernel or scope.
+    """
+
+    def __init__(
+        self,
+        groups: Sequence[Group],
+        *,
+        kernel: str = "rbf",
+        rule: str | float = "median",
+        scope: Scope = "global",
+        normalize: bool = True,
+        floor: float = 1e-12,
+    ):
+        if scope not in ("global", "layer"):
+            raise BellaError(f"scope={scope!r}: choose 'global' or 'layer'.")
+        self.groups = groups
+        self.kernel = kernel_named(kernel)
+        self.rule = rule
+        self.scope = scope
+        self.normalize = normalize
+        self.floor = floor
+
+    @torch.no_grad()
+    def measure(self) -> Measurement:
+        """Kernel matrices of the parameters as they are now."""
+        d2 = {
+            index: gram.square_distances(group.inner())
+            for index, group in enumerate(self.groups)
+            if group.in_kernel
+        }
+        shares = {
+            index: median(pairs).clamp_min(self.floor).reciprocal()
+            if self.normalize
+            else torch.ones_like(pairs[:, :1, :1])
+            for index, pairs in d2.items()
+        }
+        layers = sum(len(pairs) for pairs in d2.values())
+        if self.scope == "global":
+            shares = {index: share / layers for index, share in shares.items()}
+            total = sum((d2[index] * shares[index]).sum(0) for index in d2)
+            width = bandwidth(total, self.rule, self.floor)
+            k, slope = self.kernel(total, width)
+            ks = {index: k.expand_as(d2[index]) for index in d2}
+            slopes = {index: slope * shares[index] for index in d2}
+        else:
+            widths = {index: bandwidth(pairs, self.rule, self.floor) for index, pairs in d2.items()}
+            values = {index: self.kernel(pairs, widths[index]) for index, pairs in d2.items()}
+            ks = {index: value[0] for index, value in values.items()}
+            slopes = {index: value[1] for index, value in values.items()}
+            width = torch.cat([w.flatten() for w in widths.values()]).mean()
+            k = torch.cat(list(ks.values())).mean(0)
+        n = k.shape[-1]
+        pairs = max(n * (n - 1), 1)
+        return Measurement(
+            k=[ks.get(i, k.expand(len(g.sites), n, n)) for i, g in enumerate(self.groups)],
+            slope=[
+                slopes.get(i, torch.zeros_like(k).expand(len(g.sites), n, n))
+                for i, g in enumerate(self.groups)
+            ],
+            distance=sum(x.sum() for x in d2.values()) / (pairs * layers),
+            width=width.mean(),
+            mean_k=(k.sum() - k.diagonal().sum()) / pairs,
+        )

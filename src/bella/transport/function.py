@@ -1,0 +1,118 @@
+"""`function`: particles repel each other in what they predict, not in their weights.
+
+The kernel stands on the log-probabilities f_i of the minibatch; the repulsion
+
+    R(i) = Σ_j c_ij (f_i - f_j),   c_ij = slope_ij / Σ_j k_ij
+
+is pulled back through the softmax to the logits and joins the loss's gradient there, so one
+backward pass serves both. It does not depend on the gauge, and its dimension is low.
+
+Source:
+    Wang et al. 2019 (function-space particle optimisation); D'Angelo & Fortuin 2021.
+"""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from bella.errors import BellaError
+from bella.posterior import Posterior
+from bella.predictive import logits_of
+from bella.transport.base import Transport
+from bella.transport.gram import differences, inner_dense, square_distances
+from bella.transport.kernels import bandwidth, kernel_named
+
+
+class Function(Transport):
+    """Repulsion between predictions on the minibatch.
+
+    Args:
+        posterior: whose particles move.
+        kernel: ``rbf``, ``imq`` or ``laplace``.
+        bandwidth: ``median`` of square distances, ``liu-wang``, or σ as a number.
+        min_bandwidth: smallest σ².
+        **options: those of `Transport`; ``data_size`` is needed.
+    """
+
+    name: ClassVar[str] = "function"
+
+    def __init__(
+        self,
+        posterior: Posterior,
+        *,
+        kernel: str = "rbf",
+        bandwidth: str | float = "median",
+        min_bandwidth: float = 1e-6,
+        **options: Any,
+    ):
+        super().__init__(posterior, **options)
+        self.kernel = kernel_named(kernel)
+        self.rule = bandwidth
+        self.floor = min_bandwidth
+        self.everyone: Tensor | None = None  # all particles' log-probabilities, when run in parts
+        self._felt: dict[str, Tensor | float] = {}
+        self.handle = posterior.register_forward_hook(self._listen)
+
+    def detach(self) -> None:
+        """Stop listening to the outputs."""
+        self.handle.remove()
+
+    @torch.no_grad()
+    def prepare(self, *args: Any, **kwargs: Any) -> None:
+        """Predict a batch with all particles before they are trained on it in several passes."""
+        parts = []
+        for particle in range(self.posterior.particles):
+            with self.posterior.subset([particle]):
+                self.everyone = None
+                parts.append(log_probabilities(self.posterior(*args, **kwargs)))
+        self.everyone = torch.cat(parts)
+
+    def _listen(self, posterior: Any, inputs: Any, outputs: Any) -> None:
+        chosen = posterior.axis.chosen
+        if posterior.particles == 1 or not torch.is_grad_enabled() or not posterior.training:
+            return
+        logits = logits_of(outputs)
+        if not logits.requires_grad:
+            return
+        own = log_probabilities(logits.detach())
+        if len(chosen) < posterior.particles and self.everyone is None:
+            raise BellaError(
+                "function repels every particle from all others, but only some run: "
+                "call prepare(inputs) before the parts."
+            )
+        everyone = own if len(chosen) == posterior.particles else self.everyone
+        assert everyone is not None
+        logits.register_hook(lambda grad: grad + self.force(everyone, list(chosen)).to(grad.dtype))
+
+    @torch.no_grad()
+    def force(self, everyone: Tensor, chosen: list[int]) -> Tensor:
+        """-(T/N) R on the chosen particles' logits, given all log-probabilities (n, batch, ...)."""
+        flat = everyone.flatten(1).unsqueeze(0)
+        d2 = square_distances(inner_dense(flat))
+        width = bandwidth(d2, self.rule, self.floor)
+        k, slope = self.kernel(d2, width)
+        pull = (differences(slope / k.sum(-1, keepdim=True)) @ flat).view_as(everyone)[chosen]
+        # The Jacobian of log-softmax, transposed.
+        pull = pull - everyone[chosen].exp() * pull.sum(-1, keepdim=True)
+        n = k.shape[-1]
+        self._felt = {
+            "distance": (d2.sum() / (n * (n - 1))).sqrt(),
+            "bandwidth": width.sqrt().mean(),
+            "mean_kernel": (k.sum() - k.diagonal(dim1=-2, dim2=-1).sum()) / (n * (n - 1)),
+        }
+        return -self.coefficient * self.loss_scale * pull
+
+    def couple(self, coefficient: float) -> None:
+        """The repulsion came in through the logits; only its figures are left to log."""
+        self._log |= self._felt
+        self.everyone = None
+
+
+def log_probabilities(outputs: Any) -> Tensor:
+    """Log-probabilities of a network's outputs, in float32 or better."""
+    logits = logits_of(outputs)
+    dtype = torch.float64 if logits.dtype == torch.float64 else torch.float32
+    return torch.log_softmax(logits.to(dtype), -1)
