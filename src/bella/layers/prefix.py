@@ -106,8 +106,8 @@ class SharedPrefix:
                 pass
         if not stream.entrance:
             raise BellaError(
-                f"None of {', '.join(self.entrances)} ran in this pass, so the particles cannot make"
-                " a difference: does the network read a layer's weight without calling the layer?"
+                f"None of {', '.join(self.entrances)} ran in this pass, so its particles make no"
+                " difference: does the network read a layer's weight without calling the layer?"
             )
         if self.modules is None:
             outermost = [name for name in finished if not _inside(name, finished)]

@@ -20,7 +20,7 @@ TRANSPORTS: dict[str, type[Transport]] = {
     kind.name: kind for kind in (Ensemble, Repulsive, Svgd, Function)
 }
 
-ensemble, repulsive, svgd, function = Ensemble, Repulsive, Svgd, Function  # type: ignore[assignment]
+ensemble, repulsive, svgd, function = Ensemble, Repulsive, Svgd, Function
 
 __all__ = ["TRANSPORTS", "Transport", "by_name", "ensemble", "function", "repulsive", "svgd"]
 

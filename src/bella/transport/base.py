@@ -32,9 +32,9 @@ class Transport:
         data_size: number of training data N.
         temperature: T of the posterior p(θ | D)^(1/T); 1 is Bayes'. 0 turns the coupling off.
         gamma: the paper's γ instead of a temperature: T = γ N / n.
-        prior: ``uniform`` (improper; the paper's), ``factors``: N(0, τ²) on the elements of A and B,
-            or ``delta``: N(0, τ²) on the elements of the change Δ. A head's copies have the prior
-            N(0, τ²) with both. Do not add an optimiser's weight decay to it: that is a prior on
+        prior: ``uniform`` (improper; the paper's), ``factors``: N(0, τ²) on the elements of A and
+            B, or ``delta``: N(0, τ²) on the elements of the change Δ. A head's copies have
+            the prior N(0, τ²) with both. Do not add an optimiser's weight decay to it: that is a prior on
             factors as well.
         prior_std: τ.
         warmup: steps over which coupling rises from 0 to its strength. At the usual start (B = 0)
@@ -192,8 +192,11 @@ class Transport:
     def _stein_ratio(self) -> Tensor | float:
         n = self.posterior.particles
         parameters = [p for g in self.groups for s in g.sites for p in s.parameters]
-        if n == 1 or self.temperature == 0 or any(p.grad is None for p in parameters):
+        if n == 1 or self.temperature == 0:
             return math.nan
-        total = sum(((wide(p) - wide(p).mean(0)) * wide(p.grad)).sum() for p in parameters)
+        total: Tensor | float = 0.0
+        for p in parameters:
+            if p.grad is not None:
+                total = total + ((wide(p) - wide(p).mean(0)) * wide(p.grad)).sum()
         size = sum(p.numel() for p in parameters)
         return total * self.data_size / (self.temperature * size)

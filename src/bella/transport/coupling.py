@@ -47,17 +47,17 @@ class Group:
 
     def inner(self) -> Matrices:
         """Inner products of the particles, per layer."""
-        values = self.stacked()
-        return (
-            gram.inner_low_rank(*values, self.scale) if self.low_rank else gram.inner_dense(*values)
-        )
+        if self.low_rank:
+            A, B = self.stacked()
+            return gram.inner_low_rank(A, B, self.scale)
+        return gram.inner_dense(self.stacked()[0])
 
     def pull(self, M: Matrices) -> list[Tensor]:
         """The force Σ_j M_ij Δ_j on every parameter, stacked as `stacked` is."""
-        values = self.stacked()
         if self.low_rank:
-            return list(gram.pull_low_rank(*values, self.scale, M))
-        return [gram.pull_dense(*values, M)]
+            A, B = self.stacked()
+            return list(gram.pull_low_rank(A, B, self.scale, M))
+        return [gram.pull_dense(self.stacked()[0], M)]
 
     def add_to_grad(self, forces: Sequence[Tensor], weight: float = 1.0) -> None:
         """Add forces, stacked as `stacked` is, to the sites' gradients."""
@@ -140,41 +140,36 @@ class Coupling:
     @torch.no_grad()
     def measure(self) -> Measurement:
         """Kernel matrices of the parameters as they are now."""
-        d2 = {
-            index: gram.square_distances(group.inner())
-            for index, group in enumerate(self.groups)
-            if group.in_kernel
-        }
-        shares = {
-            index: median(pairs).clamp_min(self.floor).reciprocal()
-            if self.normalize
-            else torch.ones_like(pairs[:, :1, :1])
-            for index, pairs in d2.items()
-        }
-        layers = sum(len(pairs) for pairs in d2.values())
+        moving = [group for group in self.groups if group.in_kernel]
+        # All layers' pairs in one (layers, n, n); the groups take their rows back at the end.
+        d2 = torch.cat([gram.square_distances(group.inner()) for group in moving])
+        share = torch.ones_like(d2[:, :1, :1])
         if self.scope == "global":
-            shares = {index: share / layers for index, share in shares.items()}
-            total = sum((d2[index] * shares[index]).sum(0) for index in d2)
-            width = bandwidth(total, self.rule, self.floor)
-            k, slope = self.kernel(total, width)
-            ks = {index: k.expand_as(d2[index]) for index in d2}
-            slopes = {index: slope * shares[index] for index in d2}
+            if self.normalize:
+                share = median(d2).clamp_min(self.floor).reciprocal()
+            share = share / len(d2)
+            total = (d2 * share).sum(0, keepdim=True)
         else:
-            widths = {index: bandwidth(pairs, self.rule, self.floor) for index, pairs in d2.items()}
-            values = {index: self.kernel(pairs, widths[index]) for index, pairs in d2.items()}
-            ks = {index: value[0] for index, value in values.items()}
-            slopes = {index: value[1] for index, value in values.items()}
-            width = torch.cat([w.flatten() for w in widths.values()]).mean()
-            k = torch.cat(list(ks.values())).mean(0)
-        n = k.shape[-1]
+            total = d2
+        width = bandwidth(total, self.rule, self.floor)
+        k, slope = self.kernel(total, width)
+        k, slope = k.expand_as(d2), (slope * share).expand_as(d2)
+        n = d2.shape[-1]
         pairs = max(n * (n - 1), 1)
+        rows_k, rows_slope = (
+            iter(x.split([len(group.sites) for group in moving])) for x in (k, slope)
+        )
+        mean = k.mean(0)
         return Measurement(
-            k=[ks.get(i, k.expand(len(g.sites), n, n)) for i, g in enumerate(self.groups)],
-            slope=[
-                slopes.get(i, torch.zeros_like(k).expand(len(g.sites), n, n))
-                for i, g in enumerate(self.groups)
+            k=[
+                next(rows_k) if group.in_kernel else mean.expand(len(group.sites), n, n)
+                for group in self.groups
             ],
-            distance=sum(x.sum() for x in d2.values()) / (pairs * layers),
+            slope=[
+                next(rows_slope) if group.in_kernel else mean.new_zeros(len(group.sites), n, n)
+                for group in self.groups
+            ],
+            distance=d2.sum() / (pairs * len(d2)),
             width=width.mean(),
-            mean_k=(k.sum() - k.diagonal().sum()) / pairs,
+            mean_k=(mean.sum() - mean.diagonal().sum()) / pairs,
         )
