@@ -255,15 +255,11 @@ class Run:
         scaler = self.accelerator.scaler
         self.move.loss_scale = float(scaler.get_scale()) if scaler is not None else 1.0
         total = torch.zeros((), device=self.accelerator.device)
-        with self.accelerator.autocast():
-            if (
-                len(chunks) > 1
-                and posterior.shared is not None
-                and settings.minibatches == "shared"
-            ):
-                if not isinstance(args[0] if args else None, Stream):
+        if len(chunks) > 1:
+            with self.accelerator.autocast():
+                ready = bool(args) and isinstance(args[0], Stream)
+                if posterior.shared is not None and settings.minibatches == "shared" and not ready:
                     args, kwargs = (posterior.prefix(*args, **kwargs),), {}
-            if len(chunks) > 1:
                 self.move.prepare(*args, **kwargs)
         for chunk in chunks:
             with self.accelerator.autocast(), posterior.subset(chunk):
