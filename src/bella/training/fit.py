@@ -18,11 +18,12 @@ from torch.utils.data import DataLoader
 
 from bella import transport
 from bella.errors import BellaError, require
+from bella.inputs import split, to
 from bella.layers.prefix import Stream
 from bella.posterior import Posterior
 from bella.predictive import nll
 from bella.storage import check_finite, own_tensors, write_whole
-from bella.training.batches import Data, epoch_seed, loader, own_batches, split, to
+from bella.training.batches import Data, epoch_seed, loader, own_batches
 from bella.training.cache import CachedPrefix, is_fixed
 from bella.training.progress import progress_bar
 from bella.training.record import Record
