@@ -8,8 +8,8 @@ mutual information  H[p] - mean_i H[p_i] >= 0                          (epistemi
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
-from contextlib import nullcontext
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, Literal
@@ -17,8 +17,9 @@ from typing import Any, Literal
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Int
-from torch import Tensor
+from torch import Tensor, nn
 
+from bella import metrics
 from bella.errors import BellaError
 from bella.inputs import arguments
 from bella.posterior import Posterior
@@ -58,7 +59,7 @@ def nll(outputs: Any, labels: Tensor, *, ignore_index: int = -100) -> Tensor:
         outputs: a posterior's outputs; logits (particles, batch, ..., classes).
         labels: class numbers (batch, ...), or (particles, batch, ...) where each particle has its
             own examples.
-        ignore_index: label of positions that do not count.
+        ignore_index: label of positions that do not count; a particle without any other has 0.
 
     Returns:
         A scalar, in nats.
@@ -67,53 +68,27 @@ def nll(outputs: Any, labels: Tensor, *, ignore_index: int = -100) -> Tensor:
         BellaError: labels of another shape or type, or out of range (checked on CPU tensors; on a
             GPU the check would wait for the device).
     """
-    logits = logits_of(outputs)
+    logits = metrics.precise(logits_of(outputs))
     if labels.is_floating_point():
         raise BellaError(f"Labels are {labels.dtype}: give class numbers as integers.")
+    labels = labels.long()
     if labels.dim() == logits.dim() - 2:
         labels = labels.expand(logits.shape[0], *labels.shape)
-    if labels.shape != logits.shape[:-1]:
+    if logits.dim() < 3 or labels.shape != logits.shape[:-1]:
         raise BellaError(
             f"Labels of shape {tuple(labels.shape)} do not fit logits of shape "
-            f"{tuple(logits.shape)} = (particles, batch, ..., classes)."
+            f"{tuple(logits.shape)}, which must be (particles, batch, ..., classes)."
         )
-    classes = logits.shape[-1]
     if labels.device.type == "cpu":
-        check_labels(labels, classes, ignore_index)
+        metrics.check_labels(labels, logits.shape[-1], ignore_index)
     losses = F.cross_entropy(
-        logits.reshape(-1, classes).float()
-        if logits.element_size() < 4
-        else logits.reshape(-1, classes),
-        labels.reshape(-1),
-        ignore_index=ignore_index,
-        reduction="none",
+        logits.flatten(0, -2), labels.flatten(), ignore_index=ignore_index, reduction="none"
     ).view(logits.shape[0], -1)
-    counts = (labels != ignore_index).reshape(logits.shape[0], -1).sum(1).clamp_min(1)
+    counts = (labels != ignore_index).flatten(1).sum(1).clamp_min(1)
     return (losses.sum(1) / counts).sum()
 
 
-def check_labels(labels: Tensor, classes: int, ignore_index: int | None = None) -> None:
-    """Refuse class numbers that do not exist.
-
-    Raises:
-        BellaError: a label is negative or not below ``classes``.
-    """
-    wrong = (labels < 0) | (labels >= classes)
-    if ignore_index is not None:
-        wrong &= labels != ignore_index
-    if wrong.any():
-        raise BellaError(
-            f"Label {int(labels[wrong][0])} is out of range: the network has {classes} classes, "
-            f"so labels go from 0 to {classes - 1}."
-        )
-
-
-def entropy_of(log_probs: Float[Tensor, "*shape classes"]) -> Float[Tensor, "*shape"]:
-    """Entropy in nats; 0 log 0 is 0."""
-    return -(log_probs.exp() * log_probs.clamp_min(torch.finfo(log_probs.dtype).min)).sum(-1)
-
-
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Predictive:
     """The predictive distribution of a batch, from every particle's logits.
 
@@ -136,8 +111,7 @@ class Predictive:
             )
         if self.average not in ("probs", "logits"):
             raise BellaError(f"average={self.average!r}: choose 'probs' or 'logits'.")
-        if self.logits.element_size() < 4:
-            object.__setattr__(self, "logits", self.logits.float())
+        object.__setattr__(self, "logits", metrics.precise(self.logits))
         if not torch.isfinite(self.logits).all():
             raise BellaError(
                 "The network's logits are not finite: are the inputs, and did training converge?"
@@ -155,12 +129,12 @@ class Predictive:
             return torch.log_softmax(self.logits.mean(0), -1)
         return torch.logsumexp(self.particle_log_probs, 0) - math.log(self.logits.shape[0])
 
-    @property
+    @cached_property
     def particle_probs(self) -> Float[Tensor, "particles batch classes"]:
         """p_i(y | x)."""
         return self.particle_log_probs.exp()
 
-    @property
+    @cached_property
     def probs(self) -> Float[Tensor, "batch classes"]:
         """p(y | x)."""
         return self.log_probs.exp()
@@ -168,22 +142,20 @@ class Predictive:
     @cached_property
     def entropy(self) -> Float[Tensor, " batch"]:
         """H[p], total uncertainty in nats."""
-        return entropy_of(self.log_probs)
+        return metrics.entropy(self.probs)
 
     @cached_property
     def expected_entropy(self) -> Float[Tensor, " batch"]:
         """mean_i H[p_i], in nats."""
-        return entropy_of(self.particle_log_probs).mean(0)
+        return metrics.expected_entropy(self.particle_probs)
 
-    @property
+    @cached_property
     def mutual_information(self) -> Float[Tensor, " batch"]:
-        """mean_i KL(p_i || mean p), in nats: what the label would tell about the particle.
+        """H[mean_i p_i] - mean_i H[p_i] >= 0, in nats: what the particles dispute.
 
-        Of the mean of probabilities it is H[p] - mean_i H[p_i]; with averaged logits that
-        difference may be negative, so the mean of probabilities is taken here either way.
+        With averaged logits too: H[p] - mean_i H[p_i] may be negative there and is no information.
         """
-        mixture = torch.logsumexp(self.particle_log_probs, 0) - math.log(self.logits.shape[0])
-        return (entropy_of(mixture) - self.expected_entropy).clamp_min(0)
+        return metrics.mutual_information(self.particle_probs)
 
     @property
     def predictions(self) -> Int[Tensor, " batch"]:
@@ -195,17 +167,22 @@ class Predictive:
         """The largest probability of each example."""
         return self.probs.amax(-1)
 
-    def nll(self, labels: Int[Tensor, " batch"]) -> Tensor:
+    def nll(self, labels: Int[Tensor, " batch"]) -> float:
         """Mean negative log-likelihood of the predictive, in nats.
 
         Raises:
-            BellaError: a label is out of range.
+            BellaError: labels of another shape, or out of range.
         """
-        check_labels(labels, self.logits.shape[-1])
-        return F.nll_loss(self.log_probs, labels)
+        return metrics.nll(self.log_probs, labels)
 
     def tempered(self, temperature: float) -> Predictive:
-        """The same logits divided by a temperature (see `bella.evaluation.temperature`)."""
+        """The same logits divided by a temperature (see `bella.evaluation.temperature`).
+
+        Raises:
+            BellaError: the temperature is not above 0.
+        """
+        if not temperature > 0:
+            raise BellaError(f"temperature={temperature}: give a number above 0.")
         return Predictive(self.logits / temperature, self.average)
 
     def __len__(self) -> int:
@@ -216,11 +193,17 @@ class Predictive:
         """Join batches.
 
         Raises:
-            BellaError: there are none.
+            BellaError: there are none, or they differ in particles, classes or average.
         """
         parts = list(parts)
         if not parts:
             raise BellaError("There is nothing to predict: the data are empty.")
+        kinds = {(p.logits.shape[0], p.logits.shape[2], p.average) for p in parts}
+        if len(kinds) > 1:
+            raise BellaError(
+                f"Batches of different (particles, classes, average) cannot be joined: "
+                f"{sorted(kinds)}."
+            )
         return Predictive(torch.cat([part.logits for part in parts], 1), parts[0].average)
 
 
@@ -238,30 +221,40 @@ def predict(
         posterior: any posterior; left in the mode it was in.
         inputs: a tensor, a tuple of arguments, a mapping of named ones, or a stream from
             ``posterior.prefix``.
-        draws: samples of the weights of a stochastic posterior; they count as further particles. A
-            posterior of point particles says the same each time and is run once.
+        draws: samples of the weights of a stochastic posterior; they count as further particles,
+            draw by draw. Point particles say the same each time and are run once.
         particles_per_pass: run so many particles at once, for less memory.
         average: see `Predictive`.
 
     Raises:
-        BellaError: ``draws`` below 1, or outputs without logits.
+        BellaError: ``draws`` or ``particles_per_pass`` below 1, or outputs without logits.
     """
     if draws < 1:
         raise BellaError(f"draws={draws}: give a whole number of at least 1.")
+    if particles_per_pass is not None and particles_per_pass < 1:
+        raise BellaError(
+            f"particles_per_pass={particles_per_pass}: give a whole number of at least 1."
+        )
     args, kwargs = arguments(inputs)
     everyone = list(range(posterior.particles))
     size = particles_per_pass or posterior.particles
-    chunks = [everyone[i : i + size] for i in range(0, len(everyone), size)]
-    training = posterior.training
-    posterior.eval()
+    chunks = [everyone[i : i + size] for i in everyone[::size]]
     parts = []
-    try:
-        with torch.inference_mode():
-            for _ in range(draws if posterior.stochastic else 1):
-                for chunk in chunks:
-                    one_pass = len(chunks) == 1
-                    with nullcontext() if one_pass else posterior.subset(chunk):
-                        parts.append(logits_of(posterior(*args, **kwargs)))
-    finally:
-        posterior.train(training)
+    with evaluating(posterior), torch.inference_mode():
+        for _ in range(draws if posterior.stochastic else 1):
+            for chunk in chunks:
+                with nullcontext() if len(chunks) == 1 else posterior.subset(chunk):
+                    parts.append(logits_of(posterior(*args, **kwargs)))
     return Predictive(torch.cat(parts), average)
+
+
+@contextmanager
+def evaluating(module: nn.Module) -> Iterator[None]:
+    """Evaluation mode inside the block; afterwards every module is in the mode it was in."""
+    modes = [(m, m.training) for m in module.modules()]
+    module.eval()
+    try:
+        yield
+    finally:
+        for m, training in modes:
+            m.training = training
