@@ -5,12 +5,12 @@ import math
 import pytest
 import torch
 import torch.nn.functional as F
-from fake_posterior import LinearParticles
 from torch import nn
 
 import bella
 from bella.errors import BellaError
 from bella.predictive import Predictive, logits_of, nll, predict
+from fake_posterior import LinearParticles
 
 
 def logits_like(*shape: int, dtype=torch.double, seed: int = 0) -> torch.Tensor:
