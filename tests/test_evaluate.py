@@ -220,12 +220,12 @@ def test_labels_against_the_logits_want_the_highest_temperature():
     assert fit_temperature(logits, logits.argmin(-1)) == pytest.approx(100)
 
 
-def test_what_was_predicted_in_inference_mode_can_be_scaled():
-    posterior = LinearParticles().double()
-    predictive, labels = collect(posterior, loader_of(X.double(), Y))
+def test_logits_of_inference_mode_can_be_scaled_inside_and_outside_of_it():
     with torch.inference_mode():
-        inside = fit_temperature(predictive.logits, labels)
-    assert inside == fit_temperature(predictive.logits, labels) > 1
+        logits = LinearParticles().double()(X.double())
+        inside = fit_temperature(logits, Y)
+    assert logits.is_inference()
+    assert inside == fit_temperature(logits, Y) > 1
 
 
 def test_temperature_names_bad_input():

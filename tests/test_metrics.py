@@ -128,6 +128,13 @@ def test_reliability_adds_up_to_the_ece(bins):
     assert metrics.ece(PROBS, LABELS, bins) == pytest.approx(gap)
 
 
+def test_reliability_puts_a_bin_edge_where_the_ece_puts_it():
+    probs = torch.tensor([[0.75, 0.25], [0.9, 0.1]])
+    labels = torch.tensor([0, 1])
+    assert metrics.reliability(probs, labels, bins=4)[2] == [2]
+    assert metrics.ece(probs, labels, bins=4) == pytest.approx((0.75 + 0.9) / 2 - 0.5)
+
+
 def test_adaptive_ece_is_the_gap_of_equally_many_examples():
     confidence = torch.tensor([0.9, 0.6, 0.8, 0.7], dtype=torch.double)
     probs = torch.stack([confidence, 1 - confidence], 1)
