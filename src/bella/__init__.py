@@ -20,6 +20,7 @@ POSTERIORS = ("low_rank",)
 _PLACES = {
     "low_rank": "bella.layers.low_rank",
     "Posterior": "bella.posterior",
+    "Point": "bella.posterior",
     "load": "bella.storage",
     "nll": "bella.predictive",
     "predict": "bella.predictive",
