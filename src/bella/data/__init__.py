@@ -1,1 +1,0 @@
-"""Real data: anybody's folders and tables of images, and the demos' data sets."""
