@@ -1,0 +1,65 @@
+"""Networks of timm: a name of its list, ``hf-hub:<name>`` or ``local-dir:<folder>``."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Mapping
+from typing import Any
+
+from bella.data.images import Preprocess
+from bella.errors import BellaError, MissingExtraError
+from bella.models.opened import Opened, check_classes, guess_defaults, seeded
+
+
+def read_preprocess(config: Mapping[str, Any], image_size: int | None = None) -> Preprocess:
+    """The preprocessing that a timm network's ``pretrained_cfg`` describes.
+
+    Args:
+        config: with ``mean`` and ``std`` in 0..1, ``input_size`` (channels, height, width),
+            ``crop_pct`` and ``interpolation``.
+        image_size: side of the images in pixels, in place of the configuration's.
+    """
+    return Preprocess(
+        image_size or tuple(config["input_size"][1:]),
+        mean=tuple(255 * m for m in config["mean"]),
+        std=tuple(255 * s for s in config["std"]),
+        crop=config.get("crop_pct") or 1.0,
+        interpolation=config.get("interpolation") or "bicubic",
+    )
+
+
+def open_timm(name: str, classes: int | None, image_size: int | None, seed: int) -> Opened:
+    """A pre-trained network of timm with a head of ``classes``.
+
+    Args:
+        name: as ``timm.create_model`` takes it.
+        classes: size of a fresh head; without it, the head as it was trained.
+        image_size: side of the images in pixels; without it, the one of the training.
+        seed: of the fresh head.
+
+    Raises:
+        BellaError: there is no such network, or its weights are out of reach.
+        MissingExtraError: timm cannot be imported.
+    """
+    check_classes(classes)
+    try:
+        timm = importlib.import_module("timm")
+    except ImportError as error:
+        raise MissingExtraError(
+            f"timm cannot be imported ({error}): `pip install timm torchvision`, with a torchvision "
+            "that fits your torch."
+        ) from error
+    asked = {"num_classes": classes, "img_size": image_size}
+    try:
+        with seeded(seed):
+            network = timm.create_model(
+                name, pretrained=True, **{k: v for k, v in asked.items() if v is not None}
+            )
+    except (RuntimeError, OSError, ValueError, TypeError) as error:
+        reason = str(error).strip().partition("\n")[0]
+        raise BellaError(
+            f"timm cannot open {name!r}: {reason}. `timm.list_models('*', pretrained=True)` lists "
+            "the names."
+        ) from error
+    preprocess = read_preprocess(network.pretrained_cfg, image_size)
+    return Opened(network.eval(), preprocess, guess_defaults(network))
