@@ -94,9 +94,9 @@ class Preprocess:
         BellaError: an argument is out of its range.
     """
 
-    size: int | tuple[int, int]
-    mean: float | tuple[float, float, float] = IMAGENET_MEAN
-    std: float | tuple[float, float, float] = IMAGENET_STD
+    size: int | Sequence[int]
+    mean: float | Sequence[float] = IMAGENET_MEAN
+    std: float | Sequence[float] = IMAGENET_STD
     crop: float | None = None
     interpolation: str = "bilinear"
     augment: Augment | None = None

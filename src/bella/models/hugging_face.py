@@ -2,23 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from PIL import Image
-from torch import nn
 
 from bella.data.images import Preprocess
 from bella.errors import BellaError, require
-from bella.models.opened import Opened, check_classes, guess_defaults, seeded
+from bella.models.opened import Opened, first_line, guess_defaults, seeded
 
 
 def _sides(size: Any) -> tuple[int, int]:
-    """(height, width) of a processor's size, which has had three forms over the years."""
+    """(height, width) of a configuration's size, which has had three forms over the years."""
     if isinstance(size, Mapping):
         square = size.get("shortest_edge")
-        return int(size.get("height", square)), int(size.get("width", square))
-    return int(size), int(size)
+        size = size.get("height", square), size.get("width", square)
+    height, width = size if isinstance(size, Sequence) else (size, size)
+    return int(height), int(width)
 
 
 def read_preprocess(config: Mapping[str, Any], image_size: int | None = None) -> Preprocess:
@@ -45,7 +45,10 @@ def read_preprocess(config: Mapping[str, Any], image_size: int | None = None) ->
     size = config.get("size", 224)
     resized, crop = _sides(size), None
     if isinstance(size, Mapping) and "shortest_edge" in size:
-        crop = config.get("crop_pct") or 1.0
+        crop = config.get("crop_pct", 1.0)
+        # ConvNeXt's processor, the one with a crop_pct, squeezes the whole picture from 384 on.
+        if "crop_pct" in config and resized[0] >= 384:
+            crop = None
     if config.get("do_center_crop") and config.get("crop_size"):
         cropped = _sides(config["crop_size"])
         resized, crop = cropped, min(cropped[0] / resized[0], cropped[1] / resized[1], 1.0)
@@ -66,16 +69,6 @@ def _processor_config(name: str) -> Mapping[str, Any]:
         return {}
 
 
-def _check_side(network: nn.Module, name: str, side: int, trained: int | None) -> None:
-    """Refuse a size that the network's learned position embeddings do not fit."""
-    fixed = any("position_embeddings" in key for key, _ in network.named_parameters())
-    if fixed and trained is not None and side != trained:
-        raise BellaError(
-            f"{name} has position embeddings for images of {trained} pixels and not {side}: take "
-            f"image_size={trained}."
-        )
-
-
 def open_hugging_face(name: str, classes: int | None, image_size: int | None, seed: int) -> Opened:
     """A network of ``AutoModelForImageClassification`` with a head of ``classes``.
 
@@ -87,23 +80,18 @@ def open_hugging_face(name: str, classes: int | None, image_size: int | None, se
         seed: of the fresh head.
 
     Raises:
-        BellaError: there is no such network, or ``image_size`` does not fit it.
+        BellaError: there is no such network.
         MissingExtraError: transformers is not installed.
     """
-    check_classes(classes)
     transformers = require("transformers", extra="hf")
     head = {} if classes is None else {"num_labels": classes, "ignore_mismatched_sizes": True}
     try:
         with seeded(seed):
             network = transformers.AutoModelForImageClassification.from_pretrained(name, **head)
     except (OSError, ValueError) as error:
-        reason = str(error).strip().partition("\n")[0]
         raise BellaError(
-            f"{name!r} cannot be opened as an image classifier: {reason} Give the name of one on "
-            "the hub, or a folder that `save_pretrained` wrote."
+            f"{name!r} cannot be opened as an image classifier ({first_line(error)}): give the "
+            "name of one on the hub, or a folder that `save_pretrained` wrote."
         ) from error
-    trained = getattr(network.config, "image_size", None)
-    config = {"size": trained or 224} | dict(_processor_config(name))
-    preprocess = read_preprocess(config, image_size)
-    _check_side(network, name, preprocess.height, trained)
-    return Opened(network.eval(), preprocess, guess_defaults(network))
+    config = {"size": getattr(network.config, "image_size", 224)} | dict(_processor_config(name))
+    return Opened(network.eval(), read_preprocess(config, image_size), guess_defaults(network))

@@ -46,28 +46,52 @@ def seeded(seed: int) -> Iterator[None]:
         yield
 
 
-def check_classes(classes: int | None) -> None:
-    """Refuse a number of classes that no head can have.
+def check_counts(classes: int | None, image_size: int | None) -> None:
+    """Refuse a head or an image of no size.
 
     Raises:
-        BellaError: it is below 1.
+        BellaError: a number is below 1.
     """
-    if classes is not None and classes < 1:
-        raise BellaError(f"classes={classes} must be a positive number of classes.")
+    for name, value in (("classes", classes), ("image_size", image_size)):
+        if value is not None and value < 1:
+            raise BellaError(f"{name}={value} must be a positive number.")
 
 
-def _is_mixing(module: nn.Module) -> bool:
-    """Whether a layer is one matrix over channels: a Linear, or a pointwise convolution."""
-    return isinstance(module, nn.Linear) or (
-        isinstance(module, nn.Conv2d) and module.kernel_size == (1, 1) and module.groups == 1
-    )
+def check_runs(name: str, opened: Opened) -> None:
+    """Refuse a size of images that the network cannot take, by showing it one.
+
+    No configuration says this reliably: some networks interpolate their position embeddings, some
+    refuse, some have none.
+
+    Raises:
+        BellaError: the network failed on a blank image of the preprocessing's size.
+    """
+    height, width = opened.preprocess.height, opened.preprocess.width
+    try:
+        with torch.no_grad():
+            opened.network(torch.zeros(1, 3, height, width))
+    except (RuntimeError, ValueError, AssertionError) as error:
+        raise BellaError(
+            f"{name} does not take images of {height}x{width} pixels ({first_line(error)}): choose "
+            "another image_size, or none for the network's own."
+        ) from error
+
+
+def first_line(error: Exception) -> str:
+    """Another library's message, short enough to stand in brackets."""
+    return str(error).strip().partition("\n")[0].rstrip(".")
+
+
+def _is_matrix(module: nn.Module) -> bool:
+    """Whether a layer's weight is a single matrix, so that low-rank particles exist for it."""
+    return isinstance(module, nn.Linear) or (isinstance(module, nn.Conv2d) and module.groups == 1)
 
 
 def guess_defaults(network: nn.Module) -> Defaults:
     """Targets for a network of an unknown family.
 
     The head is the last Linear. The targets are attention's query and value projections, or, where
-    there is no attention, every Linear and pointwise convolution but the head.
+    there is no attention, every Linear and ungrouped convolution between the first and the head.
 
     Raises:
         BellaError: the network has no Linear that could be its head.
@@ -76,13 +100,13 @@ def guess_defaults(network: nn.Module) -> Defaults:
     linear = [name for name, module in modules.items() if isinstance(module, nn.Linear)]
     if not linear:
         raise BellaError(
-            f"{type(network).__name__} has no Linear layer, so no head is found: name target_modules"
-            " and modules_to_save yourself."
+            f"{type(network).__name__} has no Linear layer, so no head is found: name "
+            "target_modules and modules_to_save yourself."
         )
     head = linear[-1]
     last_names = {name.rpartition(".")[2] for name in modules}
     for names in ATTENTION:
         if last_names.issuperset(names):
             return Defaults(names, (head,))
-    mixing = (name for name, module in modules.items() if _is_mixing(module) and name != head)
-    return Defaults(tuple(mixing), (head,))
+    matrices = [name for name, module in modules.items() if _is_matrix(module) and name != head]
+    return Defaults(tuple(matrices[1:]), (head,))

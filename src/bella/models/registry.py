@@ -7,7 +7,7 @@ from collections.abc import Callable
 from bella.errors import BellaError, nearest
 from bella.models.efficientnet_lite import open_efficientnet_lite0
 from bella.models.hugging_face import open_hugging_face
-from bella.models.opened import Opened
+from bella.models.opened import Opened, check_counts, check_runs
 from bella.models.timm import open_timm
 
 Factory = Callable[[str, int | None, int | None, int], Opened]
@@ -42,4 +42,7 @@ def open_network(
         raise BellaError(f"No network is called {name!r}: near are {nearest(name, registry)}.")
     if colon and not rest:
         raise BellaError(f"{name!r} is only a family: write the network's name behind the colon.")
-    return registry[family + colon](rest, classes, image_size, seed)
+    check_counts(classes, image_size)
+    opened = registry[family + colon](rest, classes, image_size, seed)
+    check_runs(name, opened)
+    return opened

@@ -8,7 +8,7 @@ from typing import Any
 
 from bella.data.images import Preprocess
 from bella.errors import BellaError, MissingExtraError
-from bella.models.opened import Opened, check_classes, guess_defaults, seeded
+from bella.models.opened import Opened, first_line, guess_defaults, seeded
 
 
 def read_preprocess(config: Mapping[str, Any], image_size: int | None = None) -> Preprocess:
@@ -41,25 +41,23 @@ def open_timm(name: str, classes: int | None, image_size: int | None, seed: int)
         BellaError: there is no such network, or its weights are out of reach.
         MissingExtraError: timm cannot be imported.
     """
-    check_classes(classes)
     try:
         timm = importlib.import_module("timm")
     except ImportError as error:
         raise MissingExtraError(
-            f"timm cannot be imported ({error}): `pip install timm torchvision`, with a torchvision "
-            "that fits your torch."
+            f"timm cannot be imported ({error}): `pip install timm torchvision`, with a "
+            "torchvision that fits your torch."
         ) from error
-    asked = {"num_classes": classes, "img_size": image_size}
+    head = {} if classes is None else {"num_classes": classes}
     try:
         with seeded(seed):
-            network = timm.create_model(
-                name, pretrained=True, **{k: v for k, v in asked.items() if v is not None}
-            )
-    except (RuntimeError, OSError, ValueError, TypeError) as error:
-        reason = str(error).strip().partition("\n")[0]
+            network = timm.create_model(name, pretrained=True, **head)
+    except (RuntimeError, OSError, ValueError) as error:
         raise BellaError(
-            f"timm cannot open {name!r}: {reason}. `timm.list_models('*', pretrained=True)` lists "
-            "the names."
+            f"timm cannot open {name!r} ({first_line(error)}): `timm.list_models(pretrained=True)` "
+            "lists the names."
         ) from error
+    if image_size is not None and hasattr(network, "set_input_size"):
+        network.set_input_size((image_size, image_size))  # position embeddings are resampled
     preprocess = read_preprocess(network.pretrained_cfg, image_size)
     return Opened(network.eval(), preprocess, guess_defaults(network))
