@@ -1,7 +1,8 @@
 """ELPV: electroluminescence images of solar cells, with experts' doubt and a real domain shift.
 
 2,624 grey images of 300x300 pixels. Experts gave each cell a probability of being defective: 0,
-1/3, 2/3 or 1. Cells are monocrystalline or polycrystalline.
+1/3, 2/3 or 1. Cells are monocrystalline or polycrystalline. The labels do not say which module a
+cell was cut from, so that cells of one module can stand on both sides of a split.
 
 Source: Buerhop-Lutz et al., A benchmark for visual identification of defective solar cells in
 electroluminescence imagery, EU PVSEC 2018; Deitsch et al., Automatic classification of defective
