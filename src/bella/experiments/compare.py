@@ -125,7 +125,7 @@ class Comparison:
         place = self.folder / "runs" / f"{method.name}-{seed}"
         key = {"settings": self.settings, "method": plain(vars(method)), "seed": seed}
         key["method"] |= {name: dict(getattr(method, name)) for name in ("settings", "build")}
-        key["rank"] = self.task.rank
+        key |= {"rank": self.task.rank, "build": dict(self.task.build)}
         done = place / "figures.json"
         if done.exists() and (found := read_json(done))["key"] == plain(key):
             return {name: float("nan") if v is None else v for name, v in found["figures"].items()}
@@ -200,10 +200,10 @@ class Comparison:
             opened.network,
             method.particles,
             self.task.rank,
-            opened.target_modules,
-            modules_to_save=opened.modules_to_save,
+            opened.defaults.target_modules,
+            modules_to_save=opened.defaults.modules_to_save,
             seed=seed,
-            **method.build,
+            **(dict(self.task.build) | dict(method.build)),
         )
 
     def prefix(self, part: str) -> CachedPrefix:
@@ -266,8 +266,11 @@ METHOD_OF_PREFIX = Method("prefix", "prefix", 1)
 
 
 def decide(model: Any, x: Tensor) -> Tensor:
-    """Logits (1, count, classes) of a scikit-learn classifier."""
-    return torch.from_numpy(model.predict_log_proba(x.numpy())).float().unsqueeze(0)
+    """Logits (1, count, classes) of a scikit-learn classifier; of two classes it gives one."""
+    scores = torch.from_numpy(model.decision_function(x.numpy())).float()
+    if scores.dim() == 1:
+        scores = torch.stack([torch.zeros_like(scores), scores], -1)
+    return scores.unsqueeze(0)
 
 
 @torch.no_grad()

