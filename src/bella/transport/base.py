@@ -33,9 +33,8 @@ class Transport:
         temperature: T of the posterior p(θ | D)^(1/T); 1 is Bayes'. 0 turns the coupling off.
         gamma: the paper's γ instead of a temperature: T = γ N / n.
         prior: ``uniform`` (improper; the paper's), ``factors``: N(0, τ²) on the elements of A and
-            B, or ``delta``: N(0, τ²) on the elements of the change Δ. A head's copies have
-            the prior N(0, τ²) with both. Do not add an optimiser's weight decay to it: that is a prior on
-            factors as well.
+            B, or ``delta``: N(0, τ²) on the elements of the change Δ; heads have N(0, τ²) with
+            both. Do not add an optimiser's weight decay to it: that is a prior on factors as well.
         prior_std: τ.
         warmup: steps over which coupling rises from 0 to its strength. At the usual start (B = 0)
             all particles are one point, and repulsion is undirected there.

@@ -1,0 +1,1 @@
+"""Real data: anybody's folders and tables of images, and the demos' data sets."""
