@@ -279,6 +279,24 @@ def test_weight_decay_leaves_factors_alone():
     assert len(decayed["params"]) + len(factors) == len(list(posterior.parameters()))
 
 
+@pytest.mark.parametrize("options", [{}, {"target_modules": "7", "shared_prefix": True}])
+def test_fit_trains_factors_and_shared_weights(options):
+    torch.set_default_dtype(torch.float32)
+    posterior = bella.rank1(convnet(), 2, **options)
+    start = {name: p.detach().clone() for name, p in posterior.named_parameters()}
+    data = torch.randn(16, 3, 8, 8), torch.randint(5, (16,))
+    bella.fit(
+        posterior, data, epochs=1, batch_size=8, particles_per_pass=1, kl_warmup=1, progress=False
+    )
+    for name, parameter in posterior.named_parameters():
+        assert not torch.equal(parameter, start[name]), name
+    cost = bella.cost(posterior)
+    assert cost["trainable"] == count(posterior)
+    assert cost["trainable_per_particle"] == sum(
+        p[0].numel() for p in posterior.stacked_parameters().values()
+    )
+
+
 @pytest.mark.parametrize(
     ("step", "epochs", "expected"), [(0, 2, 1 / 20), (9, 2, 0.5), (19, 2, 1), (99, 2, 1), (0, 0, 1)]
 )

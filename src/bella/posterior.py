@@ -197,6 +197,15 @@ class Posterior(nn.Module):
             if p.requires_grad and not key.startswith("base.")
         }
 
+    def parameter_groups(self, weight_decay: float) -> list[dict[str, Any]]:
+        """All that trains, as groups for a ``torch.optim`` optimiser.
+
+        Args:
+            weight_decay: torch's, for the parameters that this kind of posterior lets decay.
+        """
+        trained = [p for p in self.network.parameters() if p.requires_grad]
+        return [{"params": trained, "weight_decay": weight_decay}]
+
     def parameters_of(self, particle: int) -> dict[str, Tensor]:
         """One particle's own tensors (views), by name.
 

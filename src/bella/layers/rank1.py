@@ -247,19 +247,12 @@ class Rank1Posterior(Posterior):
         return each.mean() if self.settings["kl_reduction"] == "mean" else each.sum()
 
     def parameter_groups(self, weight_decay: float) -> list[dict[str, Any]]:
-        """Groups for a ``torch.optim`` optimiser: weight decay on all but r and s.
-
-        Args:
-            weight_decay: torch's, which is twice the factor of an L2 penalty.
-        """
+        """All that trains, in two groups: weight decay on all but r and s."""
         vectors = [m for m in self.network.modules() if isinstance(m, PointVector)]
-        factors = [p for vector in vectors for p in vector.parameters()]
-        known = {id(p) for p in factors}
-        others = [p for p in self.network.parameters() if id(p) not in known and p.requires_grad]
-        return [
-            {"params": others, "weight_decay": weight_decay},
-            {"params": factors, "weight_decay": 0.0},
-        ]
+        factors = {p: None for vector in vectors for p in vector.parameters()}
+        (group,) = super().parameter_groups(weight_decay)
+        group["params"] = [p for p in group["params"] if p not in factors]
+        return [group, {"params": list(factors), "weight_decay": 0.0}]
 
 
 def rank1(
