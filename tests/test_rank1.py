@@ -185,6 +185,20 @@ def test_windows_of_one_example_share_its_draw():
     assert len(y[:, :, 0].flatten(0, 1).unique(dim=0)) == 6
 
 
+def test_a_network_may_ask_a_weight_for_its_dtype_but_not_multiply_by_it():
+    class Asking(nn.Sequential):
+        def forward(self, x):
+            return self[0](x.to(self[0].weight.dtype))
+
+    class Bypassing(nn.Sequential):
+        def forward(self, x):
+            return F.linear(x, self[0].weight) + self[0](x)
+
+    x = torch.randn(3, 4)
+    assert bella.rank1(Asking(nn.Linear(4, 2)), 2)(x.float()).isfinite().all()
+    assert bella.rank1(Bypassing(nn.Linear(4, 2)), 2)(x).isnan().all()
+
+
 def test_merged_components_and_soup():
     posterior = bella.rank1(convnet(), 3, **POINTS).eval()
     for layer in posterior.layers().values():

@@ -26,6 +26,7 @@ from bella.layers.axis import ParticleAxis
 from bella.layers.base import Dense, ParticleLayer, Site
 from bella.layers.copies import copies_of
 from bella.layers.low_rank import is_linear_in_weight, leave_fused_path, refuse_bypassed
+from bella.layers.prefix import placeholder
 from bella.layers.vectors import CauchyVector, GaussianVector, PointVector, Start
 from bella.posterior import Posterior
 
@@ -71,6 +72,15 @@ class Rank1Layer(ParticleLayer):
     @abstractmethod
     def outer(self, r: Tensor, s: Tensor) -> Tensor:
         """The factor s_o r_i on every element of the weight, in the weight's layout."""
+
+    @property
+    def weight(self) -> Tensor:
+        """A placeholder for networks that ask their layers' dtype or device.
+
+        It is NaN, so that a network that multiplies by it itself, past r and s, shows it.
+        """
+        shared: Tensor = self.base.weight  # type: ignore[assignment]
+        return placeholder(shared.detach(), len(shared))
 
     def product(self, x: Tensor) -> Tensor:
         """The shared layer without its bias."""
