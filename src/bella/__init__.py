@@ -22,6 +22,7 @@ _PLACES = {
     "rank1": "bella.layers.rank1",
     "full": "bella.layers.full",
     "Posterior": "bella.posterior",
+    "Point": "bella.posterior",
     "load": "bella.storage",
     "nll": "bella.predictive",
     "predict": "bella.predictive",

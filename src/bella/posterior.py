@@ -277,3 +277,17 @@ class Posterior(nn.Module):
         from bella.storage import save
 
         return save(self, folder, dtype=dtype)
+
+
+class Point(Posterior):
+    """One plain network where a posterior is expected: to predict with it, or to evaluate it.
+
+    Args:
+        network: any network; a soup, say, or one particle.
+        shared_prefix: name of the module at which it continues from a `Stream`.
+    """
+
+    kind = "point"
+
+    def __init__(self, network: nn.Module, shared_prefix: bool | str = False):
+        super().__init__(network, ParticleAxis(1), {}, shared_prefix=shared_prefix)

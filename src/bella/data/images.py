@@ -77,4 +77,4 @@ class Preprocess:
     def from_dict(values: dict[str, Any]) -> Preprocess:
         """The inverse of `to_dict`."""
         lists = {key: tuple(v) if isinstance(v, Sequence) else v for key, v in values.items()}
-        return Preprocess(**lists)
+        return Preprocess(**lists)  # type: ignore[arg-type]

@@ -133,6 +133,8 @@ class Run:
         if settings.minibatches == "own" and settings.transport == "function":
             raise BellaError("transport 'function' compares predictions on one batch: share it.")
         self.step = 0
+        self.log_every = max(1, self.steps // 60)
+        self.trace: list[dict[str, float]] = []
         self.best: tuple[float, int, dict[str, Tensor]] | None = None
 
     # ------------------------------------------------------------ the loop
@@ -153,6 +155,7 @@ class Run:
                 figures |= self.validate()
             self.keep(epoch, figures)
             record.history.append(figures)
+            record.trace = self.trace
             record.seconds = time.perf_counter() - begun
             self.save_checkpoint(epoch + 1, record)
         bar.remove_task(task)
@@ -211,8 +214,11 @@ class Run:
             count += 1
             group = []
             bar.advance(task)
-            if count % 10 == 0 or number == last:
+            if self.step % self.log_every == 0 or number == last:
                 mean = float(total) / count / self.posterior.particles
+                self.trace.append(
+                    {"step": self.step, "loss": mean, "distance": self.move.distance()}
+                )
                 bar.update(task, description=f"epoch {epoch + 1}/{settings.epochs} loss {mean:.3f}")
         return {
             "epoch": epoch + 1,
@@ -343,6 +349,7 @@ class Run:
             "move": self.move.state_dict(),
             "best": self.best,
             "history": record.history,
+            "trace": self.trace,
             "seconds": record.seconds,
         }
         write_whole(self.folder / CHECKPOINT, lambda path: torch.save(state, path))
@@ -378,6 +385,7 @@ class Run:
         self.move.load_state_dict(state["move"])
         self.best, self.step = state["best"], state["step"]
         record.history, record.seconds = state["history"], state["seconds"]
+        record.trace = self.trace = state["trace"]
         return state["epoch"]
 
 

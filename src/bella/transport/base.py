@@ -19,7 +19,7 @@ from torch import Tensor
 from bella.errors import BellaError
 from bella.layers.base import Factors
 from bella.posterior import Posterior
-from bella.transport.coupling import Group, add_to_grad, groups_of, wide
+from bella.transport.coupling import Group, add_to_grad, groups_of, mean_distance, wide
 
 Prior = Literal["uniform", "factors", "delta"]
 
@@ -128,6 +128,10 @@ class Transport:
         of repulsion to gradient, and the Stein ratio -(1/(n d)) Σ_i (θ_i - θ̄)·score_i, which is 1
         for samples of the posterior and far below 1 for a few particles in many dimensions."""
         return {name: float(value) for name, value in self._log.items()}
+
+    def distance(self) -> float:
+        """Root of the mean square distance ‖Δ_i - Δ_j‖ of two particles, as they are now."""
+        return float(mean_distance(self.groups))
 
     def prepare(self, *args: Any, **kwargs: Any) -> None:
         """Called with a batch's inputs before its particles run in several passes."""
