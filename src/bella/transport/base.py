@@ -155,7 +155,7 @@ class Transport:
             return
         weight = 1 / (self.prior_std**2 * self.data_size)
         for group in self.groups:
-            if self.prior == "delta" and group.low_rank:
+            if self.prior == "delta":
                 group.add_to_grad(group.pull(self.prior_weights(group)), weight)
             else:
                 for site in group.sites:
