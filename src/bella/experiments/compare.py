@@ -213,7 +213,7 @@ class Comparison:
             self.streams[part] = CachedPrefix(
                 posterior,
                 self.task.parts[part],
-                progress=self.bar,  # type: ignore[arg-type]
+                progress=self.bar,
             )
         return self.streams[part]
 

@@ -56,17 +56,16 @@ def draw(task: Task, folder: Path) -> dict[str, Path]:
     predictive = {part: Predictive(logits) for part, (logits, _) in told.items()}
     shown = {}
     test: Any = task.parts["test"]
-    if hasattr(test, "paths"):
-        labels = [task.classes[label] for label in test.labels]
-        shown["The most and the least certain test images"] = pictures.extremes(
-            folder / "extremes.png", test.paths, predictive["test"], labels, task.classes
+    labels = [task.classes[label] for label in test.labels]
+    shown["The most and the least certain test images"] = pictures.extremes(
+        folder / "extremes.png", test, predictive["test"], labels, task.classes
+    )
+    doubt: Any = task.parts.get("doubt")
+    if doubt is not None:
+        labels = [f"defect {p:.2f}" for p in doubt.probability]
+        shown["The same among the cells that experts doubted"] = pictures.extremes(
+            folder / "doubt.png", doubt, predictive["doubt"], labels, task.classes
         )
-        doubt: Any = task.parts.get("doubt")
-        if doubt is not None:
-            labels = [f"defect {p:.2f}" for p in doubt.probability]
-            shown["The same among the cells that experts doubted"] = pictures.extremes(
-                folder / "doubt.png", doubt.paths, predictive["doubt"], labels, task.classes
-            )
     shown["Uncertainty by group"] = pictures.densities(
         folder / "densities.png", groups(task, predictive), f"{METHODS[TOLD].title}: {task.title}"
     )

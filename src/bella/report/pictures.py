@@ -10,7 +10,6 @@ import torch
 from torch import Tensor
 
 from bella import metrics
-from bella.data.images import load_image
 from bella.errors import require
 from bella.predictive import Predictive
 from bella.storage import write_whole
@@ -41,7 +40,7 @@ def _save(figure: Any, path: Path) -> Path:
 
 def extremes(
     path: Path,
-    files: Sequence[Path],
+    images: Any,
     predictive: Predictive,
     labels: Sequence[str],
     classes: Sequence[str],
@@ -54,7 +53,7 @@ def extremes(
     for row, (title, positions) in enumerate(rows.items()):
         for column, position in enumerate(positions.tolist()):
             axis = axes[row, column]
-            axis.imshow(load_image(files[position]))
+            axis.imshow(images.image(position), cmap="gray")
             axis.axis("off")
             said = classes[int(predictive.predictions[position])]
             confidence = float(predictive.confidence[position])
