@@ -36,7 +36,10 @@ class Posterior(nn.Module):
     """
 
     kind: ClassVar[str] = ""
-    stochastic: ClassVar[bool] = False
+    trains_base: ClassVar[bool] = False
+    """Whether what the particles share trains too; then it is saved with them, and its batch norm
+    learns its statistics."""
+    stochastic: bool = False
     """Whether two calls draw different weights; then `bella.predict` may take several draws."""
 
     def __init__(
@@ -163,9 +166,9 @@ class Posterior(nn.Module):
         return self.axis.subset(particles)
 
     def train(self, mode: bool = True) -> Posterior:
-        """Training mode; batch norm of the frozen base keeps its statistics."""
+        """Training mode; batch norm of a frozen base keeps its statistics."""
         super().train(mode)
-        frozen = self.network.modules() if mode else ()
+        frozen = self.network.modules() if mode and not self.trains_base else ()
         for module in frozen:
             if isinstance(module, nn.modules.batchnorm._BatchNorm):
                 module.eval()
@@ -186,8 +189,22 @@ class Posterior(nn.Module):
         return [site for layer in self.layers().values() for site in layer.sites()]
 
     def stacked_parameters(self) -> dict[str, nn.Parameter]:
-        """The trainable parameters, each (particles, ...), by name."""
-        return {name: p for name, p in self.network.named_parameters() if p.requires_grad}
+        """The particles' own trainable parameters, each (particles, ...), by name."""
+        return {
+            f"{name}.{key}" if name else key: p
+            for name, layer in self.layers().items()
+            for key, p in layer.named_parameters()
+            if p.requires_grad and not key.startswith("base.")
+        }
+
+    def parameter_groups(self, weight_decay: float) -> list[dict[str, Any]]:
+        """All that trains, as groups for a ``torch.optim`` optimiser.
+
+        Args:
+            weight_decay: torch's, for the parameters that this kind of posterior lets decay.
+        """
+        trained = [p for p in self.network.parameters() if p.requires_grad]
+        return [{"params": trained, "weight_decay": weight_decay}]
 
     def parameters_of(self, particle: int) -> dict[str, Tensor]:
         """One particle's own tensors (views), by name.
@@ -260,3 +277,17 @@ class Posterior(nn.Module):
         from bella.storage import save
 
         return save(self, folder, dtype=dtype)
+
+
+class Point(Posterior):
+    """One plain network where a posterior is expected: to predict with it, or to evaluate it.
+
+    Args:
+        network: any network; a soup, say, or one particle.
+        shared_prefix: name of the module at which it continues from a `Stream`.
+    """
+
+    kind = "point"
+
+    def __init__(self, network: nn.Module, shared_prefix: bool | str = False):
+        super().__init__(network, ParticleAxis(1), {}, shared_prefix=shared_prefix)

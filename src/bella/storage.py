@@ -35,7 +35,12 @@ def write_whole(path: Path, write: Callable[[Path], object]) -> None:
 
 
 def own_tensors(posterior: Posterior) -> dict[str, Tensor]:
-    """Every tensor that the particles own: what a file holds."""
+    """What a file holds: every tensor that the particles own, and the base if it trains too."""
+    if posterior.trains_base:
+        state = posterior.network.state_dict(keep_vars=True)
+        first = {id(value): name for name, value in reversed(state.items())}
+        # Tied weights are one tensor under several names: it is held under the first.
+        return {name: value for name, value in state.items() if first[id(value)] == name}
     return {
         f"{name}.{key}" if name else key: value
         for name, layer in posterior.layers().items()
@@ -45,7 +50,7 @@ def own_tensors(posterior: Posterior) -> dict[str, Tensor]:
 
 
 def fingerprint(posterior: Posterior) -> str:
-    """SHA-256 of the frozen base: its parameters and buffers, without what the particles own."""
+    """SHA-256 of the frozen base: its parameters and buffers, without what a file holds."""
     digest = hashlib.sha256()
     own = {id(value) for value in own_tensors(posterior).values()}
     for name, value in posterior.network.state_dict(keep_vars=True).items():

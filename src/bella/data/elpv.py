@@ -1,64 +1,72 @@
-"""ELPV: 2,624 electroluminescence images of solar cells, with the experts' doubts.
+"""ELPV: electroluminescence images of solar cells, with experts' doubt and a real domain shift.
 
-Each cell is mono- or polycrystalline, and has a defect probability of 0, 1/3, 2/3 or 1. Trained on
-mono cells on which the experts agreed, a network meets two real questions: cells about which they
-doubted, and polycrystalline cells, a domain it never saw.
+2,624 grey images of 300x300 pixels. Experts gave each cell a probability of being defective: 0,
+1/3, 2/3 or 1. Cells are monocrystalline or polycrystalline. The labels do not say which module a
+cell was cut from, so that cells of one module can stand on both sides of a split.
 
-Source:
-    Deitsch et al. 2019 and 2021; Buerhop-Lutz et al. 2018. Data under CC-BY-NC-SA 4.0, from the
-    PyPI package ``elpv-dataset``.
+Source: Buerhop-Lutz et al., A benchmark for visual identification of defective solar cells in
+electroluminescence imagery, EU PVSEC 2018; Deitsch et al., Automatic classification of defective
+photovoltaic module cells in electroluminescence images, Solar Energy 185, 2019. CC-BY-NC-SA 4.0.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import ClassVar
 
-from bella.data.folder import LabelledImages, Transform
-from bella.data.split import stratified_split
+from bella.data.images import Preprocess
+from bella.data.labelled import LabelledImages
+from bella.data.split import FRACTIONS
 from bella.errors import require
 
 CLASSES = ("functional", "defective")
-FRACTIONS = {"train": 0.6, "validation": 0.15, "test": 0.25}
 
 
-class Cells(LabelledImages):
-    """Solar cells; ``probability`` is the experts' for a defect, the label its nearer end."""
+class SolarCells(LabelledImages):
+    """Solar cells; beside the label each has the experts' ``.probability`` of a defect.
 
-    def __init__(self, paths: Sequence[Path], probability: Sequence[float], preprocess: Transform):
-        labels = [int(p > 0.5) for p in probability]
-        super().__init__(paths, labels, CLASSES, preprocess)
+    The label is the likelier class: defective from 2/3 on.
+    """
+
+    columns: ClassVar[tuple[str, ...]] = (*LabelledImages.columns, "probability")
+
+    def __init__(self, paths: Sequence[Path], probability: Sequence[float], preprocess: Preprocess):
+        super().__init__(paths, [int(p > 0.5) for p in probability], CLASSES, preprocess)
         self.probability = list(probability)
 
 
-def elpv(preprocess: Transform, *, seed: int = 0) -> dict[str, Cells]:
-    """The cells in six parts.
+def elpv(
+    preprocess: Preprocess, seed: int = 0, fractions: Mapping[str, float] = FRACTIONS
+) -> dict[str, SolarCells]:
+    """The parts of ELPV.
+
+    The 901 monocrystalline cells on which experts agree (probability 0 or 1) are split into
+    ``train``, ``validation`` and ``test`` (541, 135 and 225 by default), stratified by label. The
+    other parts are never trained on: ``doubt``, the 173 monocrystalline cells of probability 1/3
+    or 2/3; ``poly``, the 1,322 polycrystalline cells on which experts agree, a domain shift; and
+    ``poly_doubt``, the other 228.
 
     Args:
-        preprocess: from a PIL image to a tensor.
-        seed: decides the stratified split of the clean mono cells.
-
-    Returns:
-        ``train``, ``validation``, ``test``: mono cells of probability 0 or 1; ``doubt``: mono cells
-        of 1/3 or 2/3; ``poly``: polycrystalline cells of 0 or 1; ``poly_doubt``.
+        preprocess: from a PIL image to a tensor; its augmentation applies to ``train`` alone.
+        seed: of the split.
+        fractions: names and shares of the parts of the 901 cells.
 
     Raises:
-        MissingExtraError: ``elpv-dataset`` is not installed.
+        MissingExtraError: the package ``elpv-dataset`` is not installed.
     """
-    package = require("elpv_dataset", "demo")
-    root = Path(package.__file__).parent / "data"  # type: ignore[arg-type]
-    rows = [line.split() for line in (root / "labels.csv").read_text().splitlines() if line.strip()]
-    cells = [(root / name, float(p), kind) for name, p, kind in rows]
-
-    def part(kind: str, clean: bool) -> list[tuple[Path, float]]:
-        return [(path, p) for path, p, k in cells if k == kind and (p in (0.0, 1.0)) == clean]
-
-    mono = part("mono", True)
-    split = stratified_split([int(p) for _, p in mono], FRACTIONS, seed)
-    parts = {name: [mono[i] for i in positions] for name, positions in split.items()}
-    parts |= {"doubt": part("mono", False), "poly": part("poly", True)}
-    parts |= {"poly_doubt": part("poly", False)}
-    return {
-        name: Cells([path for path, _ in members], [p for _, p in members], preprocess)
-        for name, members in parts.items()
+    package = require("elpv_dataset", extra="demo")
+    data = Path(str(package.__file__)).parent / "data"
+    groups: dict[tuple[str, bool], tuple[list[Path], list[float]]] = {}
+    for line in (data / "labels.csv").read_text().splitlines():
+        name, probability, kind = line.split()
+        agreed = float(probability) in (0.0, 1.0)
+        paths, probabilities = groups.setdefault((kind, agreed), ([], []))
+        paths.append(data / name)
+        probabilities.append(float(probability))
+    plain = preprocess.plain()
+    return SolarCells(*groups["mono", True], preprocess).split(fractions, seed) | {
+        "doubt": SolarCells(*groups["mono", False], plain),
+        "poly": SolarCells(*groups["poly", True], plain),
+        "poly_doubt": SolarCells(*groups["poly", False], plain),
     }

@@ -1,135 +1,156 @@
-"""Fashion-MNIST, from the Debian package ``dataset-fashion-mnist`` or a hub.
+"""Fashion-MNIST: 60,000 + 10,000 grey images of clothes, 28x28 pixels, ten classes.
 
-Source:
-    Xiao et al. 2017. 60,000 training and 10,000 test images of 28x28 in 10 classes, MIT licence.
+Source: Xiao, Rasul and Vollgraf, Fashion-MNIST: a novel image dataset for benchmarking machine
+learning algorithms, 2017. MIT.
 """
 
 from __future__ import annotations
 
 import gzip
 import math
+import struct
+import zlib
 from collections.abc import Sequence
 from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
 import torch
 from PIL import Image
-from torch import Tensor
-from torch.utils.data import Dataset
 
-from bella.data.folder import Transform
+from bella.data.images import Preprocess
+from bella.data.labelled import LabelledImages
 from bella.data.split import stratified_split
-from bella.errors import BellaError
+from bella.errors import BellaError, MissingExtraError, require
 
-FOLDER = Path("/usr/share/datasets/fashion-mnist")
 CLASSES = (
-    "T-shirt",
-    "trouser",
-    "pullover",
-    "dress",
-    "coat",
-    "sandal",
-    "shirt",
-    "sneaker",
-    "bag",
-    "ankle boot",
+    "T-shirt/top",
+    "Trouser",
+    "Pullover",
+    "Dress",
+    "Coat",
+    "Sandal",
+    "Shirt",
+    "Sneaker",
+    "Bag",
+    "Ankle boot",
 )
+FOLDER = Path("/usr/share/datasets/fashion-mnist")
+"""Where Debian's package ``dataset-fashion-mnist`` puts the files."""
+NOISE = 0.38
+"""Standard deviation of the noise in ``corrupted``, in units of the pixels' range: severity 5 of
+ImageNet-C's Gaussian noise (Hendrycks and Dietterich 2019)."""
+
+Arrays = tuple[np.ndarray, np.ndarray]
+"""Images (n, 28, 28) and labels (n,), both uint8."""
 
 
-class ArrayImages(Dataset):
-    """Grey images in an array (count, height, width), uint8."""
+class FashionMnist(LabelledImages):
+    """Fashion-MNIST images in memory: ``.images`` is a list of uint8 arrays (28, 28)."""
 
-    def __init__(self, images: np.ndarray, labels: Sequence[int], preprocess: Transform):
-        self.images = images
-        self.labels = [int(label) for label in labels]
-        self.classes = CLASSES
-        self.preprocess = preprocess
+    columns: ClassVar[tuple[str, ...]] = ("images", "labels")
 
-    def __len__(self) -> int:
-        return len(self.labels)
+    def __init__(self, images: np.ndarray, labels: Sequence[int], preprocess: Preprocess):
+        super().__init__([], labels, CLASSES, preprocess)
+        self.images = list(images)
 
-    def __getitem__(self, index: int) -> tuple[Tensor, int]:
-        return self.preprocess(Image.fromarray(self.images[index])), self.labels[index]
+    def image(self, index: int) -> Image.Image:
+        """The picture itself, before preprocessing."""
+        return Image.fromarray(self.images[index])
 
 
 def read_idx(path: Path) -> np.ndarray:
-    """An array in the gzipped IDX format.
+    """The uint8 array in a gzipped idx file.
 
     Raises:
-        BellaError: the file is damaged.
+        BellaError: the file is missing, cut short or of another kind.
     """
     try:
-        with gzip.open(path) as file:
-            content = file.read()
-        dimensions = content[3]
-        shape = np.frombuffer(content, ">u4", dimensions, 4)
-        return np.frombuffer(content, np.uint8, math.prod(shape), 4 + 4 * dimensions).reshape(shape)
-    except (OSError, EOFError, IndexError, ValueError) as error:
-        raise BellaError(f"{path} is damaged ({error}): install it again.") from None
+        content = gzip.decompress(path.read_bytes())
+        zeros, kind, rank = struct.unpack_from(">HBB", content)
+        shape = struct.unpack_from(f">{rank}I", content, 4)
+    except (OSError, EOFError, zlib.error, struct.error) as error:
+        raise BellaError(f"{path} cannot be read as a gzipped idx file ({error}).") from error
+    if (zeros, kind) != (0, 8) or len(content) != 4 + 4 * rank + math.prod(shape):
+        raise BellaError(f"{path} is not a gzipped idx file of bytes: fetch it anew.")
+    return np.frombuffer(content, np.uint8, offset=4 + 4 * rank).reshape(shape)
+
+
+def _from_folder(folder: Path) -> tuple[Arrays, Arrays]:
+    train, test = (
+        (
+            read_idx(folder / f"{part}-images-idx3-ubyte.gz"),
+            read_idx(folder / f"{part}-labels-idx1-ubyte.gz"),
+        )
+        for part in ("train", "t10k")
+    )
+    return train, test
+
+
+def _from_hub() -> tuple[Arrays, Arrays]:
+    try:
+        loaded = require("datasets", extra="hf").load_dataset("zalando-datasets/fashion_mnist")
+    except (MissingExtraError, OSError, ValueError, RuntimeError) as error:
+        raise BellaError(
+            f"Fashion-MNIST is neither in {FOLDER} nor to be had from the hub "
+            f"({type(error).__name__}): `apt install dataset-fashion-mnist`, or pass the folder "
+            "that holds its four *-ubyte.gz files."
+        ) from error
+    train, test = (
+        (
+            np.stack([np.asarray(image) for image in loaded[part]["image"]]),
+            np.asarray(loaded[part]["label"], np.uint8),
+        )
+        for part in ("train", "test")
+    )
+    return train, test
+
+
+def _with_noise(images: np.ndarray) -> np.ndarray:
+    """The images with Gaussian noise of a fixed seed, clipped to 0..255."""
+    noise = torch.randn(images.shape, generator=torch.Generator().manual_seed(0)).numpy()
+    return np.clip(images + 255 * NOISE * noise, 0, 255).round().astype(np.uint8)
 
 
 def fashion_mnist(
-    preprocess: Transform,
-    *,
+    preprocess: Preprocess,
+    folder: str | Path | None = None,
+    limit: int | None = None,
     seed: int = 0,
-    limit: int = 4000,
-    test_limit: int = 2000,
-    folder: Path = FOLDER,
-) -> dict[str, ArrayImages]:
-    """Parts of Fashion-MNIST.
+) -> dict[str, FashionMnist]:
+    """The parts of Fashion-MNIST.
+
+    ``train`` and ``validation`` are a stratified split of the 60,000 training images (54,000 and
+    6,000), ``test`` the 10,000 test images. ``corrupted`` is ``test`` under severe Gaussian noise
+    of a fixed seed, with the same labels in the same order: a shifted test set on which a network
+    should be less certain.
 
     Args:
-        preprocess: from a PIL image to a tensor.
-        seed: decides the stratified choice of training and validation images.
-        limit: number of training images; a fifth as many are for validation.
-        test_limit: number of test images (the first ones of the test set).
-        folder: where the IDX files are.
-
-    Returns:
-        ``train``, ``validation``, ``test`` and ``noisy``: the test images under Gaussian noise of
-        standard deviation 50 of 255 and a fixed seed, a shift that nobody trained for.
+        preprocess: from a PIL image to a tensor; its augmentation applies to ``train`` alone.
+        folder: where the four ``*-ubyte.gz`` files are; without it, Debian's folder, or else the
+            Hugging Face hub.
+        limit: how many training images to keep, in equal shares of each class (rounded).
+        seed: of the split and of the images kept.
 
     Raises:
-        BellaError: the data are neither in ``folder`` nor on a hub that can be reached.
+        BellaError: the files are not there or cannot be read, or ``limit`` is not positive.
     """
-    train_x, train_y, test_x, test_y = _read(folder)
-    rest = len(train_y) - limit - limit // 5
-    if limit < 50 or rest < 0:
-        raise BellaError(f"limit={limit}: take from 50 to 50,000 training images.")
-    shares = {"train": limit / len(train_y), "validation": limit / 5 / len(train_y)}
-    if rest:
-        shares["rest"] = 1 - sum(shares.values())
-    split = stratified_split(train_y.tolist(), shares, seed)
-    test_x, test_y = test_x[:test_limit], test_y[:test_limit]
-    generator = torch.Generator().manual_seed(0)
-    noise = 50 * torch.randn(test_x.shape, generator=generator).numpy()
-    noisy = np.clip(test_x + noise, 0, 255).astype(np.uint8)
-    return {
-        "train": ArrayImages(train_x[split["train"]], train_y[split["train"]].tolist(), preprocess),
-        "validation": ArrayImages(
-            train_x[split["validation"]], train_y[split["validation"]].tolist(), preprocess
-        ),
-        "test": ArrayImages(test_x, test_y.tolist(), preprocess),
-        "noisy": ArrayImages(noisy, test_y.tolist(), preprocess),
+    if limit is not None and limit < 1:
+        raise BellaError(f"limit={limit} must be a positive number of training images.")
+    if folder is None and not FOLDER.is_dir():
+        (images, labels), (test_images, test_labels) = _from_hub()
+    else:
+        (images, labels), (test_images, test_labels) = _from_folder(Path(folder or FOLDER))
+    parts = FashionMnist(images, labels.tolist(), preprocess).split(
+        {"train": 0.9, "validation": 0.1}, seed
+    )
+    train = parts["train"]
+    if limit is not None and limit < len(train):
+        share = limit / len(train)
+        kept = stratified_split(train.labels, {"kept": share, "left": 1 - share}, seed)["kept"]
+        parts["train"] = train.select(kept)
+    plain = preprocess.plain()
+    return parts | {
+        "test": FashionMnist(test_images, test_labels.tolist(), plain),
+        "corrupted": FashionMnist(_with_noise(test_images), test_labels.tolist(), plain),
     }
-
-
-def _read(folder: Path) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-    if folder.is_dir():
-        names = ("train-images-idx3", "train-labels-idx1", "t10k-images-idx3", "t10k-labels-idx1")
-        a, b, c, d = (read_idx(folder / f"{name}-ubyte.gz") for name in names)
-        return a, b, c, d
-    try:
-        import datasets
-
-        hub = datasets.load_dataset("zalando-datasets/fashion_mnist")
-    except Exception as error:
-        raise BellaError(
-            f"Fashion-MNIST is neither in {folder} nor on a hub ({type(error).__name__}): install "
-            "Debian's package dataset-fashion-mnist, or log in to a network with a hub."
-        ) from None
-    arrays = []
-    for part in ("train", "test"):
-        arrays += [np.stack([np.asarray(image) for image in hub[part]["image"]])]
-        arrays += [np.asarray(hub[part]["label"])]
-    return arrays[0], arrays[1], arrays[2], arrays[3]

@@ -1,208 +1,133 @@
-"""Anybody's images: a folder with one sub-folder a class, or a CSV of paths and labels."""
+"""A user's own images: a folder per class, a CSV file, or a folder with train, val and test."""
 
 from __future__ import annotations
 
-import csv
-from collections.abc import Callable, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from PIL import Image
-from torch import Tensor
-from torch.utils.data import Dataset
+from bella.data.images import Preprocess
+from bella.data.labelled import SUFFIXES, ImageList, LabelledImages, is_image
+from bella.data.split import FRACTIONS
+from bella.data.table import ImageTable
+from bella.errors import BellaError, nearest
 
-from bella.data.images import load_image
-from bella.data.split import stratified_split
-from bella.errors import BellaError
+__all__ = ["ImageFolder", "ImageList", "ImageTable", "open_images", "splits"]
 
-SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".gif"}
-SPLITS = {
-    "train": ("train", "training"),
-    "validation": ("validation", "val", "valid"),
-    "test": ("test", "testing"),
+PARTS: Mapping[str, tuple[str, ...]] = {
+    "train": ("train",),
+    "validation": ("validation", "valid", "val"),
+    "test": ("test",),
 }
-Transform = Callable[[Image.Image], Tensor]
+"""Parts of a data set, and the folders that they may stand in."""
 
 
-class LabelledImages(Dataset):
-    """Image files with class numbers.
+def _folders(root: Path) -> list[Path]:
+    return sorted(p for p in root.iterdir() if p.is_dir() and not p.name.startswith("."))
 
-    Attributes:
-        paths: the files.
-        labels: class number of each.
-        classes: names of the classes.
+
+class ImageFolder(LabelledImages):
+    """Images in one sub-folder per class.
+
+    Args:
+        root: the folder that holds the classes' folders.
         preprocess: from a PIL image to a tensor.
+        classes: names of the classes; without them, the sub-folders' names, sorted.
+
+    Raises:
+        BellaError: there is no such folder, it holds no class folders, one of them is empty, or one
+            is unknown to ``classes``.
     """
 
     def __init__(
-        self,
-        paths: Sequence[Path],
-        labels: Sequence[int],
-        classes: Sequence[str],
-        preprocess: Transform,
+        self, root: str | Path, preprocess: Preprocess, classes: Sequence[str] | None = None
     ):
-        self.paths = [Path(path) for path in paths]
-        self.labels = [int(label) for label in labels]
-        self.classes = tuple(classes)
-        self.preprocess = preprocess
-
-    def __len__(self) -> int:
-        return len(self.paths)
-
-    def __getitem__(self, index: int) -> tuple[Tensor, int]:
-        return self.preprocess(load_image(self.paths[index])), self.labels[index]
-
-    def part(self, positions: Sequence[int]) -> LabelledImages:
-        """The images at some positions."""
-        return LabelledImages(
-            [self.paths[i] for i in positions],
-            [self.labels[i] for i in positions],
-            self.classes,
-            self.preprocess,
-        )
-
-
-def image_files(root: Path) -> list[Path]:
-    """All image files below ``root``, sorted."""
-    return sorted(path for path in root.rglob("*") if path.suffix.lower() in SUFFIXES)
-
-
-def open_folder(
-    root: str | Path, preprocess: Transform, classes: Sequence[str] | None = None
-) -> LabelledImages:
-    """Images in one sub-folder a class.
-
-    Args:
-        root: the folder.
-        preprocess: from a PIL image to a tensor.
-        classes: names in order; by default the sub-folders', sorted.
-
-    Raises:
-        BellaError: no such folder, no class folders, no images, or an unknown class.
-    """
-    root = Path(root)
-    if not root.is_dir():
-        raise BellaError(f"There is no folder {root}.")
-    found = {
-        folder.name: image_files(folder) for folder in sorted(root.iterdir()) if folder.is_dir()
-    }
-    found = {name: files for name, files in found.items() if files}
-    if not found:
-        raise BellaError(
-            f"{root} holds no images in class folders: put them in one sub-folder for each class."
-        )
-    names = tuple(classes) if classes is not None else tuple(found)
-    unknown = sorted(set(found) - set(names))
-    if unknown:
-        raise BellaError(
-            f"{root} has class {unknown[0]!r}, which is not one of {', '.join(names)}."
-        )
-    pairs = [(path, names.index(name)) for name, files in found.items() for path in files]
-    return LabelledImages([p for p, _ in pairs], [y for _, y in pairs], names, preprocess)
-
-
-def open_table(
-    path: str | Path, preprocess: Transform, classes: Sequence[str] | None = None
-) -> LabelledImages:
-    """Images listed in a CSV with columns ``path`` and ``label`` (or its first two columns).
-
-    Args:
-        path: the CSV; image paths in it are relative to its folder.
-        preprocess: from a PIL image to a tensor.
-        classes: names in order; by default the labels that occur, sorted (numbers as numbers).
-
-    Raises:
-        BellaError: no such file, no rows, a missing column, or an unknown class.
-    """
-    path = Path(path)
-    try:
-        with path.open(newline="") as file:
-            rows = [row for row in csv.reader(file) if row]
-    except FileNotFoundError:
-        raise BellaError(f"There is no table {path}.") from None
-    header = [cell.strip().lower() for cell in rows[0]] if rows else []
-    named = next((header.index(name) for name in ("path", "image", "file") if name in header), None)
-    label = next((header.index(name) for name in ("label", "class") if name in header), None)
-    if named is None or label is None:
-        if len(header) < 2 or not Path(header[0]).suffix:
-            raise BellaError(f"{path} needs the columns 'path' and 'label'.")
-        named, label = 0, 1
-    else:
-        rows = rows[1:]
-    if not rows:
-        raise BellaError(f"{path} lists no images.")
-    if any(len(row) <= max(named, label) for row in rows):
-        raise BellaError(f"{path} has a row without a path and a label.")
-    values = [row[label].strip() for row in rows]
-    order = sorted(set(values), key=lambda v: (not v.isdigit(), int(v) if v.isdigit() else 0, v))
-    names = tuple(classes) if classes is not None else tuple(order)
-    unknown = [value for value in order if value not in names]
-    if unknown:
-        raise BellaError(
-            f"{path} has class {unknown[0]!r}, which is not one of {', '.join(names)}."
-        )
-    files = [path.parent / row[named].strip() for row in rows]
-    return LabelledImages(files, [names.index(value) for value in values], names, preprocess)
+        root = Path(root)
+        if not root.is_dir():
+            raise BellaError(f"There is no folder {root}: check the path.")
+        folders = _folders(root)
+        if not folders:
+            raise BellaError(
+                f"{root} holds {sum(map(is_image, root.iterdir()))} images and no class folders: "
+                "put the images of each class in a sub-folder with the class's name."
+            )
+        known = tuple(classes) if classes is not None else tuple(f.name for f in folders)
+        paths: list[Path] = []
+        labels: list[int] = []
+        for folder in folders:
+            if folder.name not in known:
+                raise BellaError(
+                    f"{folder} is a folder of none of the {len(known)} classes: near are "
+                    f"{nearest(folder.name, known)}."
+                )
+            images = sorted(filter(is_image, folder.iterdir()))
+            if not images:
+                raise BellaError(
+                    f"The class folder {folder} holds no images ({', '.join(SUFFIXES)}): "
+                    "fill it or take it away."
+                )
+            paths += images
+            labels += [known.index(folder.name)] * len(images)
+        super().__init__(paths, labels, known, preprocess)
 
 
 def open_images(
-    path: str | Path, preprocess: Transform, classes: Sequence[str] | None = None
+    path: str | Path, preprocess: Preprocess, classes: Sequence[str] | None = None
 ) -> LabelledImages:
-    """A folder or a CSV, whichever ``path`` is.
+    """Labelled images from a folder of class folders, or from a CSV file.
 
     Raises:
-        BellaError: see `open_folder` and `open_table`.
+        BellaError: ``path`` is neither, or what it holds is not right.
     """
-    is_table = Path(path).suffix.lower() == ".csv"
-    return (open_table if is_table else open_folder)(path, preprocess, classes)
+    path = Path(path)
+    if path.is_dir():
+        return ImageFolder(path, preprocess, classes)
+    if path.suffix.lower() == ".csv" and path.is_file():
+        return ImageTable(path, preprocess, classes)
+    raise BellaError(
+        f"{path} is neither a folder nor a CSV file: give a folder with one sub-folder per class, "
+        "or a CSV file of path,label."
+    )
 
 
-def open_splits(
+def splits(
     path: str | Path,
-    preprocess: Transform,
+    preprocess: Preprocess,
+    classes: Sequence[str] | None = None,
     *,
+    fractions: Mapping[str, float] = FRACTIONS,
     seed: int = 0,
-    fractions: tuple[float, float, float] = (0.7, 0.1, 0.2),
 ) -> dict[str, LabelledImages]:
-    """Train, validation and test parts of a folder or a CSV.
+    """The parts of a data set by name: those that stand in folders, the others split off train.
 
-    Sub-folders ``train``, ``val`` and ``test`` are taken as they are; what is missing is divided
-    off by a stratified split with ``seed``.
+    A folder counts as divided when its ``train`` folder holds class folders; ``val``, ``valid`` or
+    ``validation`` and ``test`` beside it are the other parts, with train's classes. A part of
+    ``fractions`` without a folder is taken out of train by a stratified split. Only train is
+    augmented.
+
+    Args:
+        path: a folder or a CSV file; see :func:`open_images`.
+        preprocess: from a PIL image to a tensor.
+        classes: names of the classes; without them, those of train.
+        fractions: the parts wanted, ``train`` among them, and their shares.
+        seed: of the split.
 
     Raises:
-        BellaError: no images, or a class with too few of them to split.
+        BellaError: see :func:`open_images`; or ``fractions`` lacks ``train``.
     """
+    if "train" not in fractions:
+        raise BellaError(f"The fractions {dict(fractions)} must name a part 'train'.")
     root = Path(path)
-    given: dict[str, Path] = {}
-    if root.is_dir():
-        for name, spellings in SPLITS.items():
-            for spelling in spellings:
-                if (root / spelling).is_dir():
-                    given[name] = root / spelling
-    train_share, validation_share, _ = fractions
-    if "train" not in given:
-        whole = open_images(root, preprocess)
-        shares = dict(zip(("train", "validation", "test"), fractions, strict=True))
-        return _divided(whole, shares, seed)
-    train = open_folder(given["train"], preprocess)
-    parts = {"train": train}
-    if "validation" not in given:
-        total = train_share + validation_share
-        shares = {"train": train_share / total, "validation": validation_share / total}
-        parts = _divided(train, shares, seed)
-    for name in ("validation", "test"):
-        if name in given:
-            parts[name] = open_folder(given[name], preprocess, train.classes)
-    return parts
-
-
-def _divided(
-    whole: LabelledImages, shares: dict[str, float], seed: int
-) -> dict[str, LabelledImages]:
-    parts = stratified_split(whole.labels, shares, seed)
-    empty = [name for name, positions in parts.items() if not positions]
-    if empty:
-        raise BellaError(
-            f"{len(whole)} images are too few for a {empty[0]} part: add images, or give the parts "
-            "as sub-folders train, val and test."
-        )
-    return {name: whole.part(positions) for name, positions in parts.items()}
+    folders = {
+        part: root / name for part in PARTS for name in PARTS[part] if (root / name).is_dir()
+    }
+    if "train" not in folders or not _folders(folders["train"]):
+        folders = {"train": root}
+    train = open_images(folders.pop("train"), preprocess, classes)
+    parts = {
+        part: open_images(folder, preprocess.plain(), train.classes)
+        for part, folder in folders.items()
+    }
+    shares = {part: share for part, share in fractions.items() if part not in parts}
+    whole = sum(shares.values())
+    parts |= train.split({part: share / whole for part, share in shares.items()}, seed)
+    return {part: parts[part] for part in fractions}

@@ -15,10 +15,10 @@ def cost(posterior: Posterior) -> dict[str, int]:
     """Count a posterior.
 
     Returns:
-        ``particles``; ``trainable`` parameters of all particles and ``trainable_per_particle``;
-        ``base`` parameters, frozen and shared; ``bytes_on_disk`` of the saved particles (without
-        the header of about 100 bytes a tensor); ``peak_memory`` in bytes: of the GPU since its last
-        reset where the posterior lies on one, else of this process.
+        ``particles``; ``trainable`` parameters in all and ``trainable_per_particle``, those of one
+        particle alone; ``base`` parameters, frozen and shared; ``bytes_on_disk`` of what a file
+        holds (without the header of about 100 bytes a tensor); ``peak_memory`` in bytes: of the GPU
+        since its last reset where the posterior lies on one, else of this process.
     """
     trainable = sum(p.numel() for p in posterior.network.parameters() if p.requires_grad)
     base = sum(p.numel() for p in posterior.network.parameters() if not p.requires_grad)
@@ -26,7 +26,9 @@ def cost(posterior: Posterior) -> dict[str, int]:
     return {
         "particles": posterior.particles,
         "trainable": trainable,
-        "trainable_per_particle": trainable // posterior.particles,
+        "trainable_per_particle": sum(
+            p[0].numel() for p in posterior.stacked_parameters().values()
+        ),
         "base": base,
         "bytes_on_disk": sum(x.numel() * x.element_size() for x in own),
         "peak_memory": peak_memory(next(posterior.network.parameters()).device),

@@ -477,7 +477,13 @@ def low_rank(
         base = network.get_submodule(name)
         layers[name] = layer_kind(name, base)(name, axis, base, rank, scale)
     for name in heads:
-        layers[name] = copies_of(name, axis, network.get_submodule(name), in_kernel=not names)
+        head = network.get_submodule(name)
+        if not any(True for _ in head.parameters()):
+            raise BellaError(
+                f"modules_to_save names {name!r}, a {type(head).__name__} without parameters: "
+                "name a module that has some."
+            )
+        layers[name] = copies_of(name, axis, head, in_kernel=not names)
 
     for particle in range(particles):
         generator = torch.Generator().manual_seed(seed * 1_000_003 + particle)
@@ -499,10 +505,10 @@ def low_rank(
     settings = {
         "particles": particles,
         "rank": rank,
-        "target_modules": _as_list(target_modules),
+        "target_modules": targets.as_list(target_modules),
         "alpha": alpha,
         "rslora": rslora,
-        "modules_to_save": _as_list(modules_to_save),
+        "modules_to_save": targets.as_list(modules_to_save),
         "shared_prefix": shared_prefix,
     }
     return LowRankPosterior(network, axis, settings, shared_prefix=shared_prefix)
@@ -522,7 +528,3 @@ def start_(A: Tensor, init: Init, gain: float, generator: torch.Generator) -> No
     else:
         nn.init.normal_(draw, std=1 / math.sqrt(inputs), generator=generator)
     A.copy_(gain * draw)
-
-
-def _as_list(names: targets.Targets) -> list[str]:
-    return [names] if isinstance(names, str) else list(names)

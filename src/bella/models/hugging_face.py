@@ -1,72 +1,97 @@
-"""Image classifiers of transformers, from the hub or a folder."""
+"""Image classifiers of the Hugging Face hub, or of a folder that transformers saved."""
 
 from __future__ import annotations
 
-import json
-from pathlib import Path
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-import torch
-from torch import nn
+from PIL import Image
 
-from bella.data.images import IMAGENET_MEAN, IMAGENET_STD, Preprocess
+from bella.data.images import Preprocess
 from bella.errors import BellaError, require
-from bella.models import Opened
+from bella.models.opened import Opened, first_line, guess_defaults, seeded
 
 
-def open_hugging_face(name: str, classes: int, image_size: int | None, seed: int) -> Opened:
-    """``AutoModelForImageClassification`` with ``classes`` outputs.
+def _sides(size: Any) -> tuple[int, int]:
+    """(height, width) of a configuration's size, which has had three forms over the years."""
+    if isinstance(size, Mapping):
+        square = size.get("shortest_edge")
+        size = size.get("height", square), size.get("width", square)
+    height, width = size if isinstance(size, Sequence) else (size, size)
+    return int(height), int(width)
 
-    Attention projections are adapted where the network has them, else every Linear but the head.
+
+def read_preprocess(config: Mapping[str, Any], image_size: int | None = None) -> Preprocess:
+    """The preprocessing that an image processor's configuration describes.
+
+    Transformers' own image processors are not used: the fast ones need torchvision.
+
+    Args:
+        config: the content of ``preprocessor_config.json``.
+        image_size: side of the images in pixels, in place of the configuration's.
 
     Raises:
-        BellaError: the network cannot be loaded.
+        BellaError: the network wants the colours in another order.
     """
-    transformers = require("transformers", "hf")
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        try:
-            network = transformers.AutoModelForImageClassification.from_pretrained(
-                name, num_labels=classes, ignore_mismatched_sizes=True
-            )
-        except (OSError, ValueError) as error:
-            first = str(error).strip().splitlines()[0]
-            raise BellaError(f"transformers cannot load {name!r}: {first}") from None
-    settings = _processor_settings(name)
-    size = image_size or _size(settings, network)
-    mean = tuple(255 * v for v in settings.get("image_mean", ())) or IMAGENET_MEAN
-    std = tuple(255 * v for v in settings.get("image_std", ())) or IMAGENET_STD
-    heads = [n for n in ("classifier", "score", "head") if hasattr(network, n)]
-    return Opened(network.eval(), Preprocess(size, mean, std), targets_of(network), heads)
+    if config.get("do_flip_channel_order"):
+        raise BellaError(
+            "This network wants its colours as BGR, which bella's preprocessing lacks."
+        )
+    # transformers computes (pixel * factor - mean) / std, bella (pixel - mean) / std.
+    factor = config.get("rescale_factor", 1 / 255) if config.get("do_rescale", True) else 1.0
+    normalise = config.get("do_normalize", True)
+    mean = config.get("image_mean", (0.5,) * 3) if normalise else (0.0,) * 3
+    std = config.get("image_std", (0.5,) * 3) if normalise else (1.0,) * 3
+    size = config.get("size", 224)
+    resized, crop = _sides(size), None
+    if isinstance(size, Mapping) and "shortest_edge" in size:
+        crop = config.get("crop_pct", 1.0)
+        # ConvNeXt's processor, the one with a crop_pct, squeezes the whole picture from 384 on.
+        if "crop_pct" in config and resized[0] >= 384:
+            crop = None
+    if config.get("do_center_crop") and config.get("crop_size"):
+        cropped = _sides(config["crop_size"])
+        resized, crop = cropped, min(cropped[0] / resized[0], cropped[1] / resized[1], 1.0)
+    return Preprocess(
+        image_size or resized,
+        mean=tuple(m / factor for m in mean),
+        std=tuple(s / factor for s in std),
+        crop=crop,
+        interpolation=Image.Resampling(config.get("resample", 2)).name.lower(),
+    )
 
 
-def targets_of(network: nn.Module) -> list[str]:
-    """Suffixes of the layers to adapt: MLP pairs, else attention projections, else all Linears."""
-    leaves = {
-        name.rpartition(".")[2]
-        for name, module in network.named_modules()
-        if isinstance(module, nn.Linear)
-    }
-    for group in (("fc1", "fc2"), ("query", "value"), ("q_proj", "v_proj")):
-        if leaves.issuperset(group):
-            return list(group)
-    return sorted(leaves - {"classifier", "score", "head", "0", "1", "2", "3"})
+def _processor_config(name: str) -> Mapping[str, Any]:
+    mixin = require("transformers.image_processing_base", extra="hf").ImageProcessingMixin
+    try:
+        return mixin.get_image_processor_dict(name)[0]
+    except OSError:
+        return {}
 
 
-def _size(settings: dict[str, Any], network: nn.Module) -> int:
-    size = settings.get("size") or getattr(network.config, "image_size", None) or 224
-    if isinstance(size, dict):
-        size = size.get("height") or size.get("shortest_edge") or 224
-    return int(size)
+def open_hugging_face(name: str, classes: int | None, image_size: int | None, seed: int) -> Opened:
+    """A network of ``AutoModelForImageClassification`` with a head of ``classes``.
 
+    Args:
+        name: on the hub, or a folder.
+        classes: size of a fresh head; without it, the head as it was saved.
+        image_size: side of the images in pixels; without it, the image processor's, else the
+            network's own.
+        seed: of the fresh head.
 
-def _processor_settings(name: str) -> dict[str, Any]:
-    """The network's preprocessor_config.json; empty where it has none."""
-    path = Path(name) / "preprocessor_config.json"
-    if not Path(name).is_dir():
-        hub = require("huggingface_hub", "hf")
-        try:
-            path = Path(hub.hf_hub_download(name, "preprocessor_config.json"))
-        except Exception:  # no such file there, or no network: ImageNet's constants then
-            return {}
-    return json.loads(path.read_text()) if path.exists() else {}
+    Raises:
+        BellaError: there is no such network.
+        MissingExtraError: transformers is not installed.
+    """
+    transformers = require("transformers", extra="hf")
+    head = {} if classes is None else {"num_labels": classes, "ignore_mismatched_sizes": True}
+    try:
+        with seeded(seed):
+            network = transformers.AutoModelForImageClassification.from_pretrained(name, **head)
+    except (OSError, ValueError) as error:
+        raise BellaError(
+            f"{name!r} cannot be opened as an image classifier ({first_line(error)}): give the "
+            "name of one on the hub, or a folder that `save_pretrained` wrote."
+        ) from error
+    config = {"size": getattr(network.config, "image_size", 224)} | dict(_processor_config(name))
+    return Opened(network.eval(), read_preprocess(config, image_size), guess_defaults(network))

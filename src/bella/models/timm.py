@@ -1,47 +1,63 @@
-"""Networks of timm."""
+"""Networks of timm: a name of its list, ``hf-hub:<name>`` or ``local-dir:<folder>``."""
 
 from __future__ import annotations
 
-import torch
-from torch import nn
+import importlib
+from collections.abc import Mapping
+from typing import Any
 
 from bella.data.images import Preprocess
-from bella.errors import BellaError, require
-from bella.models import Opened
+from bella.errors import BellaError, MissingExtraError
+from bella.models.opened import Opened, first_line, guess_defaults, seeded
 
 
-def open_timm(name: str, classes: int, image_size: int | None, seed: int) -> Opened:
-    """``timm.create_model`` with pre-trained weights and ``classes`` outputs.
+def read_preprocess(config: Mapping[str, Any], image_size: int | None = None) -> Preprocess:
+    """The preprocessing that a timm network's ``pretrained_cfg`` describes.
+
+    Args:
+        config: with ``mean`` and ``std`` in 0..1, ``input_size`` (channels, height, width),
+            ``crop_pct`` and ``interpolation``.
+        image_size: side of the images in pixels, in place of the configuration's.
+    """
+    return Preprocess(
+        image_size or tuple(config["input_size"][1:]),
+        mean=tuple(255 * m for m in config["mean"]),
+        std=tuple(255 * s for s in config["std"]),
+        crop=config.get("crop_pct") or 1.0,
+        interpolation=config.get("interpolation") or "bicubic",
+    )
+
+
+def open_timm(name: str, classes: int | None, image_size: int | None, seed: int) -> Opened:
+    """A pre-trained network of timm with a head of ``classes``.
+
+    Args:
+        name: as ``timm.create_model`` takes it.
+        classes: size of a fresh head; without it, the head as it was trained.
+        image_size: side of the images in pixels; without it, the one of the training.
+        seed: of the fresh head.
 
     Raises:
-        BellaError: timm has no such network, or its weights cannot be fetched.
+        BellaError: there is no such network, or its weights are out of reach.
+        MissingExtraError: timm cannot be imported.
     """
-    timm = require("timm", "timm")
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        try:
-            network = timm.create_model(name, pretrained=True, num_classes=classes)
-        except Exception as error:
-            first = str(error).strip().splitlines()[0]
-            raise BellaError(f"timm cannot open {name!r}: {first}") from None
-    settings = network.pretrained_cfg
-    head = network.get_classifier()
-    heads = [n for n, module in network.named_modules() if module is head]
-    preprocess = Preprocess(
-        image_size or settings["input_size"][-1],
-        tuple(255 * v for v in settings["mean"]),
-        tuple(255 * v for v in settings["std"]),
-        crop=True,
-    )
-    targets = sorted(
-        {
-            n.rpartition(".")[2]
-            for n, module in network.named_modules()
-            if isinstance(module, nn.Linear) and n not in heads
-        }
-    ) or [
-        n
-        for n, module in network.named_modules()
-        if isinstance(module, nn.Conv2d) and module.kernel_size == (1, 1) and module.groups == 1
-    ]
-    return Opened(network.eval(), preprocess, targets, heads)
+    try:
+        timm = importlib.import_module("timm")
+    except ImportError as error:
+        raise MissingExtraError(
+            f"timm cannot be imported ({error}): `pip install timm torchvision`, with a "
+            "torchvision that fits your torch."
+        ) from error
+    head = {} if classes is None else {"num_classes": classes}
+    try:
+        with seeded(seed):
+            network = timm.create_model(name, pretrained=True, **head)
+    except (RuntimeError, OSError, ValueError) as error:
+        raise BellaError(
+            f"timm cannot open {name!r} ({first_line(error)}): `timm.list_models(pretrained=True)` "
+            "lists the names."
+        ) from error
+    if image_size is not None and hasattr(network, "set_input_size"):
+        network.set_input_size((image_size, image_size))  # position embeddings are resampled
+    preprocess = read_preprocess(network.pretrained_cfg, image_size)
+    return Opened(network.eval(), preprocess, guess_defaults(network))

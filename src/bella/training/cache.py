@@ -123,9 +123,11 @@ def _shapes(stream: Stream) -> Stream:
 
 @torch.no_grad()
 def is_fixed(posterior: Posterior, data: Data, device: torch.device) -> bool:
-    """Whether reading an example twice, and running the prefix twice, give the same bits."""
+    """Whether an example read twice, and the prefix run twice, give the same bits all through."""
     dataset = as_dataset(data)
     if dataset is None or posterior.shared is None or len(dataset) == 0:  # type: ignore[arg-type]
+        return False
+    if posterior.trains_base:
         return False
     collate = data.collate_fn if isinstance(data, DataLoader) else torch.utils.data.default_collate
     probe = range(min(2, len(dataset)))  # type: ignore[arg-type]

@@ -28,6 +28,7 @@ from bella.training.cache import CachedPrefix, is_fixed
 from bella.training.progress import progress_bar
 from bella.training.record import Record
 from bella.training.settings import Settings, checked
+from bella.variational.annealing import kl_weight
 
 CHECKPOINT = "checkpoint.pt"
 Skip = Callable[[int], bool]
@@ -108,14 +109,13 @@ class Run:
         self.validation = (
             None if validation is None else loader(validation, settings.batch_size, shuffle=False)
         )
-        parameters = list(posterior.stacked_parameters().values())
-        make = optimizer or (
-            lambda parameters: torch.optim.AdamW(
-                parameters, lr=settings.learning_rate, weight_decay=settings.weight_decay
-            )
+        groups = posterior.parameter_groups(settings.weight_decay)
+        self.parameters: list[nn.Parameter] = [p for group in groups for p in group["params"]]
+        self.optimizer = self.accelerator.prepare_optimizer(
+            torch.optim.AdamW(groups, lr=settings.learning_rate)
+            if optimizer is None
+            else optimizer(self.parameters)
         )
-        self.optimizer = self.accelerator.prepare_optimizer(make(parameters))
-        self.parameters = parameters
         self.steps_per_epoch = math.ceil(len(self.train) / settings.accumulate)
         self.steps = self.steps_per_epoch * settings.epochs
         self.schedule = torch.optim.lr_scheduler.LambdaLR(
@@ -133,6 +133,8 @@ class Run:
         if settings.minibatches == "own" and settings.transport == "function":
             raise BellaError("transport 'function' compares predictions on one batch: share it.")
         self.step = 0
+        self.log_every = max(1, self.steps // 60)
+        self.trace: list[dict[str, float]] = []
         self.best: tuple[float, int, dict[str, Tensor]] | None = None
 
     # ------------------------------------------------------------ the loop
@@ -153,6 +155,7 @@ class Run:
                 figures |= self.validate()
             self.keep(epoch, figures)
             record.history.append(figures)
+            record.trace = self.trace
             record.seconds = time.perf_counter() - begun
             self.save_checkpoint(epoch + 1, record)
         bar.remove_task(task)
@@ -211,8 +214,11 @@ class Run:
             count += 1
             group = []
             bar.advance(task)
-            if count % 10 == 0 or number == last:
+            if self.step % self.log_every == 0 or number == last:
                 mean = float(total) / count / self.posterior.particles
+                self.trace.append(
+                    {"step": self.step, "loss": mean, "distance": self.move.distance()}
+                )
                 bar.update(task, description=f"epoch {epoch + 1}/{settings.epochs} loss {mean:.3f}")
         return {
             "epoch": epoch + 1,
@@ -259,7 +265,8 @@ class Run:
         if len(chunks) > 1:
             with self.accelerator.autocast():
                 ready = bool(args) and isinstance(args[0], Stream)
-                if posterior.shared is not None and settings.minibatches == "shared" and not ready:
+                once = posterior.shared is not None and not posterior.trains_base
+                if once and settings.minibatches == "shared" and not ready:
                     args, kwargs = (posterior.prefix(*args, **kwargs),), {}
                 self.move.prepare(*args, **kwargs)
         for chunk in chunks:
@@ -275,8 +282,9 @@ class Run:
             total += loss.detach() / parts
         if posterior.stochastic:
             weight = settings.kl_weight / self.data_size
-            if settings.kl_warmup:
-                weight *= min(1.0, (self.step + 1) / (settings.kl_warmup * self.steps_per_epoch))
+            weight *= kl_weight(
+                self.step, steps_per_epoch=self.steps_per_epoch, epochs=settings.kl_warmup
+            )
             self.accelerator.backward(weight * posterior.kl() / parts)
         return total
 
@@ -341,6 +349,7 @@ class Run:
             "move": self.move.state_dict(),
             "best": self.best,
             "history": record.history,
+            "trace": self.trace,
             "seconds": record.seconds,
         }
         write_whole(self.folder / CHECKPOINT, lambda path: torch.save(state, path))
@@ -376,6 +385,7 @@ class Run:
         self.move.load_state_dict(state["move"])
         self.best, self.step = state["best"], state["step"]
         record.history, record.seconds = state["history"], state["seconds"]
+        record.trace = self.trace = state["trace"]
         return state["epoch"]
 
 

@@ -25,6 +25,8 @@ class Record:
     Attributes:
         settings: the settings of the run (JSON values).
         history: one mapping of figures for each epoch.
+        trace: every few steps the step's number, the epoch's mean loss so far, and the distance of
+            two particles.
         best_epoch: the epoch whose particles were kept, counted from 1.
         seconds: wall time of training, validation included.
         folder: the run folder, if there is one.
@@ -33,13 +35,14 @@ class Record:
 
     settings: dict[str, Any]
     history: list[dict[str, float]] = field(default_factory=list)
+    trace: list[dict[str, float]] = field(default_factory=list)
     best_epoch: int = 0
     seconds: float = 0.0
     folder: Path | None = None
     versions: dict[str, str] = field(default_factory=lambda: versions())
 
     def write(self) -> None:
-        """Write ``run.json``, ``history.csv`` and, with matplotlib, ``curves.png``."""
+        """Write ``run.json`` and ``history.csv``."""
         if self.folder is None:
             return
         content = {
@@ -48,6 +51,7 @@ class Record:
             "best_epoch": self.best_epoch,
             "seconds": round(self.seconds, 3),
             "history": self.history,
+            "trace": self.trace,
         }
         write_json(self.folder / "run.json", content)
         if self.history:

@@ -18,8 +18,8 @@ class Settings(BaseModel):
         epochs: passes over the training data.
         batch_size: examples a step (only for data given as a data set; a loader has its own).
         learning_rate: peak learning rate of AdamW.
-        weight_decay: AdamW's, on all trained parameters: a prior on factors and not on their
-            product.
+        weight_decay: AdamW's, on all trained parameters (but not on rank-1 factors, which have
+            a prior of their own): a prior on low-rank factors and not on their product.
         warmup: fraction of the steps over which the learning rate rises from 0; it then falls to 0
             as a cosine.
         clip: largest gradient norm of one particle; ``None`` for no limit.

@@ -19,7 +19,7 @@ from torch import Tensor
 from bella.errors import BellaError
 from bella.layers.base import Factors
 from bella.posterior import Posterior
-from bella.transport.coupling import Group, add_to_grad, groups_of, wide
+from bella.transport.coupling import Group, add_to_grad, groups_of, mean_distance, wide
 
 Prior = Literal["uniform", "factors", "delta"]
 
@@ -129,6 +129,10 @@ class Transport:
         for samples of the posterior and far below 1 for a few particles in many dimensions."""
         return {name: float(value) for name, value in self._log.items()}
 
+    def distance(self) -> float:
+        """Root of the mean square distance ‖Δ_i - Δ_j‖ of two particles, as they are now."""
+        return float(mean_distance(self.groups))
+
     def prepare(self, *args: Any, **kwargs: Any) -> None:
         """Called with a batch's inputs before its particles run in several passes."""
 
@@ -151,7 +155,7 @@ class Transport:
             return
         weight = 1 / (self.prior_std**2 * self.data_size)
         for group in self.groups:
-            if self.prior == "delta" and group.low_rank:
+            if self.prior == "delta":
                 group.add_to_grad(group.pull(self.prior_weights(group)), weight)
             else:
                 for site in group.sites:

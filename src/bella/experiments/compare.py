@@ -1,0 +1,316 @@
+"""Run methods on a task over several seeds; go on where an interrupted comparison stopped.
+
+The folder holds one sub-folder a run with its figures and predictions. What is there is not run
+again, as long as it was run with the same settings.
+"""
+
+from __future__ import annotations
+
+import gc
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from statistics import fmean, stdev
+from typing import Any
+
+import torch
+from rich.progress import Progress
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+from torch.utils.data import DataLoader
+
+import bella
+from bella.errors import BellaError, require
+from bella.evaluation.cost import cost
+from bella.evaluation.evaluate import collect, figures
+from bella.evaluation.temperature import fit_temperature
+from bella.experiments.methods import Method, methods_named
+from bella.experiments.task import Task
+from bella.inputs import split
+from bella.posterior import Point, Posterior
+from bella.predictive import Predictive
+from bella.storage import write_whole
+from bella.training.cache import CachedPrefix
+from bella.training.fit import fit
+from bella.training.progress import progress_bar
+from bella.training.record import plain, read_json, versions, write_json
+from bella.training.settings import Settings, checked
+
+Outputs = dict[str, tuple[Tensor, Tensor]]
+"""For each part of the data: every particle's logits (particles, count, classes) and labels."""
+
+
+def compare(
+    task: Task,
+    methods: Sequence[str],
+    *,
+    seeds: int = 3,
+    folder: str | Path,
+    progress: bool = True,
+    **settings: Any,
+) -> dict[str, Any]:
+    """Compare methods on the same network, data, budget and seeds.
+
+    Args:
+        task: the data and the network.
+        methods: names in `bella.experiments.methods.METHODS`.
+        seeds: how many; each decides heads, factors, order of the data and noise. The split of the
+            data is the task's and the same for all.
+        folder: for ``results.json`` and the runs.
+        progress: show bars.
+        **settings: of `bella.fit`, in place of the task's.
+
+    Returns:
+        What ``results.json`` holds: per method the figures of every seed, their mean and spread
+        (standard deviation over seeds; null for one seed).
+
+    Raises:
+        BellaError: unknown methods, or settings out of range.
+    """
+    if seeds < 1:
+        raise BellaError(f"seeds={seeds}: give a whole number of at least 1.")
+    chosen = methods_named(list(methods))
+    folder = Path(folder)
+    begun = time.perf_counter()
+    with progress_bar(progress) as bar:
+        comparison = Comparison(task, folder, dict(task.settings) | settings, bar)
+        steps = bar.add_task("methods", total=seeds * len(chosen))
+        rows: dict[str, list[dict[str, float]]] = {method.name: [] for method in chosen}
+        for seed in range(seeds):
+            for method in chosen:
+                bar.update(steps, description=f"{method.title}, seed {seed}")
+                rows[method.name].append(comparison.run(method, seed))
+                bar.advance(steps)
+    results = {
+        "task": task.name,
+        "title": task.title,
+        "seeds": seeds,
+        "settings": comparison.settings,
+        "parts": {name: len(part) for name, part in task.parts.items()},  # type: ignore[arg-type]
+        "versions": versions(),
+        "seconds": round(time.perf_counter() - begun, 1),
+        "methods": {
+            method.name: {"title": method.title, "figures": summary(rows[method.name])}
+            for method in chosen
+            if method.name in methods
+        },
+    }
+    write_json(folder / "results.json", results)
+    return plain(results)
+
+
+def summary(rows: Sequence[Mapping[str, float]]) -> dict[str, dict[str, Any]]:
+    """Mean, spread and values of each figure over the seeds."""
+    found = {}
+    for name in rows[0]:
+        values = [row[name] for row in rows]
+        spread = stdev(values) if len(values) > 1 else None
+        found[name] = {"mean": fmean(values), "spread": spread, "values": values}
+    return found
+
+
+class Comparison:
+    """The runs of one comparison. The shared prefix of each part is computed once for all."""
+
+    def __init__(self, task: Task, folder: Path, settings: dict[str, Any], bar: Progress):
+        checked(Settings, settings)
+        self.task = task
+        self.folder = folder
+        self.settings = settings
+        self.bar = bar
+        self.streams: dict[str, CachedPrefix] = {}
+
+    def run(self, method: Method, seed: int) -> dict[str, float]:
+        """One method with one seed: its figures, from the folder if they are there."""
+        place = self.folder / "runs" / f"{method.name}-{seed}"
+        key = {"settings": self.settings, "method": plain(vars(method)), "seed": seed}
+        key["method"] |= {name: dict(getattr(method, name)) for name in ("settings", "build")}
+        key |= {"rank": self.task.rank, "build": dict(self.task.build)}
+        done = place / "figures.json"
+        if done.exists() and (found := read_json(done))["key"] == plain(key):
+            return {name: float("nan") if v is None else v for name, v in found["figures"].items()}
+        outputs, costs = self.outputs(method, seed, place)
+        predictives = {name: Predictive(logits) for name, (logits, _) in outputs.items()}
+        labels = {name: y for name, (_, y) in outputs.items()}
+        row = figures(
+            predictives["test"],
+            labels["test"],
+            {name: (predictives[part], labels[part]) for name, part in self.task.shifts.items()},
+        )
+        row["validation_nll"] = float(predictives["validation"].nll(labels["validation"]))
+        row |= costs
+        tensors = {
+            f"{name}.{kind}": value.contiguous()
+            for name, pair in outputs.items()
+            for kind, value in zip(("logits", "labels"), pair, strict=True)
+        }
+        place.mkdir(parents=True, exist_ok=True)
+        write_whole(place / "predictions.safetensors", lambda path: save_file(tensors, path))
+        write_json(done, {"key": key, "figures": row})
+        gc.collect()
+        return row
+
+    def outputs(self, method: Method, seed: int, place: Path) -> tuple[Outputs, dict[str, float]]:
+        """Logits on every part but the training data, and what they cost."""
+        if method.derive == "probe":
+            return self.probe(seed)
+        if method.derive == "temperature":
+            base = self.folder / "runs" / f"{method.of}-{seed}"
+            outputs = read_outputs(base)
+            logits, labels = outputs["validation"]
+            temperature = fit_temperature(logits[0], labels)
+            costs = _costs_of(base)
+            return {name: (x / temperature, y) for name, (x, y) in outputs.items()}, costs
+        if method.derive == "soup":
+            base = self.folder / "runs" / f"{method.of}-{seed}"
+            posterior = bella.load(base / "posterior", self.task.open(seed).network)
+            entrance = self.prefix("validation").template.entrance
+            soup = Point(posterior.soup(), shared_prefix=entrance)
+            costs = _costs_of(base) | {"trainable": 0, "bytes_on_disk": weight_bytes(soup.network)}
+            return self.predict(soup), costs
+        posterior = self.posterior(seed, method)
+        settings = self.settings | dict(method.settings)
+        record = fit(
+            posterior,
+            self.loader("train", settings.get("batch_size", 32), shuffle=True),
+            validation=self.loader("validation"),
+            folder=place / "posterior",
+            seed=seed,
+            resume=False,
+            progress=False,
+            **settings,
+        )
+        (place / "posterior" / "checkpoint.pt").unlink(missing_ok=True)
+        counted = cost(posterior)
+        begun = time.perf_counter()
+        outputs = self.predict(posterior)
+        return outputs, {
+            "trainable": counted["trainable"],
+            "bytes_on_disk": counted["bytes_on_disk"],
+            "seconds_training": record.seconds,
+            "seconds_predicting": time.perf_counter() - begun,
+        }
+
+    # ------------------------------------------------------------ parts
+
+    def posterior(self, seed: int, method: Method) -> Posterior:
+        """A fresh posterior for a method."""
+        opened = self.task.open(seed)
+        return bella.low_rank(
+            opened.network,
+            method.particles,
+            self.task.rank,
+            opened.defaults.target_modules,
+            modules_to_save=opened.defaults.modules_to_save,
+            seed=seed,
+            **(dict(self.task.build) | dict(method.build)),
+        )
+
+    def prefix(self, part: str) -> CachedPrefix:
+        """What the shared prefix makes of one part; no method or seed changes it."""
+        if part not in self.streams:
+            posterior = self.posterior(0, METHOD_OF_PREFIX)
+            self.streams[part] = CachedPrefix(
+                posterior,
+                self.task.parts[part],
+                progress=self.bar,
+            )
+        return self.streams[part]
+
+    def loader(self, part: str, batch_size: int = 64, *, shuffle: bool = False) -> DataLoader:
+        """Streams and labels of one part."""
+        kept = self.prefix(part)
+        return DataLoader(kept, batch_size=batch_size, shuffle=shuffle, collate_fn=kept.batch)
+
+    def predict(self, posterior: Posterior) -> Outputs:
+        """Every particle's logits on all parts but the training data."""
+        found: Outputs = {}
+        for part in self.task.parts:
+            if part != "train":
+                predictive, labels = collect(posterior, self.loader(part))
+                found[part] = (predictive.logits, labels)
+        return found
+
+    def probe(self, seed: int) -> tuple[Outputs, dict[str, float]]:
+        """Logistic regression on the frozen network's features, its strength from validation."""
+        linear = require("sklearn.linear_model", "fit")
+        posterior = self.posterior(seed, METHOD_OF_PREFIX)
+        begun = time.perf_counter()
+        features = {part: head_inputs(posterior, self.loader(part)) for part in self.task.parts}
+        scale = features["train"][0].std(0).clamp_min(1e-6)
+        best: tuple[float, Any] | None = None
+        x, y = features["train"]
+        for strength in (1e-4, 1e-3, 1e-2, 1e-1, 1.0):
+            model = linear.LogisticRegression(C=strength, max_iter=1000)
+            model.fit((x / scale).numpy(), y.numpy())
+            held, truth = features["validation"]
+            loss = float(Predictive(decide(model, held / scale)).nll(truth))
+            if best is None or loss < best[0]:
+                best = (loss, model)
+        assert best is not None
+        outputs = {
+            part: (decide(best[1], x / scale), y)
+            for part, (x, y) in features.items()
+            if part != "train"
+        }
+        size = best[1].coef_.size + best[1].intercept_.size
+        return outputs, {
+            "trainable": size,
+            "bytes_on_disk": 4 * size,
+            "seconds_training": time.perf_counter() - begun,
+            "seconds_predicting": 0.0,
+        }
+
+
+METHOD_OF_PREFIX = Method("prefix", "prefix", 1)
+
+
+def decide(model: Any, x: Tensor) -> Tensor:
+    """Logits (1, count, classes) of a scikit-learn classifier; of two classes it gives one."""
+    scores = torch.from_numpy(model.decision_function(x.numpy())).float()
+    if scores.dim() == 1:
+        scores = torch.stack([torch.zeros_like(scores), scores], -1)
+    return scores.unsqueeze(0)
+
+
+@torch.no_grad()
+def head_inputs(posterior: Posterior, loader: DataLoader) -> tuple[Tensor, Tensor]:
+    """What arrives at a network's head, before any training: features (count, size) and labels."""
+    head: nn.Module = list(posterior.layers().values())[-1]
+    seen: list[Tensor] = []
+    handle = head.register_forward_pre_hook(lambda module, args: seen.append(args[0].flatten(1)))
+    labels = []
+    posterior.eval()
+    try:
+        for batch in loader:
+            args, kwargs, y = split(batch)
+            posterior(*args, **kwargs)
+            labels.append(y)
+    finally:
+        handle.remove()
+    return torch.cat(seen), torch.cat(labels)
+
+
+def read_outputs(place: Path) -> Outputs:
+    """The predictions that a run left in its folder.
+
+    Raises:
+        BellaError: there are none.
+    """
+    path = place / "predictions.safetensors"
+    if not path.exists():
+        raise BellaError(f"{place} holds no predictions: run the comparison again.")
+    tensors = load_file(path)
+    parts = {name.rpartition(".")[0] for name in tensors}
+    return {part: (tensors[f"{part}.logits"], tensors[f"{part}.labels"]) for part in parts}
+
+
+def weight_bytes(network: nn.Module) -> int:
+    """Bytes of a plain network's parameters."""
+    return sum(p.numel() * p.element_size() for p in network.parameters())
+
+
+def _costs_of(place: Path) -> dict[str, float]:
+    names = ("trainable", "bytes_on_disk", "seconds_training", "seconds_predicting")
+    row = read_json(place / "figures.json")["figures"]
+    return {name: row[name] for name in names}
