@@ -22,7 +22,7 @@ from torch.utils.data import DataLoader
 import bella
 from bella.errors import BellaError, require
 from bella.evaluation.cost import cost
-from bella.evaluation.evaluate import collect, figures
+from bella.evaluation.evaluate import collect, evaluate_predictive
 from bella.evaluation.temperature import fit_temperature
 from bella.experiments.methods import Method, methods_named
 from bella.experiments.task import Task
@@ -132,10 +132,10 @@ class Comparison:
         outputs, costs = self.outputs(method, seed, place)
         predictives = {name: Predictive(logits) for name, (logits, _) in outputs.items()}
         labels = {name: y for name, (_, y) in outputs.items()}
-        row = figures(
+        row = evaluate_predictive(
             predictives["test"],
             labels["test"],
-            {name: (predictives[part], labels[part]) for name, part in self.task.shifts.items()},
+            ood={name: (predictives[p], labels[p]) for name, p in self.task.shifts.items()},
         )
         row["validation_nll"] = float(predictives["validation"].nll(labels["validation"]))
         row |= costs
