@@ -69,6 +69,14 @@ class LabelledImages(Dataset[tuple[Tensor, int]]):
         part.preprocess = preprocess or self.preprocess
         return part
 
+    def join(self, others: Iterable[Self]) -> Self:
+        """These items and then those of the others, which have the same classes."""
+        whole = copy.copy(self)
+        for name in self.columns:
+            columns = [getattr(part, name) for part in (self, *others)]
+            setattr(whole, name, [item for column in columns for item in column])
+        return whole
+
     def split(self, fractions: Mapping[str, float], seed: int) -> dict[str, Self]:
         """Stratified parts by name; only the part called ``train`` keeps the augmentation.
 

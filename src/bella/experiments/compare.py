@@ -13,20 +13,19 @@ from pathlib import Path
 from statistics import fmean, stdev
 from typing import Any
 
-import torch
 from rich.progress import Progress
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 import bella
-from bella.errors import BellaError, require
+from bella.errors import BellaError
 from bella.evaluation.cost import cost
 from bella.evaluation.evaluate import collect, evaluate_predictive
 from bella.evaluation.temperature import fit_temperature
 from bella.experiments.methods import Method, methods_named
+from bella.experiments.probe import Features, Probe, fit_probe, head_inputs
 from bella.experiments.task import Task
-from bella.inputs import split
 from bella.posterior import Point, Posterior
 from bella.predictive import Predictive
 from bella.storage import write_whole
@@ -54,8 +53,8 @@ def compare(
     Args:
         task: the data and the network.
         methods: names in `bella.experiments.methods.METHODS`.
-        seeds: how many; each decides heads, factors, order of the data and noise. The split of the
-            data is the task's and the same for all.
+        seeds: how many; each decides the split (where the task has none of its own), the factors,
+            the order of the data and the noise.
         folder: for ``results.json`` and the runs.
         progress: show bars.
         **settings: of `bella.fit`, in place of the task's.
@@ -86,7 +85,7 @@ def compare(
         "title": task.title,
         "seeds": seeds,
         "settings": comparison.settings,
-        "parts": {name: len(part) for name, part in task.parts.items()},  # type: ignore[arg-type]
+        "parts": {name: len(positions) for name, (_, positions) in task.split(0).items()},
         "versions": versions(),
         "seconds": round(time.perf_counter() - begun, 1),
         "methods": {
@@ -119,6 +118,8 @@ class Comparison:
         self.settings = settings
         self.bar = bar
         self.streams: dict[str, CachedPrefix] = {}
+        self.pool_features: dict[str, Features] = {}
+        self.probes: dict[int, Probe] = {}
 
     def run(self, method: Method, seed: int) -> dict[str, float]:
         """One method with one seed: its figures, from the folder if they are there."""
@@ -152,8 +153,9 @@ class Comparison:
 
     def outputs(self, method: Method, seed: int, place: Path) -> tuple[Outputs, dict[str, float]]:
         """Logits on every part but the training data, and what they cost."""
+        split = self.task.split(seed)
         if method.derive == "probe":
-            return self.probe(seed)
+            return self.run_probe(seed)
         if method.derive == "temperature":
             base = self.folder / "runs" / f"{method.of}-{seed}"
             outputs = read_outputs(base)
@@ -164,16 +166,16 @@ class Comparison:
         if method.derive == "soup":
             base = self.folder / "runs" / f"{method.of}-{seed}"
             posterior = bella.load(base / "posterior", self.task.open(seed).network)
-            entrance = self.prefix("validation").template.entrance
+            entrance = self.stream(split["validation"][0]).template.entrance
             soup = Point(posterior.soup(), shared_prefix=entrance)
             costs = _costs_of(base) | {"trainable": 0, "bytes_on_disk": weight_bytes(soup.network)}
-            return self.predict(soup), costs
+            return self.predict(soup, seed), costs
         posterior = self.posterior(seed, method)
         settings = self.settings | dict(method.settings)
         record = fit(
             posterior,
-            self.loader("train", settings.get("batch_size", 32), shuffle=True),
-            validation=self.loader("validation"),
+            self.loader(*split["train"], settings.get("batch_size", 32), shuffle=True),
+            validation=self.loader(*split["validation"]),
             folder=place / "posterior",
             seed=seed,
             resume=False,
@@ -183,7 +185,7 @@ class Comparison:
         (place / "posterior" / "checkpoint.pt").unlink(missing_ok=True)
         counted = cost(posterior)
         begun = time.perf_counter()
-        outputs = self.predict(posterior)
+        outputs = self.predict(posterior, seed)
         return outputs, {
             "trainable": counted["trainable"],
             "bytes_on_disk": counted["bytes_on_disk"],
@@ -194,101 +196,84 @@ class Comparison:
     # ------------------------------------------------------------ parts
 
     def posterior(self, seed: int, method: Method) -> Posterior:
-        """A fresh posterior for a method."""
+        """A fresh posterior for a method; its heads start from the probe where they are linear."""
         opened = self.task.open(seed)
+        heads = opened.defaults.modules_to_save
+        head = opened.network.get_submodule(heads[0]) if len(heads) == 1 else None
+        if method is not FROZEN and isinstance(head, nn.Linear):
+            self.probe(seed).start(head)
         return bella.low_rank(
             opened.network,
             method.particles,
             self.task.rank,
             opened.defaults.target_modules,
-            modules_to_save=opened.defaults.modules_to_save,
+            modules_to_save=heads,
             seed=seed,
             **(dict(self.task.build) | dict(method.build)),
         )
 
-    def prefix(self, part: str) -> CachedPrefix:
-        """What the shared prefix makes of one part; no method or seed changes it."""
-        if part not in self.streams:
-            posterior = self.posterior(0, METHOD_OF_PREFIX)
-            self.streams[part] = CachedPrefix(
-                posterior,
-                self.task.parts[part],
-                progress=self.bar,
-            )
-        return self.streams[part]
+    def stream(self, pool: str) -> CachedPrefix:
+        """What the shared prefix makes of a pool, computed once."""
+        if pool not in self.streams:
+            images = self.task.pools[pool]
+            self.streams[pool] = CachedPrefix(self.posterior(0, FROZEN), images, progress=self.bar)
+        return self.streams[pool]
 
-    def loader(self, part: str, batch_size: int = 64, *, shuffle: bool = False) -> DataLoader:
-        """Streams and labels of one part."""
-        kept = self.prefix(part)
-        return DataLoader(kept, batch_size=batch_size, shuffle=shuffle, collate_fn=kept.batch)
+    def loader(
+        self, pool: str, positions: Sequence[int], batch_size: int = 64, *, shuffle: bool = False
+    ) -> DataLoader:
+        """Streams and labels of some images of a pool."""
+        collate = self.stream(pool).batch
+        return DataLoader(positions, batch_size=batch_size, shuffle=shuffle, collate_fn=collate)  # type: ignore[arg-type]
 
-    def predict(self, posterior: Posterior) -> Outputs:
+    def predict(self, posterior: Posterior, seed: int) -> Outputs:
         """Every particle's logits on all parts but the training data."""
         found: Outputs = {}
-        for part in self.task.parts:
+        for part, place in self.task.split(seed).items():
             if part != "train":
-                predictive, labels = collect(posterior, self.loader(part))
+                predictive, labels = collect(posterior, self.loader(*place))
                 found[part] = (predictive.logits, labels)
         return found
 
-    def probe(self, seed: int) -> tuple[Outputs, dict[str, float]]:
-        """Logistic regression on the frozen network's features, its strength from validation."""
-        linear = require("sklearn.linear_model", "fit")
-        posterior = self.posterior(seed, METHOD_OF_PREFIX)
+    def features(self, part: str, seed: int) -> Features:
+        """What the frozen network makes of one part."""
+        pool, positions = self.task.split(seed)[part]
+        if pool not in self.pool_features:
+            posterior = self.posterior(0, FROZEN)
+            everything = self.loader(pool, range(len(self.task.pools[pool])))
+            self.pool_features[pool] = head_inputs(posterior, everything)
+        x, y = self.pool_features[pool]
+        return x[positions], y[positions]
+
+    def probe(self, seed: int) -> Probe:
+        """The linear probe of a seed's split."""
+        if seed not in self.probes:
+            parts = self.features("train", seed), self.features("validation", seed)
+            self.probes[seed] = fit_probe(*parts)
+        return self.probes[seed]
+
+    def run_probe(self, seed: int) -> tuple[Outputs, dict[str, float]]:
+        """The probe's logits on all parts but the training data."""
+        self.features("train", seed)  # the network's own pass is not the probe's time
         begun = time.perf_counter()
-        features = {part: head_inputs(posterior, self.loader(part)) for part in self.task.parts}
-        scale = features["train"][0].std(0).clamp_min(1e-6)
-        best: tuple[float, Any] | None = None
-        x, y = features["train"]
-        for strength in (1e-4, 1e-3, 1e-2, 1e-1, 1.0):
-            model = linear.LogisticRegression(C=strength, max_iter=1000)
-            model.fit((x / scale).numpy(), y.numpy())
-            held, truth = features["validation"]
-            loss = float(Predictive(decide(model, held / scale)).nll(truth))
-            if best is None or loss < best[0]:
-                best = (loss, model)
-        assert best is not None
-        outputs = {
-            part: (decide(best[1], x / scale), y)
-            for part, (x, y) in features.items()
-            if part != "train"
-        }
-        size = best[1].coef_.size + best[1].intercept_.size
+        probe = self.probe(seed)
+        seconds = time.perf_counter() - begun
+        outputs: Outputs = {}
+        for part in self.task.split(seed):
+            if part != "train":
+                x, y = self.features(part, seed)
+                outputs[part] = (probe.logits(x), y)
+        size = probe.weight.numel() + probe.bias.numel()
         return outputs, {
             "trainable": size,
             "bytes_on_disk": 4 * size,
-            "seconds_training": time.perf_counter() - begun,
+            "seconds_training": seconds,
             "seconds_predicting": 0.0,
         }
 
 
-METHOD_OF_PREFIX = Method("prefix", "prefix", 1)
-
-
-def decide(model: Any, x: Tensor) -> Tensor:
-    """Logits (1, count, classes) of a scikit-learn classifier; of two classes it gives one."""
-    scores = torch.from_numpy(model.decision_function(x.numpy())).float()
-    if scores.dim() == 1:
-        scores = torch.stack([torch.zeros_like(scores), scores], -1)
-    return scores.unsqueeze(0)
-
-
-@torch.no_grad()
-def head_inputs(posterior: Posterior, loader: DataLoader) -> tuple[Tensor, Tensor]:
-    """What arrives at a network's head, before any training: features (count, size) and labels."""
-    head: nn.Module = list(posterior.layers().values())[-1]
-    seen: list[Tensor] = []
-    handle = head.register_forward_pre_hook(lambda module, args: seen.append(args[0].flatten(1)))
-    labels = []
-    posterior.eval()
-    try:
-        for batch in loader:
-            args, kwargs, y = split(batch)
-            posterior(*args, **kwargs)
-            labels.append(y)
-    finally:
-        handle.remove()
-    return torch.cat(seen), torch.cat(labels)
+FROZEN = Method("frozen", "frozen network", 1)
+"""What the shared prefix and the features are computed with: no method or seed changes them."""
 
 
 def read_outputs(place: Path) -> Outputs:

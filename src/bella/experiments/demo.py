@@ -55,13 +55,13 @@ def draw(task: Task, folder: Path) -> dict[str, Path]:
     told = read_outputs(folder / "runs" / f"{TOLD}-0")
     predictive = {part: Predictive(logits) for part, (logits, _) in told.items()}
     shown = {}
-    test: Any = task.parts["test"]
+    test: Any = task.part("test", 0)
     labels = [task.classes[label] for label in test.labels]
     shown["The most and the least certain test images"] = pictures.extremes(
         folder / "extremes.png", test, predictive["test"], labels, task.classes
     )
-    doubt: Any = task.parts.get("doubt")
-    if doubt is not None:
+    if "doubt" in task.pools:
+        doubt: Any = task.part("doubt", 0)
         labels = [f"defect {p:.2f}" for p in doubt.probability]
         shown["The same among the cells that experts doubted"] = pictures.extremes(
             folder / "doubt.png", doubt, predictive["doubt"], labels, task.classes
@@ -91,13 +91,13 @@ def draw(task: Task, folder: Path) -> dict[str, Path]:
 
 def groups(task: Task, predictive: dict[str, Predictive]) -> dict[str, Predictive]:
     """Test examples by right and wrong answer (or expert label), and the shifted parts."""
-    test: Any = task.parts["test"]
+    test: Any = task.part("test", 0)
     found = {}
     if hasattr(test, "probability"):
         for value in (0.0, 1.0):
             rows = [i for i, p in enumerate(test.probability) if p == value]
             found[f"mono, defect {value:.0f}"] = Predictive(predictive["test"].logits[:, rows])
-        doubt: Any = task.parts["doubt"]
+        doubt: Any = task.part("doubt", 0)
         for low, name in ((True, "1/3"), (False, "2/3")):
             rows = [i for i, p in enumerate(doubt.probability) if (p < 0.5) == low]
             found[f"mono, defect {name}"] = Predictive(predictive["doubt"].logits[:, rows])
@@ -117,7 +117,7 @@ def report(results: dict[str, Any], drawn: dict[str, Path]) -> str:
         "",
         markdown_table(results),
         "",
-        "`±` is the standard deviation over training seeds; the split is the same for all. "
+        "`±` is the standard deviation over seeds. All heads start from the probe. "
         "H: entropy, MI: mutual information, as a score for errors, doubt and shift (AUROC; "
         "0.5 is chance). NLL in nats, Brier from 0 to 2.",
         "",

@@ -16,7 +16,7 @@ import torch
 import yaml
 from pydantic import Field
 from rich.progress import Progress
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, Dataset
 
 import bella
 from bella.data import ImageList, Preprocess, open_images, splits
@@ -184,7 +184,7 @@ class TrainedRun:
         return Predictions(listed.paths, Predictive.cat(parts), self.classes)
 
 
-class _Unlabelled:
+class _Unlabelled(Dataset[tuple[torch.Tensor, int]]):
     """Images without labels as items with the label -1, which `evaluate` reads as none."""
 
     def __init__(self, images: ImageList):
