@@ -98,6 +98,8 @@ def verdict(results: Results) -> list[str]:
 
     A difference counts if it is larger than the sum of both spreads over the seeds.
     """
+    if results["seeds"] == 1:
+        return ["One seed shows no spread, so no difference can be told from chance: run three."]
     methods = results["methods"]
     said = []
     pairs = (
