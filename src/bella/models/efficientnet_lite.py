@@ -65,7 +65,7 @@ def efficientnet_lite0(
         network.load_state_dict(torch.load(path, map_location="cpu", weights_only=True))
         if classes is not None:
             network._fc = nn.Linear(network._fc.in_features, classes)
-    folded = fold_batch_norm(network.eval())
+    folded = fold_batch_norm(network.eval()).eval()
     return folded.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
 
