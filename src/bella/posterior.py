@@ -82,19 +82,11 @@ class Posterior(nn.Module):
             args, kwargs = self._flatten_own((args, kwargs))
             return self._run(tensors[0].shape[1], args, kwargs)
         batch = tensors[0].shape[0]
+        if not self._proven:
+            return self._first_pass(batch, args, kwargs)
         if self.shared is None:
             return self._run_repeated(batch, args, kwargs)
-        try:
-            outputs = self._resume(self.shared.run(args, kwargs, batch))
-            if not self._proven:
-                self._prove(outputs)
-            return outputs
-        except torch.OutOfMemoryError:
-            raise
-        except (BellaError, RuntimeError, IndexError) as error:
-            if self._proven:
-                raise
-            return self._run_unshared(batch, args, kwargs, error)
+        return self._resume(self.shared.run(args, kwargs, batch))
 
     def prefix(self, *args: Any, **kwargs: Any) -> Stream:
         """Run what all particles share, once; hand the result to the posterior, or keep it.
@@ -102,6 +94,9 @@ class Posterior(nn.Module):
         Raises:
             BellaError: nothing is shared (the axis opens at the inputs).
         """
+        if not self._proven:
+            with torch.no_grad():
+                self(*args, **kwargs)
         if self.shared is None:
             raise BellaError("This posterior opens its particle axis at the inputs: no prefix.")
         batch = next(x for x in tensors_of((args, kwargs)) if x.dim()).shape[0]
@@ -120,23 +115,56 @@ class Posterior(nn.Module):
             args, kwargs = map_tensors(self.axis.repeat, (args, kwargs))
         return self._run(batch, args, kwargs)
 
-    def _prove(self, outputs: Any) -> None:
-        """After the first pass: did everything that the outputs need come through the entrance?"""
-        if any(x.is_floating_point() and bool(x.isnan().any()) for x in tensors_of(outputs)):
-            raise BellaError("something of the shared part is used past the entrance")
-        self._proven = True
+    def _first_pass(self, batch: int, args: tuple, kwargs: dict) -> Any:
+        """One pass that shows whether the prefix can be shared and whether all layers run.
 
-    def _run_unshared(self, batch: int, args: tuple, kwargs: dict, error: Exception) -> Any:
-        """This network cannot share its prefix, or its inputs are bad; the inputs' own error is
-        the honest one when the pass fails without sharing as well."""
+        Raises:
+            BellaError: no layer with particles ran.
+        """
+        ran: set[str] = set()
+        layers = self.layers()
+        handles = [
+            layer.register_forward_hook(lambda *_, name=name: ran.add(name))
+            for name, layer in layers.items()
+        ]
+        try:
+            outputs = self._try_sharing(batch, args, kwargs)
+        finally:
+            for handle in handles:
+                handle.remove()
+        idle = sorted(set(layers) - ran)
+        if idle:
+            said = (
+                f"Layers with particles that did not run: {', '.join(idle)}. Does the network read "
+                "their weight without calling them? Then their particles make no difference."
+            )
+            if not ran:
+                raise BellaError(said)
+            warnings.warn(said, stacklevel=3)
+        self._proven = True
+        return outputs
+
+    def _try_sharing(self, batch: int, args: tuple, kwargs: dict) -> Any:
+        """Share the prefix if this network's outputs allow it; else open the axis at the inputs."""
+        if self.shared is None:
+            return self._run_repeated(batch, args, kwargs)
+        try:
+            outputs = self._resume(self.shared.run(args, kwargs, batch))
+            if not has_nan(outputs):
+                return outputs
+            reason = "something of the shared part is used past the entrance"
+        except torch.OutOfMemoryError:
+            raise
+        except (BellaError, RuntimeError, IndexError) as error:
+            reason = str(error)
+        # Bad inputs fail here as well, with the network's own error.
         outputs = self._run_repeated(batch, args, kwargs)
-        assert self.shared is not None
-        if not any(x.is_floating_point() and bool(x.isnan().any()) for x in tensors_of(outputs)):
+        if not has_nan(outputs):
             warnings.warn(
                 f"Nothing is shared between the particles: the axis cannot open at "
-                f"{' or '.join(self.shared.entrances)} ({error}). "
+                f"{' or '.join(self.shared.entrances)} ({reason}). "
                 "Pass shared_prefix=False to accept this, or name a module to open it at.",
-                stacklevel=3,
+                stacklevel=4,
             )
             self.shared = None
         return outputs
@@ -256,13 +284,8 @@ class Posterior(nn.Module):
     def _choose_opening(self, shared_prefix: bool | str) -> SharedPrefix | None:
         if shared_prefix is False:
             return None
-        names = dict(self.network.named_modules())
         if isinstance(shared_prefix, str):
-            if shared_prefix not in names:
-                raise BellaError(
-                    f"shared_prefix={shared_prefix!r} names no module of the network: near names "
-                    f"are {nearest(shared_prefix, names, count=5)}."
-                )
+            check_prefix(self.network, shared_prefix)
             entrances = [shared_prefix]
         else:
             entrances = [entrance_of(self.network, name) for name in self.layers()]
@@ -277,6 +300,25 @@ class Posterior(nn.Module):
         from bella.storage import save
 
         return save(self, folder, dtype=dtype)
+
+
+def check_prefix(network: nn.Module, shared_prefix: bool | str) -> None:
+    """Refuse a place for the particle axis to open that the network does not have.
+
+    Raises:
+        BellaError: ``shared_prefix`` is a name and names no module.
+    """
+    names = dict(network.named_modules())
+    if isinstance(shared_prefix, str) and shared_prefix not in names:
+        raise BellaError(
+            f"shared_prefix={shared_prefix!r} names no module of the network: near names are "
+            f"{nearest(shared_prefix, names, count=5)}."
+        )
+
+
+def has_nan(outputs: Any) -> bool:
+    """Whether a tensor of the outputs holds a NaN."""
+    return any(x.is_floating_point() and bool(x.isnan().any()) for x in tensors_of(outputs))
 
 
 class Point(Posterior):

@@ -24,7 +24,7 @@ from bella.layers import targets
 from bella.layers.axis import ParticleAxis
 from bella.layers.base import Factors, Listener, ParticleLayer, Site, compute_dtype
 from bella.layers.copies import copies_of
-from bella.posterior import Posterior
+from bella.posterior import Posterior, check_prefix
 
 Init = Literal["kaiming", "xavier", "normal"]
 
@@ -470,6 +470,7 @@ def low_rank(
     if not names and not heads:
         raise BellaError("Nothing to train: name layers in target_modules or modules_to_save.")
 
+    check_prefix(network, shared_prefix)
     # Every check comes before the first change: a refused network is left as it was.
     layers: dict[str, ParticleLayer] = {}
     for name in names:

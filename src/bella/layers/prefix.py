@@ -137,10 +137,7 @@ class SharedPrefix:
             except _ArrivedError:
                 pass
         if not stream.entrance:
-            raise BellaError(
-                f"None of {', '.join(self.entrances)} ran in this pass, so its particles make no"
-                " difference: does the network read a layer's weight without calling the layer?"
-            )
+            raise BellaError(f"None of {', '.join(self.entrances)} ran in this pass.")
         if self.modules is None:
             outermost = [name for name in finished if not _inside(name, finished)]
             self.modules = {name: watched[name] for name in outermost}
