@@ -9,6 +9,7 @@ from __future__ import annotations
 import gc
 import time
 from collections.abc import Mapping, Sequence
+from datetime import date
 from pathlib import Path
 from statistics import fmean, stdev
 from typing import Any
@@ -87,6 +88,7 @@ def compare(
         "settings": comparison.settings,
         "parts": {name: len(positions) for name, (_, positions) in task.split(0).items()},
         "versions": versions(),
+        "date": date.today().isoformat(),
         "seconds": round(time.perf_counter() - begun, 1),
         "methods": {
             method.name: {"title": method.title, "figures": summary(rows[method.name])}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from rich.table import Table
@@ -33,13 +33,28 @@ SINGLE = ("probe", "lora", "lora+temperature", "soup")
 """Methods of one set of weights: their mutual information is 0, so its AUROCs are no figures."""
 
 
-def rows(results: Results) -> tuple[list[str], list[list[str]]]:
+COMPACT = (
+    "accuracy",
+    "nll",
+    "ece",
+    "auroc_errors_entropy",
+    "auroc_shift_entropy",
+    "auroc_shift_mi",
+    "trainable",
+    "seconds_training",
+)
+"""The columns that a first page has room for."""
+
+
+def rows(
+    results: Results, only: Sequence[str] = tuple(COLUMNS)
+) -> tuple[list[str], list[list[str]]]:
     """Headings and cells: mean, and ± the spread over seeds."""
     methods = results["methods"]
     columns = {
         name: column
         for name, column in COLUMNS.items()
-        if any(name in method["figures"] for method in methods.values())
+        if name in only and any(name in method["figures"] for method in methods.values())
     }
     lines = []
     for key, method in methods.items():
@@ -71,9 +86,14 @@ def rich_table(results: Results) -> Table:
     return table
 
 
-def markdown_table(results: Results) -> str:
+def compact_table(results: Results) -> str:
+    """The columns of `COMPACT`, for a page."""
+    return markdown_table(results, COMPACT)
+
+
+def markdown_table(results: Results, only: Sequence[str] = tuple(COLUMNS)) -> str:
     """The table for a page."""
-    headings, lines = rows(results)
+    headings, lines = rows(results, only)
     out = ["| " + " | ".join(headings) + " |"]
     out.append("|" + "|".join([":--", *["--:"] * (len(headings) - 1)]) + "|")
     out += ["| " + " | ".join(line) + " |" for line in lines]
