@@ -13,6 +13,7 @@ from rich.progress import Progress
 from torch import Tensor
 
 from bella import metrics
+from bella.evaluation.similarity import weight_similarity
 from bella.inputs import split, to
 from bella.posterior import Posterior
 from bella.predictive import Average, Predictive, predict
@@ -91,7 +92,7 @@ def evaluate(
         progress: a display to show bars in.
 
     Returns:
-        The figures of `evaluate_predictive`.
+        The figures of `evaluate_predictive`, and ``similarity`` (see `weight_similarity`).
 
     Raises:
         BellaError: no data, or labels that do not fit the classes.
@@ -110,9 +111,10 @@ def evaluate(
         return predictive if temperature is None else predictive.tempered(temperature), labels
 
     predictive, labels = run(loader)
-    return evaluate_predictive(
+    found = evaluate_predictive(
         predictive, labels, ood={name: run(data) for name, data in named.items()}
     )
+    return found | {"similarity": weight_similarity(posterior)}
 
 
 def evaluate_predictive(

@@ -23,6 +23,10 @@ from bella.posterior import Posterior
 from bella.training.batches import Data, as_dataset
 
 
+class CacheTooLargeError(BellaError):
+    """The cache would take more bytes than are allowed."""
+
+
 class CachedPrefix(Dataset):
     """The positions of a data set, and for a list of positions the stream and labels.
 
@@ -31,6 +35,7 @@ class CachedPrefix(Dataset):
         data: data set or loader; a loader's collate function is used.
         batch_size: examples a pass while filling.
         limit: bytes; a larger cache lies in a temporary file that goes with this object.
+        disk_limit: bytes; a still larger one is refused.
         device: where the network is.
 
     Raises:
@@ -44,6 +49,7 @@ class CachedPrefix(Dataset):
         *,
         batch_size: int = 64,
         limit: int = 2**30,
+        disk_limit: int = 2**35,
         device: torch.device | None = None,
         progress: Progress | None = None,
     ):
@@ -56,6 +62,7 @@ class CachedPrefix(Dataset):
         self.size = len(dataset)  # type: ignore[arg-type]
         self.device = device or next(posterior.network.parameters()).device
         self.limit = limit
+        self.disk_limit = disk_limit
         self.folder: tempfile.TemporaryDirectory | None = None
         self.kept: list[Tensor] = []
         collate = data.collate_fn if isinstance(data, DataLoader) else None
@@ -86,6 +93,11 @@ class CachedPrefix(Dataset):
     def _allocate(self, stream: Stream) -> None:
         carried = stream.carried()
         bytes_each = sum(x[0].numel() * x.element_size() for x in carried)
+        if bytes_each * self.size > max(self.limit, self.disk_limit):
+            raise CacheTooLargeError(
+                f"The cached prefix would take {bytes_each * self.size:,} bytes: raise "
+                "cache_disk_bytes, or pass cache_prefix=False."
+            )
         if bytes_each * self.size > self.limit:
             self.folder = tempfile.TemporaryDirectory(prefix="bella-prefix-")
         for number, x in enumerate(carried):

@@ -24,7 +24,7 @@ from bella.posterior import Posterior
 from bella.predictive import nll
 from bella.storage import check_finite, own_tensors, write_whole
 from bella.training.batches import Data, epoch_seed, loader, own_batches
-from bella.training.cache import CachedPrefix, is_fixed
+from bella.training.cache import CachedPrefix, CacheTooLargeError, is_fixed
 from bella.training.progress import progress_bar
 from bella.training.record import Record
 from bella.training.settings import Settings, checked
@@ -177,14 +177,20 @@ class Run:
         def cached(data: DataLoader) -> DataLoader:
             if wanted == "auto" and not is_fixed(self.posterior, data, device):
                 return data
-            with self.accelerator.autocast():
-                kept = CachedPrefix(
-                    self.posterior,
-                    data,
-                    limit=self.settings.cache_bytes,
-                    device=device,
-                    progress=bar,
-                )
+            try:
+                with self.accelerator.autocast():
+                    kept = CachedPrefix(
+                        self.posterior,
+                        data,
+                        limit=self.settings.cache_bytes,
+                        disk_limit=self.settings.cache_disk_bytes,
+                        device=device,
+                        progress=bar,
+                    )
+            except CacheTooLargeError:
+                if wanted == "auto":
+                    return data
+                raise
             shuffle = not isinstance(data.sampler, torch.utils.data.SequentialSampler)
             return loader(data, 0, shuffle=shuffle, items=kept, collate=kept.batch)
 

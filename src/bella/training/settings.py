@@ -32,6 +32,7 @@ class Settings(BaseModel):
         cache_prefix: keep what the shared prefix makes of the training data: ``True``, ``False``,
             or ``auto``: if neither data nor prefix are random.
         cache_bytes: above this size the cache lies on disk.
+        cache_disk_bytes: above this size there is none (with ``auto``), or an error.
         transport: name in `bella.transport.TRANSPORTS`.
         transport_options: its arguments (temperature, kernel, prior, ...).
         coupling_warmup: fraction of the steps over which the coupling rises to its strength.
@@ -56,6 +57,7 @@ class Settings(BaseModel):
     keep: Literal["best", "last"] = "best"
     cache_prefix: bool | Literal["auto"] = "auto"
     cache_bytes: int = Field(2**30, ge=0)
+    cache_disk_bytes: int = Field(2**35, ge=0)
     transport: str = "repulsive"
     transport_options: dict[str, Any] = Field(default_factory=dict)
     coupling_warmup: float = Field(0.1, ge=0, le=1)
