@@ -14,6 +14,7 @@ from pathlib import Path
 from statistics import fmean, stdev
 from typing import Any
 
+import torch
 from rich.progress import Progress
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
@@ -25,8 +26,17 @@ from bella.evaluation.cost import cost
 from bella.evaluation.evaluate import collect, evaluate_predictive
 from bella.evaluation.temperature import fit_temperature
 from bella.experiments.methods import Method, methods_named
-from bella.experiments.probe import Features, Probe, fit_probe, head_inputs
+from bella.experiments.probe import (
+    Features,
+    Probe,
+    bootstrap,
+    choose_strength,
+    fit_probe,
+    head_inputs,
+    start_heads,
+)
 from bella.experiments.task import Task
+from bella.layers.copies import LinearCopies
 from bella.posterior import Point, Posterior
 from bella.predictive import Predictive
 from bella.storage import write_whole
@@ -121,7 +131,8 @@ class Comparison:
         self.bar = bar
         self.streams: dict[str, CachedPrefix] = {}
         self.pool_features: dict[str, Features] = {}
-        self.probes: dict[int, Probe] = {}
+        self.probes: dict[tuple[int, int], list[Probe]] = {}
+        self.strengths: dict[int, float] = {}
 
     def run(self, method: Method, seed: int) -> dict[str, float]:
         """One method with one seed: its figures, from the folder if they are there."""
@@ -157,7 +168,7 @@ class Comparison:
         """Logits on every part but the training data, and what they cost."""
         split = self.task.split(seed)
         if method.derive == "probe":
-            return self.run_probe(seed)
+            return self.run_probes(seed, method.particles)
         if method.derive == "temperature":
             base = self.folder / "runs" / f"{method.of}-{seed}"
             outputs = read_outputs(base)
@@ -198,13 +209,10 @@ class Comparison:
     # ------------------------------------------------------------ parts
 
     def posterior(self, seed: int, method: Method) -> Posterior:
-        """A fresh posterior for a method; its heads start from the probe where they are linear."""
+        """A fresh posterior for a method; linear heads start from probes."""
         opened = self.task.open(seed)
         heads = opened.defaults.modules_to_save
-        head = opened.network.get_submodule(heads[0]) if len(heads) == 1 else None
-        if method is not FROZEN and isinstance(head, nn.Linear):
-            self.probe(seed).start(head)
-        return bella.low_rank(
+        posterior = bella.low_rank(
             opened.network,
             method.particles,
             self.task.rank,
@@ -213,6 +221,11 @@ class Comparison:
             seed=seed,
             **(dict(self.task.build) | dict(method.build)),
         )
+        if method is not FROZEN and len(heads) == 1:
+            head = posterior.layers()[heads[0]]
+            if isinstance(head, LinearCopies):
+                start_heads(head, self.probes_of(seed, method.particles))
+        return posterior
 
     def stream(self, pool: str) -> CachedPrefix:
         """What the shared prefix makes of a pool, computed once."""
@@ -247,25 +260,32 @@ class Comparison:
         x, y = self.pool_features[pool]
         return x[positions], y[positions]
 
-    def probe(self, seed: int) -> Probe:
-        """The linear probe of a seed's split."""
-        if seed not in self.probes:
-            parts = self.features("train", seed), self.features("validation", seed)
-            self.probes[seed] = fit_probe(*parts)
-        return self.probes[seed]
+    def probes_of(self, seed: int, count: int) -> list[Probe]:
+        """The linear probe of a seed's split, or several on resamples of its training part."""
+        if (seed, count) not in self.probes:
+            train = self.features("train", seed)
+            if seed not in self.strengths:
+                self.strengths[seed] = choose_strength(train, self.features("validation", seed))
+            strength = self.strengths[seed]
+            self.probes[seed, count] = (
+                [fit_probe(train, strength)]
+                if count == 1
+                else bootstrap(train, strength, count, seed)
+            )
+        return self.probes[seed, count]
 
-    def run_probe(self, seed: int) -> tuple[Outputs, dict[str, float]]:
-        """The probe's logits on all parts but the training data."""
-        self.features("train", seed)  # the network's own pass is not the probe's time
+    def run_probes(self, seed: int, count: int) -> tuple[Outputs, dict[str, float]]:
+        """The probes' logits on all parts but the training data."""
+        self.features("train", seed)  # the network's own pass is not the probes' time
         begun = time.perf_counter()
-        probe = self.probe(seed)
+        probes = self.probes_of(seed, count)
         seconds = time.perf_counter() - begun
         outputs: Outputs = {}
         for part in self.task.split(seed):
             if part != "train":
                 x, y = self.features(part, seed)
-                outputs[part] = (probe.logits(x), y)
-        size = probe.weight.numel() + probe.bias.numel()
+                outputs[part] = (torch.cat([probe.logits(x) for probe in probes]), y)
+        size = sum(probe.weight.numel() + probe.bias.numel() for probe in probes)
         return outputs, {
             "trainable": size,
             "bytes_on_disk": 4 * size,

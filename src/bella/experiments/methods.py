@@ -44,6 +44,7 @@ METHODS: dict[str, Method] = {
     method.name: method
     for method in (
         Method("probe", "linear probe", derive="probe"),
+        Method("probe-ensemble", "ensemble of probes", 5, derive="probe"),
         Method("lora", "single LoRA", 1, _moved("ensemble")),
         Method("lora+temperature", "single + temperature", of="lora", derive="temperature"),
         Method("lora-ensemble", "low-rank ensemble", 5, _moved("ensemble")),
@@ -55,7 +56,16 @@ METHODS: dict[str, Method] = {
     )
 }
 
-DEMO = ("probe", "lora", "lora+temperature", "lora-ensemble", "bella", "bella-svgd", "soup")
+DEMO = (
+    "probe",
+    "probe-ensemble",
+    "lora",
+    "lora+temperature",
+    "lora-ensemble",
+    "bella",
+    "bella-svgd",
+    "soup",
+)
 
 
 def methods_named(names: list[str] | tuple[str, ...]) -> list[Method]:

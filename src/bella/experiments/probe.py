@@ -1,11 +1,13 @@
 """The linear probe: logistic regression on a frozen network's features.
 
 It is a row of every table, because whatever trains more has to beat it, and it is where the heads
-of all other rows start (Kumar et al. 2022: probe first, then fine-tune).
+of all other rows start (Kumar et al. 2022: probe first, then fine-tune). Several particles start
+from probes on resamples of the data; those probes alone are the cheapest ensemble there is.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -14,6 +16,7 @@ from torch.utils.data import DataLoader
 
 from bella.errors import BellaError, require
 from bella.inputs import split
+from bella.layers.copies import LinearCopies
 from bella.posterior import Posterior
 from bella.predictive import Predictive
 
@@ -31,46 +34,71 @@ class Probe:
     Attributes:
         weight: (classes, size).
         bias: (classes,).
-        validation_nll: of the strength that was chosen.
     """
 
     weight: Tensor
     bias: Tensor
-    validation_nll: float
 
     def logits(self, features: Tensor) -> Tensor:
         """(1, count, classes): one particle's logits."""
         return (features @ self.weight.mT + self.bias).unsqueeze(0)
 
-    def start(self, head: nn.Module) -> None:
-        """Give a network's linear head these weights.
 
-        Raises:
-            BellaError: the head is no Linear of this shape.
-        """
-        if not isinstance(head, nn.Linear) or head.weight.shape != self.weight.shape:
-            raise BellaError("A probe can start only a linear head that reads the probed features.")
-        with torch.no_grad():
-            head.weight.copy_(self.weight)
-            head.bias.copy_(self.bias)
+def fit_probe(train: Features, strength: float, weights: Tensor | None = None) -> Probe:
+    """Logistic regression on standardised features.
 
-
-def fit_probe(train: Features, validation: Features) -> Probe:
-    """The logistic regression whose strength is best on validation data."""
+    Args:
+        train: features and labels.
+        strength: inverse of the L2 penalty's.
+        weights: how often each example counts; once by default.
+    """
     linear = require("sklearn.linear_model", "fit")
     x, y = train
     scale = x.std(0).clamp_min(1e-6)
+    model = linear.LogisticRegression(C=strength, max_iter=1000)
+    counts = None if weights is None else weights.numpy()
+    model.fit((x / scale).numpy(), y.numpy(), sample_weight=counts)
+    weight = torch.from_numpy(model.coef_).float() / scale
+    bias = torch.from_numpy(model.intercept_).float()
+    if len(weight) == 1:  # of two classes scikit-learn gives the difference of their logits
+        weight, bias = torch.cat([-weight, weight]) / 2, torch.cat([-bias, bias]) / 2
+    return Probe(weight, bias)
+
+
+def choose_strength(train: Features, validation: Features) -> float:
+    """The strength with the lowest NLL on validation data."""
+
+    def loss(strength: float) -> float:
+        logits = fit_probe(train, strength).logits(validation[0])
+        return float(Predictive(logits).nll(validation[1]))
+
+    return min(STRENGTHS, key=loss)
+
+
+def bootstrap(train: Features, strength: float, count: int, seed: int) -> list[Probe]:
+    """Probes on ``count`` resamples of the training data: they differ where the data leave it
+    open, and so start the heads of several particles apart (Efron 1979; Breiman 1996)."""
+    generator = torch.Generator().manual_seed(seed)
+    size = len(train[1])
     probes = []
-    for strength in STRENGTHS:
-        model = linear.LogisticRegression(C=strength, max_iter=1000)
-        model.fit((x / scale).numpy(), y.numpy())
-        weight = torch.from_numpy(model.coef_).float() / scale
-        bias = torch.from_numpy(model.intercept_).float()
-        if len(weight) == 1:  # of two classes scikit-learn gives the difference of their logits
-            weight, bias = torch.cat([-weight, weight]) / 2, torch.cat([-bias, bias]) / 2
-        logits = (validation[0] @ weight.mT + bias).unsqueeze(0)
-        probes.append(Probe(weight, bias, float(Predictive(logits).nll(validation[1]))))
-    return min(probes, key=lambda probe: probe.validation_nll)
+    for _ in range(count):
+        drawn = torch.randint(size, (size,), generator=generator)
+        probes.append(fit_probe(train, strength, torch.bincount(drawn, minlength=size)))
+    return probes
+
+
+@torch.no_grad()
+def start_heads(head: nn.Module, probes: Sequence[Probe]) -> None:
+    """Give each particle's copy of a linear head one probe's weights.
+
+    Raises:
+        BellaError: the head is no copy of a Linear that reads the probed features.
+    """
+    shape = (len(probes), *probes[0].weight.shape)
+    if not isinstance(head, LinearCopies) or head.values["weight"].shape != shape:
+        raise BellaError("Probes can start only a linear head that reads the probed features.")
+    head.values["weight"].copy_(torch.stack([probe.weight for probe in probes]))
+    head.values["bias"].copy_(torch.stack([probe.bias for probe in probes]))
 
 
 @torch.no_grad()

@@ -128,6 +128,7 @@ def verdict(results: Results) -> list[str]:
         ("bella-svgd", "lora-ensemble"),
         ("lora-ensemble", "lora"),
         ("bella", "probe"),
+        ("bella", "probe-ensemble"),
     )
     for ours, other in pairs:
         if ours in methods and other in methods:
