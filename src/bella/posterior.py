@@ -12,6 +12,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
+from bella import storage
 from bella.errors import BellaError, nearest
 from bella.layers.axis import ParticleAxis, map_tensors, tensors_of
 from bella.layers.base import ParticleLayer, Site
@@ -297,9 +298,7 @@ class Posterior(nn.Module):
 
     def save(self, folder: str | Path, *, dtype: torch.dtype | None = None) -> Path:
         """Write the particles to ``folder`` (safetensors and JSON); see `bella.storage.save`."""
-        from bella.storage import save
-
-        return save(self, folder, dtype=dtype)
+        return storage.save(self, folder, dtype=dtype)
 
 
 def check_prefix(network: nn.Module, shared_prefix: bool | str) -> None:

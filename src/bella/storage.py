@@ -7,7 +7,7 @@ import json
 import os
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from safetensors import SafetensorError
@@ -17,7 +17,9 @@ from torch import Tensor, nn
 import bella
 from bella.errors import BellaError
 from bella.layers.axis import map_tensors
-from bella.posterior import Posterior
+
+if TYPE_CHECKING:
+    from bella.posterior import Posterior
 
 TENSORS = "posterior.safetensors"
 SETTINGS = "posterior.json"
