@@ -13,7 +13,6 @@ from rich.progress import Progress
 from torch import Tensor
 
 from bella import metrics
-from bella.evaluation.similarity import weight_similarity
 from bella.inputs import split, to
 from bella.posterior import Posterior
 from bella.predictive import Average, Predictive, predict
@@ -92,7 +91,7 @@ def evaluate(
         progress: a display to show bars in.
 
     Returns:
-        The figures of `evaluate_predictive`, and ``similarity`` (see `weight_similarity`).
+        The figures of `evaluate_predictive`.
 
     Raises:
         BellaError: no data, or labels that do not fit the classes.
@@ -111,10 +110,9 @@ def evaluate(
         return predictive if temperature is None else predictive.tempered(temperature), labels
 
     predictive, labels = run(loader)
-    found = evaluate_predictive(
+    return evaluate_predictive(
         predictive, labels, ood={name: run(data) for name, data in named.items()}
     )
-    return found | {"similarity": weight_similarity(posterior)}
 
 
 def evaluate_predictive(

@@ -24,6 +24,7 @@ import bella
 from bella.errors import BellaError
 from bella.evaluation.cost import cost
 from bella.evaluation.evaluate import collect, evaluate_predictive
+from bella.evaluation.similarity import weight_similarity
 from bella.evaluation.temperature import fit_temperature
 from bella.experiments.methods import Method, methods_named
 from bella.experiments.probe import (
@@ -202,6 +203,7 @@ class Comparison:
         return outputs, {
             "trainable": counted["trainable"],
             "bytes_on_disk": counted["bytes_on_disk"],
+            "similarity": weight_similarity(posterior),
             "seconds_training": record.seconds,
             "seconds_predicting": time.perf_counter() - begun,
         }
