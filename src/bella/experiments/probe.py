@@ -20,7 +20,7 @@ from bella.layers.copies import LinearCopies
 from bella.posterior import Posterior
 from bella.predictive import Predictive
 
-STRENGTHS = (1e-4, 3e-4, 1e-3, 3e-3, 1e-2, 1e-1)
+STRENGTHS = (1e-4, 3e-4, 1e-3, 3e-3, 1e-2)
 """Inverse strengths of the L2 penalty on standardised features to choose from, on validation."""
 
 Features = tuple[Tensor, Tensor]
