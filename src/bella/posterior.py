@@ -278,6 +278,18 @@ class Posterior(nn.Module):
 
         return save(self, folder, dtype=dtype)
 
+    def packed(self, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+        """A file's tensors as they are stored; some kinds have a smaller form."""
+        return tensors
+
+    def unpacked(self, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+        """What `packed` was given.
+
+        Raises:
+            BellaError: they are not what `packed` makes.
+        """
+        return tensors
+
 
 class Point(Posterior):
     """One plain network where a posterior is expected: to predict with it, or to evaluate it.
