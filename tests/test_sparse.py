@@ -1,6 +1,7 @@
 """Sparse subspace VI, against dense mean-field layers, quadrature, and autograd's own gradients."""
 
 import copy
+import itertools
 import math
 
 import pytest
@@ -8,8 +9,8 @@ import torch
 import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from scipy.integrate import quad
 from safetensors.torch import load_file
+from scipy.integrate import quad
 from torch import nn
 from torch.distributions import Normal, kl_divergence
 
@@ -96,14 +97,13 @@ def dense_outputs(base, layer, x, mean, rho, noise):
 def test_outputs_and_gradients_are_those_of_the_dense_masked_layer(case):
     make, shape, density = LAYERS[case]
     base, layer = layer_of(make, density)
-    assert ("compressed" in case) == (getattr(layer.product(x_dtype := torch.float64), "rows", None)
-                                      is not None), x_dtype  # fmt: skip
+    rows = getattr(layer.product(torch.float64), "rows", None)
+    assert (rows is not None) == ("compressed" in case)
     x = torch.randn(shape, requires_grad=True)
     torch.manual_seed(7)
     ours = layer(x)
     torch.manual_seed(7)
-    noise = torch.randn_like(ours if case.startswith("linear") is False else ours.flatten(0, -2))
-    noise = noise.reshape(ours.shape)
+    noise = torch.randn(ours.shape)
     mean, rho = (p.detach()[0].clone().requires_grad_() for p in (layer.mean, layer.rho))
     dense = dense_outputs(base, layer, x, mean, rho, noise)
     torch.testing.assert_close(ours, dense)
@@ -159,7 +159,7 @@ def test_half_precision_keeps_small_variances():
     layer.rho.data.fill_(-7.4)  # a standard deviation of 6e-4: its square is 0 in float16
     x = torch.ones(2_000, 8)
     with torch.autocast("cpu", dtype=torch.float16):
-        y = layer(x) - layer.bias
+        y = (layer(x) - layer.bias).detach()
     wanted = math.sqrt(4 * math.log1p(math.exp(-7.4)) ** 2 + VARIANCE_FLOOR)
     assert float(y.float().square().mean().sqrt()) == pytest.approx(wanted, rel=0.5)
 
@@ -209,7 +209,7 @@ def moments(function, mean, std):
         places = sorted({-12.0, min(12.0, max(-12.0, kink)), 12.0})
         return sum(
             quad(lambda z: f(mean + std * z) * density(z), a, b, epsabs=0, epsrel=1e-12)[0]
-            for a, b in zip(places, places[1:], strict=False)
+            for a, b in itertools.pairwise(places)
         )
 
     first = integrate(function)
@@ -222,18 +222,18 @@ RATIOS = [0.0, 0.3, 1.0, 2.0, 4.0, 5.9, 6.1, 10.0, 50.0]
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize("ratio", RATIOS)
 def test_criteria_are_those_of_quadrature(ratio, dtype):
-    std = 0.02
+    std, exponent = 0.02, 30.0
     mean = -ratio * std
     args = torch.tensor([mean], dtype=dtype), torch.tensor([std], dtype=dtype)
     e_abs, s_abs = moments(abs, mean, std)
-    e_exp, s_exp = moments(lambda t: math.exp(abs(t)), mean, std)
+    e_exp, s_exp = moments(lambda t: math.exp(exponent * abs(t)), mean, std)
     # float32 arguments are themselves off by 6e-8, and 1 + r² - m² loses r² of that.
     close = 2e-5 if dtype == torch.float32 else 1e-8
     for got, wanted in (
         (criteria.mean_abs(*args), e_abs),
         (criteria.snr_abs(*args), e_abs / s_abs),
-        (criteria.mean_exp_abs(*args), e_exp),
-        (criteria.snr_exp_abs(*args), e_exp / s_exp),
+        (criteria.mean_exp_abs(*args, exponent), e_exp),
+        (criteria.snr_exp_abs(*args, exponent), e_exp / s_exp),
     ):
         assert float(got) == pytest.approx(wanted, rel=close)
 
@@ -249,10 +249,12 @@ def test_the_most_certain_weights_are_worth_most_where_the_plain_formula_fails()
     assert not torch.all(plain.diff() > 0)
 
 
-def test_every_criterion_rises_with_the_mean():
-    mean = torch.linspace(0, 0.1, 50)
-    for criterion in criteria.CRITERIA.values():
-        assert torch.all(criterion(mean, torch.full_like(mean, 0.02)).diff() >= -1e-12)
+@pytest.mark.parametrize("name", criteria.CRITERIA)
+def test_criteria_rise_with_the_mean_and_only_the_last_falls(name):
+    mean = torch.linspace(0, 0.06, 50)
+    for exponent in (1.0, 30.0, 100.0):
+        worth = criteria.by_name(name, exponent)(mean, torch.full_like(mean, 0.02))
+        assert torch.all(worth.diff() < 0 if name == "snr_exp_abs" else worth.diff() > 0)
 
 
 # ---------------------------------------------------------------- the set moves
@@ -270,8 +272,7 @@ def trained(network, optimiser="sgd", density=0.1, interval=5, steps=4, **option
     posterior = bella.sparse_subspace(network, density=density, mean_std=0.3, **options)
     topology = Topology(posterior, steps=100, interval=interval)
     optimizer = topology.follow(OPTIMISERS[optimiser](posterior.parameter_groups(0.0)))
-    shape = (16, 2, 9, 9) if isinstance(network[0], nn.Module) and density_conv(network) else None
-    x = torch.randn(shape or (16, 20))
+    x = torch.randn(16, 2, 9, 9) if "SparseConv2d" in str(network) else torch.randn(16, 20)
     y = torch.randint(0, 3, (16,))
     for step in range(steps + 1):
         optimizer.zero_grad()
@@ -280,10 +281,6 @@ def trained(network, optimiser="sgd", density=0.1, interval=5, steps=4, **option
         if step < steps and not topology(step):
             optimizer.step()
     return posterior, topology, optimizer
-
-
-def density_conv(network):
-    return any(isinstance(m, nn.Conv2d | SparseConv2d) for m in network.modules())
 
 
 def states(optimizer, layer):
@@ -593,12 +590,12 @@ def test_fit_hosts_it_whole():
     y = (x[:, 0] > 0).long() + (x[:, 1] > 0).long()
     posterior = bella.sparse_subspace(mlp(), density=0.3, start="network")
     first = posterior.sparse_layers["2"].index.clone()
-    topology = Topology(posterior, steps=40, interval=5)
+    topology = Topology(posterior, steps=60, interval=5)
     sgd = lambda _: topology.follow(  # noqa: E731
-        torch.optim.SGD(posterior.parameter_groups(5e-4), lr=0.05, momentum=0.9)
+        torch.optim.SGD(posterior.parameter_groups(5e-4), lr=0.1, momentum=0.9)
     )
     record = bella.fit(
-        posterior, (x, y), epochs=10, batch_size=15, optimizer=sgd, instead_of_step=topology,
+        posterior, (x, y), epochs=15, batch_size=15, optimizer=sgd, instead_of_step=topology,
         transport="ensemble", clip=None, warmup=0.0, kl_weight=0.01, kl_warmup=5, progress=False,
     )  # fmt: skip
     assert record.history[-1]["loss"] < 0.8 * record.history[0]["loss"]

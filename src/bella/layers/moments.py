@@ -46,7 +46,7 @@ class LinearMap:
 
     def to_input(self, grad: Tensor, x: Tensor, weight: Tensor) -> Tensor:
         """Gradient of the input."""
-        return grad @ weight if weight.layout == torch.strided else (weight.T @ grad.T).T
+        return grad @ weight if weight.layout == torch.strided else (weight.t() @ grad.T).T
 
     def to_values(self, grad: Tensor, x: Tensor, weight: Tensor, index: Tensor | None) -> Tensor:
         """Gradient of the active values."""

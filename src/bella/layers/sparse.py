@@ -168,7 +168,9 @@ class SparseLayer(ParticleLayer):
         variance = self.std[0].square().to(mean.dtype)
         product = self.product(mean.dtype)
         center, spread = GaussianProduct.apply(rows, mean, variance, self.index, product, scout)
-        return center + (spread + VARIANCE_FLOOR).sqrt() * torch.randn_like(center)
+        # Not randn_like, whose numbers depend on the strides.
+        noise = torch.randn(center.shape, dtype=center.dtype, device=center.device)
+        return center + (spread + VARIANCE_FLOOR).sqrt() * noise
 
     def _apply_mean(self, rows: Tensor, mean: Tensor) -> Tensor:
         product = self.product(mean.dtype)
@@ -208,9 +210,11 @@ class SparseLinear(SparseLayer):
     def product(self, dtype: torch.dtype) -> LinearMap:
         """Multiply compressed rows, or a dense weight."""
         few = self.index is not None and self.density <= COMPRESSED_UP_TO
-        if not few or not self.mean.is_cpu or dtype not in (torch.float32, torch.float64):
-            return LinearMap(self.shape)
-        return LinearMap(self.shape, self._current_rows())
+        # torch's compressed rows need MKL on the CPU, and a dtype that MKL knows.
+        able = self.mean.is_cpu and torch.backends.mkl.is_available()
+        if few and able and dtype in (torch.float32, torch.float64):
+            return LinearMap(self.shape, self._current_rows())
+        return LinearMap(self.shape)
 
     def _current_rows(self) -> tuple[Tensor, Tensor]:
         """The compressed form of the index, made anew when the active set has changed."""

@@ -107,6 +107,7 @@ def sparse_subspace(
     criterion: str = "snr_abs",
     target_modules: targets.Targets | None = None,
     *,
+    exponent: float = 1.0,
     dense_modules: targets.Targets | None = None,
     start: Start = "random",
     mean_std: float = 0.01,
@@ -130,6 +131,7 @@ def sparse_subspace(
         target_modules: Linear and Conv2d layers to convert: names, suffixes or regular expressions;
             ``None`` for every one that can be (not those inside ``nn.MultiheadAttention``, with
             tied weights, or with a forward of their own).
+        exponent: λ of the criteria with e^{λ|θ|}.
         dense_modules: those among them that keep density 1; ``None`` for a convolution that comes
             first, ``()`` for none.
         start: ``random`` positions and N(0, mean_std²) for μ, as in the paper, or from the
@@ -158,7 +160,13 @@ def sparse_subspace(
         )
     if start not in ("random", "network"):
         raise BellaError(f"start={start!r} is unknown: choose 'random' or 'network'.")
-    for what, value in {"mean_std": mean_std, "scale": scale[0], "prior_std": prior_std}.items():
+    positive = {
+        "exponent": exponent,
+        "mean_std": mean_std,
+        "scale": scale[0],
+        "prior_std": prior_std,
+    }
+    for what, value in positive.items():
         if not (value > 0 and math.isfinite(value)):
             raise BellaError(f"{what}={value}: give a positive number.")
     names = _chosen(network, target_modules)
@@ -183,6 +191,7 @@ def sparse_subspace(
     settings = {
         "density": density,
         "criterion": criterion,
+        "exponent": exponent,
         "target_modules": targets.as_list(target_modules),
         "dense_modules": targets.as_list(dense_modules),
         "prior_std": prior_std,

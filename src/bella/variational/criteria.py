@@ -5,6 +5,7 @@ Pure functions of (mean, std), elementwise; the active weights of the smallest v
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable
 
@@ -48,7 +49,11 @@ def mean_exp_abs(mean: Tensor, std: Tensor, exponent: float = 1.0) -> Tensor:
 
 
 def snr_exp_abs(mean: Tensor, std: Tensor, exponent: float = 1.0) -> Tensor:
-    """E e^{λ|θ|} / √Var e^{λ|θ|} = (E e^{2λ|θ|} / (E e^{λ|θ|})² - 1)^(-1/2), in float64."""
+    """E e^{λ|θ|} / √Var e^{λ|θ|} = (E e^{2λ|θ|} / (E e^{λ|θ|})² - 1)^(-1/2), in float64.
+
+    It ranks by σ above all: with the same σ, it falls as |μ| rises, from 1 / (0.60 λσ) to
+    1 / (λσ) where λσ << 1.
+    """
     first = log_mean_exp_abs(mean, std, exponent)
     second = log_mean_exp_abs(mean, std, 2 * exponent)
     return torch.expm1(second - 2 * first).clamp_min(0).rsqrt()
@@ -72,7 +77,9 @@ def _folded_mean(ratio: Tensor) -> Tensor:
     return ratio * torch.erf(ratio / math.sqrt(2)) + math.sqrt(2 / math.pi) * density
 
 
-CRITERIA: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
+Criterion = Callable[[Tensor, Tensor], Tensor]
+
+CRITERIA: dict[str, Callable[..., Tensor]] = {
     "snr_abs": snr_abs,
     "mean_abs": mean_abs,
     "magnitude": magnitude,
@@ -80,4 +87,12 @@ CRITERIA: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
     "mean_exp_abs": mean_exp_abs,
     "snr_exp_abs": snr_exp_abs,
 }
-"""Criteria by name, with λ = 1."""
+"""Criteria by name."""
+
+
+def by_name(name: str, exponent: float = 1.0) -> Criterion:
+    """A criterion of `CRITERIA`; ``exponent`` is the λ of those that have one."""
+    criterion = CRITERIA[name]
+    if criterion in (mean_exp_abs, snr_exp_abs):
+        return functools.partial(criterion, exponent=exponent)
+    return criterion

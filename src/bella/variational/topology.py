@@ -8,7 +8,6 @@ layer removes the active weights of the smallest criterion and adds the inactive
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 
 import torch
 from torch import Tensor
@@ -17,7 +16,7 @@ from torch.optim import Optimizer
 from bella.errors import BellaError
 from bella.layers.sparse import SparseLayer
 from bella.layers.sparse_subspace import SparsePosterior
-from bella.variational.criteria import CRITERIA
+from bella.variational.criteria import by_name
 
 
 class Topology:
@@ -62,9 +61,7 @@ class Topology:
         self.layers = [
             layer for layer in posterior.sparse_layers.values() if layer.index is not None
         ]
-        self.criterion: Callable[[Tensor, Tensor], Tensor] = CRITERIA[
-            posterior.settings["criterion"]
-        ]
+        self.criterion = by_name(posterior.settings["criterion"], posterior.settings["exponent"])
         self.interval = interval
         self.end = until * steps
         self.fraction = fraction
