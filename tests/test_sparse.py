@@ -347,15 +347,14 @@ def test_what_comes_has_autograds_largest_gradients(make):
         torch.manual_seed(3)
         (F.cross_entropy(whole(x)[0], y)).backward()
         gradient = dense_mean.grad.reshape(-1)
-        torch.testing.assert_close(gradient[layer.found[0]], layer.found[1])
+        torch.testing.assert_close(gradient[layer.found.positions], layer.found.gradients)
 
         old = layer.index.clone().long()
         count = max(1, len(old) // 5)
         worth = criteria.snr_abs(layer.mean[0], layer.std[0])
         leaving = old[worth.argsort()[:count]]
         ranked = gradient.abs().clone()
-        ranked[old] = -1
-        ranked[leaving] = layer.mean.grad[0, worth.argsort()[:count]].abs()
+        ranked[old[worth.argsort()[count:]]] = -1
         wanted = set(old.tolist()) - set(leaving.tolist())
         wanted |= set(ranked.topk(count).indices.tolist())
         topology.change(layer, count)
@@ -371,7 +370,7 @@ def test_a_weight_that_leaves_and_comes_at_once_has_never_left():
     layer = posterior.sparse_layers["2"]
     before = states(optimizer, layer) | {"mean": layer.mean.detach().clone()}
     worst = criteria.snr_abs(layer.mean[0], layer.std[0]).argmin()
-    layer.mean.grad[0, worst] = 1e9
+    layer.found.active[worst] = 1e9
     old = layer.index.clone()
     topology.change(layer, 1)
     assert torch.equal(layer.index, old)
@@ -588,7 +587,7 @@ def test_fit_hosts_it_whole():
     torch.set_default_dtype(torch.float32)
     x = torch.randn(60, 20)
     y = (x[:, 0] > 0).long() + (x[:, 1] > 0).long()
-    posterior = bella.sparse_subspace(mlp(), density=0.3, start="network")
+    posterior = bella.sparse_subspace(mlp(), density=0.3, start="network", prior_std=0.3)
     first = posterior.sparse_layers["2"].index.clone()
     topology = Topology(posterior, steps=60, interval=5)
     sgd = lambda _: topology.follow(  # noqa: E731

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import copy
 from abc import abstractmethod
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -33,6 +33,17 @@ weight: see benchmarks/sparse_inference.py."""
 Start = Literal["random", "network"]
 
 
+class Found(NamedTuple):
+    """Gradients of one backward pass by the dense mean, as far as they are kept."""
+
+    positions: Tensor
+    """Of the inactive weights with the largest gradients."""
+    gradients: Tensor
+    """Theirs."""
+    active: Tensor
+    """Those of the active weights, (k,)."""
+
+
 class SparseLayer(ParticleLayer):
     """A layer with a sparse Gaussian weight; subclasses say what it is multiplied with.
 
@@ -49,7 +60,7 @@ class SparseLayer(ParticleLayer):
         index: their ascending positions in the flattened weight, (k,) int32, or ``None`` for all.
         drawing: whether outputs are drawn; otherwise they are those of the mean weight.
         scouts: how many inactive weights of the largest gradient the next backward passes note.
-        found: their positions and gradients, as the last backward pass left them.
+        found: what the last backward pass noted.
     """
 
     def __init__(
@@ -71,7 +82,7 @@ class SparseLayer(ParticleLayer):
         self._like = [_without_weight(base)]
         self.drawing = True
         self.scouts = 0
-        self.found: tuple[Tensor, Tensor] | None = None
+        self.found: Found | None = None
 
     # ------------------------------------------------------------ the active set
 
@@ -132,9 +143,10 @@ class SparseLayer(ParticleLayer):
         """Note the inactive weights of the largest gradient; the gradient itself is dropped."""
         assert self.index is not None
         flat = gradient.detach().reshape(-1)
-        sizes = flat.abs().index_fill_(0, self.index.long(), -1.0)
-        chosen = sizes.topk(min(self.scouts, len(flat) - len(self.index))).indices
-        self.found = chosen, flat[chosen]
+        active = self.index.long()
+        sizes = flat.abs().index_fill_(0, active, -1.0)
+        chosen = sizes.topk(min(self.scouts, len(flat) - len(active))).indices
+        self.found = Found(chosen, flat[chosen], flat[active])
 
     # ------------------------------------------------------------ one pass
 

@@ -139,7 +139,8 @@ def sparse_subspace(
         mean_std: standard deviation of a random start.
         scale: mean and standard deviation of the normal distribution whose absolute value is σ's
             start.
-        prior_std: standard deviation of the prior N(0, prior_std²) of an active weight.
+        prior_std: standard deviation of the prior N(0, prior_std²) of an active weight. The
+            paper's is narrow: for weights of a usual size, or few data, take a wider one.
         seed: decides the start.
 
     Returns:

@@ -34,6 +34,9 @@ class Topology:
     pass alone, on the steps where the set changes; ``fraction`` of the active number of its
     elements is kept until then. With several backward passes a step, the last one decides.
 
+    The gradient is the likelihood's. The divergence adds nothing to it: an inactive weight stands
+    at μ = 0, where the divergence is flat, and so does one that has just left.
+
     Args:
         posterior: whose active sets move.
         steps: length of the whole training.
@@ -110,18 +113,18 @@ class Topology:
         """
         if self.optimizer is None:
             raise BellaError("A Topology moves its optimiser's state: call topology.follow first.")
-        if layer.found is None or layer.mean.grad is None or layer.index is None:
+        if layer.found is None or layer.index is None:
             raise BellaError(
-                f"Layer {layer.name!r} has no gradient: call the topology after a backward pass, "
-                "with the step's number."
+                f"Layer {layer.name!r} has no gradient: call the topology after every backward "
+                "pass, with the step's number."
             )
         worth = self.criterion(layer.mean[0], layer.std[0])
         leaving, staying = worth.argsort().split([count, len(worth) - count])
-        positions, gradients = layer.found
+        found = layer.found
         # Those that just left compete with the others for the free places.
-        candidates = torch.cat((gradients, layer.mean.grad[0, leaving]))
-        sources = torch.cat((torch.full_like(positions, -1), leaving))
-        positions = torch.cat((positions, layer.index[leaving].long()))
+        candidates = torch.cat((found.gradients, found.active[leaving]))
+        positions = torch.cat((found.positions, layer.index[leaving].long()))
+        sources = torch.cat((torch.full_like(found.positions, -1), leaving))
         coming = candidates.abs().topk(count).indices
 
         index = torch.cat((layer.index[staying].long(), positions[coming]))
