@@ -16,6 +16,7 @@ from torch.distributions import Normal, kl_divergence
 
 import bella
 from bella.errors import BellaError
+from bella.layers import active
 from bella.layers.active import compressed, decode, encode, gather, rows_of, scatter
 from bella.layers.axis import ParticleAxis
 from bella.layers.sparse import VARIANCE_FLOOR, SparseConv2d, SparseLinear
@@ -195,6 +196,17 @@ def test_compressed_rows_are_the_dense_weight():
     dense = scatter(values, index, shape)
     assert torch.equal(compressed(values, rows_of(index, shape), shape).to_dense(), dense)
     assert torch.equal(gather(dense, index), values)
+
+
+@pytest.mark.parametrize("count", [1, 7, 40, 1_000])
+def test_the_largest_inactive_values_are_found_piece_by_piece(count, monkeypatch):
+    monkeypatch.setattr(active, "PIECE", 16)
+    values = torch.randn(101)
+    index = torch.randperm(101)[:30].sort().values.int()
+    sizes = values.abs()
+    sizes[index] = -1
+    wanted = sizes.topk(min(count, 71)).indices
+    assert set(active.largest_inactive(values, index, count).tolist()) == set(wanted.tolist())
 
 
 # ---------------------------------------------------------------- criteria

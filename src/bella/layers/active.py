@@ -10,6 +10,9 @@ import warnings
 import torch
 from torch import Tensor
 
+PIECE = 2**20
+"""Elements that are sorted at once."""
+
 ESCAPE = 255
 """In a file, the byte that says: 255 positions further, and no active one among them."""
 
@@ -41,11 +44,22 @@ def compressed(values: Tensor, rows: tuple[Tensor, Tensor], shape: torch.Size) -
         return torch.sparse_csr_tensor(*rows, values, shape, check_invariants=False)
 
 
-def inactive_positions(active: Tensor, numel: int) -> Tensor:
-    """Every position that is not in ``active``, ascending (int64)."""
-    free = torch.ones(numel, dtype=torch.bool, device=active.device)
-    free[active.long()] = False
-    return free.nonzero().flatten()
+def largest_inactive(values: Tensor, index: Tensor, count: int) -> Tensor:
+    """Positions of the ``count`` largest |values| outside of the index (fewer if there are fewer).
+
+    It goes piece by piece: sorting all of a large layer at once takes six times its memory.
+    """
+    best = values.new_empty(0), index.new_empty(0, dtype=torch.long)
+    for first in range(0, len(values), PIECE):
+        sizes = values[first : first + PIECE].abs()
+        ends = index.new_tensor([first, first + len(sizes)])
+        low, high = torch.searchsorted(index, ends).tolist()
+        sizes[index[low:high].long() - first] = -1.0
+        here = torch.arange(first, first + len(sizes), device=values.device)
+        sizes, here = torch.cat((best[0], sizes)), torch.cat((best[1], here))
+        top = sizes.topk(min(count, len(sizes)))
+        best = top.values, here[top.indices]
+    return best[1][best[0] >= 0]
 
 
 def encode(index: Tensor, numel: int) -> Tensor:

@@ -16,10 +16,10 @@ from typing import Literal, NamedTuple
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from torch import Tensor, nn
 
-from bella.layers.active import inactive_positions, rows_of, scatter
+from bella.layers.active import gather, largest_inactive, rows_of, scatter
 from bella.layers.axis import ParticleAxis
 from bella.layers.base import ParticleLayer, Site, compute_dtype
 from bella.layers.moments import ConvMap, GaussianProduct, LinearMap, Map
@@ -133,20 +133,12 @@ class SparseLayer(ParticleLayer):
         # A σ of 0 has no softplus⁻¹, and its KL diverges.
         self.rho.copy_(std.clamp_min(0.01 * center).expm1().log())
 
-    def inactive(self) -> Int[Tensor, " inactive"]:
-        """Positions of the weights that are exactly 0."""
-        if self.index is None:
-            return torch.empty(0, dtype=torch.long, device=self.mean.device)
-        return inactive_positions(self.index, self.shape.numel())
-
     def scout(self, gradient: Tensor) -> None:
         """Note the inactive weights of the largest gradient; the gradient itself is dropped."""
         assert self.index is not None
         flat = gradient.detach().reshape(-1)
-        active = self.index.long()
-        sizes = flat.abs().index_fill_(0, active, -1.0)
-        chosen = sizes.topk(min(self.scouts, len(flat) - len(active))).indices
-        self.found = Found(chosen, flat[chosen], flat[active])
+        positions = largest_inactive(flat, self.index, self.scouts)
+        self.found = Found(positions, flat[positions], gather(flat, self.index))
 
     # ------------------------------------------------------------ one pass
 
