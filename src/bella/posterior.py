@@ -319,6 +319,18 @@ def has_nan(outputs: Any) -> bool:
     """Whether a tensor of the outputs holds a NaN."""
     return any(x.is_floating_point() and bool(x.isnan().any()) for x in tensors_of(outputs))
 
+    def packed(self, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+        """A file's tensors as they are stored; some kinds have a smaller form."""
+        return tensors
+
+    def unpacked(self, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+        """What `packed` was given.
+
+        Raises:
+            BellaError: they are not what `packed` makes.
+        """
+        return tensors
+
 
 class Point(Posterior):
     """One plain network where a posterior is expected: to predict with it, or to evaluate it.
