@@ -100,12 +100,16 @@ def run(posterior: Posterior, maps: Sequence[LinearMap], args: tuple, kwargs: di
     """
     calls: dict[ParticleLayer, list[Call]] = {}
 
-    def listen(layer: Any, inputs: tuple, output: Tensor) -> None:
-        # An edge, not the tensor: a layer that follows may change the tensor in place.
-        edge = torch.autograd.graph.get_gradient_edge(output)
+    def listen(layer: Any, inputs: tuple, output: Tensor) -> Tensor:
+        # What follows may change its input in place. The copy is no view, so that the edge stays
+        # in the graph; the edge, unlike the copy, keeps the output as it was.
+        copy = output.clone()
+        edge = torch.autograd.graph.get_gradient_edge(copy)
         zeros = output.new_zeros(()).expand(output.shape)
         calls.setdefault(layer, []).append(Call(inputs[0].detach(), edge, zeros))
+        return copy
 
+    posterior.prove(*args, **kwargs)
     with ExitStack() as hooks:
         for layer in dict.fromkeys(linear.layer for linear in maps):
             hooks.callback(layer.register_forward_hook(listen).remove)

@@ -97,9 +97,9 @@ class KroneckerGaussian(nn.Module):
         # What the eigenvectors leave out is taken explicitly: as a difference of norms it would
         # lose all digits where the curvature is far above τ.
         g_rest, a_rest = g - g_held @ self.out_vectors.mT, a - a_held @ self.in_vectors.mT
-        weights = a_held.square() @ (self.eigenvalues() + prior_precision).reciprocal().mT
-        weights = weights + a_rest.square().sum(-1, keepdim=True) / prior_precision
-        rest = a.square().sum(-1) / prior_precision
-        return torch.einsum("cbo,dbo,bo->bcd", g_held, g_held, weights) + torch.einsum(
-            "cbo,dbo,b->bcd", g_rest, g_rest, rest
+        inside = a_held.square() @ (self.eigenvalues() + prior_precision).reciprocal().mT
+        inside = inside + a_rest.square().sum(-1, keepdim=True) / prior_precision
+        outside = a.square().sum(-1, keepdim=True) / prior_precision
+        return torch.einsum("cbo,dbo->bcd", g_held * inside, g_held) + torch.einsum(
+            "cbo,dbo->bcd", g_rest * outside, g_rest
         )

@@ -178,8 +178,8 @@ class LaplacePosterior(Posterior):
             prior_precision: τ; the posterior's own for ``None``.
         """
         like = self.maps[0].matrix()
-        tau = torch.as_tensor(self.prior_precision if prior_precision is None else prior_precision)
-        tau = tau.to(like.device)
+        tau = self.prior_precision if prior_precision is None else prior_precision
+        tau = torch.as_tensor(tau, dtype=torch.double, device=like.device)
         square = sum((linear.matrix().square().sum() for linear in self.maps), like.new_zeros(()))
         volume = sum(
             (gaussian.log_volume(tau) for _, gaussian in self.gaussians()), like.new_zeros(())
@@ -228,6 +228,7 @@ class LaplacePosterior(Posterior):
         mean = passed.logits if torch.is_grad_enabled() else passed.logits.detach()
         return mean, covariances
 
+    @torch.no_grad()
     def predictives(
         self, inputs: Any, prior_precisions: list[float], draws: int
     ) -> Iterator[Predictive]:

@@ -64,7 +64,7 @@ def by_validation(
     device = next(posterior.network.parameters()).device
     totals = [0.0] * len(grid)
     examples = 0
-    with evaluating(posterior), torch.no_grad():
+    with evaluating(posterior):
         for item in loader:
             args, kwargs, labels = to(split(item), device)
             examples += len(labels)
