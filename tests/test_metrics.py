@@ -78,6 +78,16 @@ def test_mutual_information_lies_between_0_and_log_particles(n, classes, scale, 
     assert ((found >= 0) & (found <= math.log(n) + 1e-2)).all()
 
 
+@pytest.mark.parametrize("scale", [10.0, 100.0, 1000.0])
+def test_mutual_information_of_nearly_certain_particles_is_that_of_their_entropies(scale):
+    logits = scale * torch.randn(5, 40, 4, generator=torch.Generator().manual_seed(0))
+    probs = logits.softmax(-1)
+    exact = logits.double().softmax(-1)
+    difference = metrics.entropy(exact.mean(0)) - metrics.expected_entropy(exact)
+    for found in (metrics.mutual_information(probs), metrics.mutual_information(exact)):
+        torch.testing.assert_close(found.double(), difference, atol=1e-5, rtol=1e-5)
+
+
 def test_one_particle_has_no_mutual_information_diversity_or_disagreement():
     one = PARTICLES[:1].float()
     assert metrics.mutual_information(one).abs().max() == 0

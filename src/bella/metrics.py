@@ -130,7 +130,10 @@ def kl(p: Float[Tensor, "*shape classes"], q: Float[Tensor, "*shape classes"]) -
     float32) counts as that: without it one impossible class would make every mean infinite.
     """
     gap = p - q
-    ratio = gap / q.clamp_min(torch.finfo(torch.float32).tiny)
+    # A p far below q rounds to a ratio of -1, whose logarithm would make the term infinite.
+    ratio = (gap / q.clamp_min(torch.finfo(torch.float32).tiny)).clamp_min(
+        torch.finfo(p.dtype).eps - 1
+    )
     return (torch.special.xlog1py(p, ratio) - gap).sum(-1)
 
 

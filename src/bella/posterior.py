@@ -95,13 +95,21 @@ class Posterior(nn.Module):
         Raises:
             BellaError: nothing is shared (the axis opens at the inputs).
         """
-        if not self._proven:
-            with torch.no_grad():
-                self(*args, **kwargs)
+        self.prove(*args, **kwargs)
         if self.shared is None:
             raise BellaError("This posterior opens its particle axis at the inputs: no prefix.")
         batch = next(x for x in tensors_of((args, kwargs)) if x.dim()).shape[0]
         return self.shared.run(args, kwargs, batch)
+
+    def prove(self, *args: Any, **kwargs: Any) -> None:
+        """Find out, by one pass without gradients, whether the prefix can be shared.
+
+        The first pass does so by itself and may run some layers twice; whoever listens to layers
+        calls this before. Later calls do nothing.
+        """
+        if not (self._proven or (args and isinstance(args[0], Stream))):
+            with torch.no_grad():
+                self(*args, **kwargs)
 
     def _resume(self, stream: Stream) -> Any:
         assert self.shared is not None

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -37,18 +38,24 @@ def write_whole(path: Path, write: Callable[[Path], object]) -> None:
 
 
 def own_tensors(posterior: Posterior) -> dict[str, Tensor]:
-    """What a file holds: every tensor that the particles own, and the base if it trains too."""
+    """What a file holds: every tensor that the particles own, and the base if it trains too.
+
+    What a posterior holds beside its network (a curvature, say) is its own as well.
+    """
     if posterior.trains_base:
         state = posterior.network.state_dict(keep_vars=True)
         first = {id(value): name for name, value in reversed(state.items())}
         # Tied weights are one tensor under several names: it is held under the first.
         return {name: value for name, value in state.items() if first[id(value)] == name}
-    return {
+    particles = {
         f"{name}.{key}" if name else key: value
         for name, layer in posterior.layers().items()
         for key, value in layer.state_dict(keep_vars=True).items()
         if not key.startswith("base.")
     }
+    state = posterior.state_dict(keep_vars=True)
+    beside = {name: value for name, value in state.items() if not name.startswith("network.")}
+    return particles | beside
 
 
 def fingerprint(posterior: Posterior) -> str:
@@ -132,7 +139,10 @@ def load(folder: str | Path, network: nn.Module) -> Posterior:
 
 
 def builder(kind: str) -> Callable[..., Posterior]:
-    """The constructor of a kind of posterior.
+    """The constructor of a kind of posterior, from a network and settings.
+
+    It is the function of that name, or ``rebuild`` of its module where that function asks for more
+    than a network.
 
     Raises:
         BellaError: no such kind.
@@ -142,7 +152,8 @@ def builder(kind: str) -> Callable[..., Posterior]:
             f"Posteriors of kind {kind!r} are unknown here: upgrade bella-bnn (this is "
             f"{bella.__version__})."
         )
-    return getattr(bella, kind)
+    make = getattr(bella, kind)
+    return getattr(sys.modules[make.__module__], "rebuild", make)
 
 
 def check_finite(tree: Any, what: str) -> None:
