@@ -595,22 +595,49 @@ def test_the_first_convolution_is_dense_and_norms_train():
     assert {len(groups[1]["params"]), groups[1]["weight_decay"]} == {3, 0.0}
 
 
-def test_fit_hosts_it_whole():
+def fitted(stop=None, **options):
+    """A posterior trained by `bella.fit`, perhaps broken off; its first active set; the record."""
+    torch.manual_seed(0)
     torch.set_default_dtype(torch.float32)
     x = torch.randn(60, 20)
     y = (x[:, 0] > 0).long() + (x[:, 1] > 0).long()
     posterior = bella.sparse_subspace(mlp(), density=0.3, start="network", prior_std=0.3)
     first = posterior.sparse_layers["2"].index.clone()
-    topology = Topology(posterior, steps=60, interval=5)
-    sgd = lambda _: topology.follow(  # noqa: E731
-        torch.optim.SGD(posterior.parameter_groups(5e-4), lr=0.1, momentum=0.9)
-    )
+    topology = Topology(posterior, steps=60, interval=4)
+
+    def sgd(_):
+        groups = posterior.parameter_groups(5e-4)
+        return topology.follow(torch.optim.SGD(groups, lr=0.1, momentum=0.9))
+
+    def instead(step):
+        if step == stop:
+            raise KeyboardInterrupt
+        return topology(step)
+
     record = bella.fit(
-        posterior, (x, y), epochs=15, batch_size=15, optimizer=sgd, instead_of_step=topology,
-        transport="ensemble", clip=None, warmup=0.0, kl_weight=0.01, kl_warmup=5, progress=False,
+        posterior, (x, y), epochs=15, batch_size=15, optimizer=sgd, instead_of_step=instead,
+        transport="ensemble", clip=None, warmup=0.0, kl_weight=0.01, kl_warmup=7, progress=False,
+        **options,
     )  # fmt: skip
+    return posterior, first, record
+
+
+def test_fit_hosts_it_whole():
+    posterior, first, record = fitted()
     assert record.history[-1]["loss"] < 0.8 * record.history[0]["loss"]
-    assert not torch.equal(posterior.sparse_layers["2"].index, first)
+    last = posterior.sparse_layers["2"].index
+    assert len(first) == len(last)
+    assert not torch.equal(first, last)
+
+
+def test_a_run_that_was_broken_off_goes_on_to_the_same_bits(tmp_path):
+    whole, _, _ = fitted()
+    with pytest.raises(KeyboardInterrupt):
+        fitted(stop=34, folder=tmp_path)  # the eighth epoch's last checkpoint is at step 32, due
+    resumed, _, _ = fitted(folder=tmp_path)
+    wanted = whole.network.state_dict()
+    for name, value in resumed.network.state_dict().items():
+        assert torch.equal(value, wanted[name]), name
 
 
 def test_small_networks_for_images_run():
