@@ -83,8 +83,8 @@ def test_a_fresh_head_follows_the_seed_and_leaves_the_callers_random_state():
 def test_lite0_defaults_name_the_last_pointwise_convolutions(imagenet):
     network, _, defaults = imagenet
     names = find(network, defaults.target_modules)
-    assert len(names) == 5
-    assert names[0] == "_blocks.14._expand_conv"
+    assert len(names) == 3
+    assert names[0] == "_blocks.15._expand_conv"
     assert all(network.get_submodule(name).kernel_size == (1, 1) for name in names)
     assert find(network, defaults.modules_to_save) == ["_fc"]
 

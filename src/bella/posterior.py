@@ -308,6 +308,18 @@ class Posterior(nn.Module):
         """Write the particles to ``folder`` (safetensors and JSON); see `bella.storage.save`."""
         return storage.save(self, folder, dtype=dtype)
 
+    def packed(self, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+        """A file's tensors as they are stored; some kinds have a smaller form."""
+        return tensors
+
+    def unpacked(self, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+        """What `packed` was given.
+
+        Raises:
+            BellaError: they are not what `packed` makes.
+        """
+        return tensors
+
 
 def check_prefix(network: nn.Module, shared_prefix: bool | str) -> None:
     """Refuse a place for the particle axis to open that the network does not have.

@@ -93,7 +93,8 @@ def save(posterior: Posterior, folder: str | Path, *, dtype: torch.dtype | None 
         "base": fingerprint(posterior),
         "version": bella.__version__,
     }
-    write_whole(folder / TENSORS, lambda path: save_file(tensors, path))
+    packed = posterior.packed(tensors)
+    write_whole(folder / TENSORS, lambda path: save_file(packed, path))
     write_whole(
         folder / SETTINGS, lambda path: path.write_text(json.dumps(record, indent=2) + "\n")
     )
@@ -124,6 +125,7 @@ def load(folder: str | Path, network: nn.Module) -> Posterior:
         raise BellaError(f"The posterior in {folder} cannot be read: {error}.") from None
     posterior = builder(kind)(network, **settings)
     own = own_tensors(posterior)
+    tensors = posterior.unpacked(tensors)
     fits = own.keys() == tensors.keys() and all(own[k].shape == tensors[k].shape for k in own)
     if not fits or fingerprint(posterior) != base:
         raise BellaError(

@@ -8,17 +8,16 @@ from __future__ import annotations
 
 import gc
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from datetime import date
 from pathlib import Path
-from statistics import fmean, stdev
 from typing import Any
 
 import torch
 from rich.progress import Progress
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, default_collate
 
 import bella
 from bella.errors import BellaError
@@ -41,12 +40,13 @@ from bella.layers.copies import LinearCopies
 from bella.posterior import Point, Posterior
 from bella.predictive import Predictive
 from bella.storage import write_whole
-from bella.training.cache import CachedPrefix
+from bella.training.cache import CachedPrefix, is_fixed
 from bella.training.fit import fit
 from bella.training.progress import progress_bar
 from bella.training.record import plain, read_json, versions, write_json
 from bella.training.settings import Settings, checked
 
+Batches = Callable[[list[int]], Any]
 Outputs = dict[str, tuple[Tensor, Tensor]]
 """For each part of the data: every particle's logits (particles, count, classes) and labels."""
 
@@ -115,9 +115,9 @@ def summary(rows: Sequence[Mapping[str, float]]) -> dict[str, dict[str, Any]]:
     """Mean, spread and values of each figure over the seeds."""
     found = {}
     for name in rows[0]:
-        values = [row[name] for row in rows]
-        spread = stdev(values) if len(values) > 1 else None
-        found[name] = {"mean": fmean(values), "spread": spread, "values": values}
+        values = torch.tensor([row[name] for row in rows], dtype=torch.float64)
+        spread = float(values.std()) if len(values) > 1 else None
+        found[name] = {"mean": float(values.mean()), "spread": spread, "values": values.tolist()}
     return found
 
 
@@ -130,7 +130,8 @@ class Comparison:
         self.folder = folder
         self.settings = settings
         self.bar = bar
-        self.streams: dict[str, CachedPrefix] = {}
+        self.pools: dict[str, Batches] = {}
+        self.entrance: bool | str = False  # where a plain network continues from a stream
         self.pool_features: dict[str, Features] = {}
         self.probes: dict[tuple[int, int], list[Probe]] = {}
         self.strengths: dict[int, float] = {}
@@ -180,8 +181,8 @@ class Comparison:
         if method.derive == "soup":
             base = self.folder / "runs" / f"{method.of}-{seed}"
             posterior = bella.load(base / "posterior", self.task.open(seed).network)
-            entrance = self.stream(split["validation"][0]).template.entrance
-            soup = Point(posterior.soup(), shared_prefix=entrance)
+            self.batches(split["validation"][0])
+            soup = Point(posterior.soup(), shared_prefix=self.entrance)
             costs = _costs_of(base) | {"trainable": 0, "bytes_on_disk": weight_bytes(soup.network)}
             return self.predict(soup, seed), costs
         posterior = self.posterior(seed, method)
@@ -229,19 +230,29 @@ class Comparison:
                 start_heads(head, self.probes_of(seed, method.particles))
         return posterior
 
-    def stream(self, pool: str) -> CachedPrefix:
-        """What the shared prefix makes of a pool, computed once."""
-        if pool not in self.streams:
+    def batches(self, pool: str) -> Batches:
+        """From positions in a pool to a batch: what the shared prefix makes of the images, computed
+        once; or the images, where the network shares no prefix or the data are random."""
+        if pool not in self.pools:
             images = self.task.pools[pool]
-            self.streams[pool] = CachedPrefix(self.posterior(0, FROZEN), images, progress=self.bar)
-        return self.streams[pool]
+            posterior = self.posterior(0, FROZEN).train()
+            if is_fixed(posterior, images, torch.device("cpu")):
+                self.pools[pool] = CachedPrefix(posterior, images, progress=self.bar).batch
+                self.entrance = posterior.shared is not None and posterior.shared.entrances[0]
+            else:
+                self.pools[pool] = lambda rows: default_collate([images[i] for i in rows])
+        return self.pools[pool]
 
     def loader(
         self, pool: str, positions: Sequence[int], batch_size: int = 64, *, shuffle: bool = False
     ) -> DataLoader:
-        """Streams and labels of some images of a pool."""
-        collate = self.stream(pool).batch
-        return DataLoader(positions, batch_size=batch_size, shuffle=shuffle, collate_fn=collate)  # type: ignore[arg-type]
+        """Batches of some images of a pool."""
+        return DataLoader(
+            positions,  # type: ignore[arg-type]
+            batch_size=batch_size,
+            shuffle=shuffle,
+            collate_fn=self.batches(pool),
+        )
 
     def predict(self, posterior: Posterior, seed: int) -> Outputs:
         """Every particle's logits on all parts but the training data."""
@@ -296,7 +307,7 @@ class Comparison:
         }
 
 
-FROZEN = Method("frozen", "frozen network", 1)
+FROZEN = Method("frozen", "frozen network", 1, build={"b_std": 0.0})
 """What the shared prefix and the features are computed with: no method or seed changes them."""
 
 

@@ -48,7 +48,8 @@ METHODS: dict[str, Method] = {
         Method("lora", "single LoRA", 1, _moved("ensemble")),
         Method("lora+temperature", "single + temperature", of="lora", derive="temperature"),
         Method("lora-ensemble", "low-rank ensemble", 5, _moved("ensemble")),
-        # Of T = 1, 100 and 1000 the second had the best validation NLL (docs/results.md).
+        # T = 1, 100 and 1000 have one validation NLL within its noise (docs/results.md); at T = 1
+        # the repulsion is too weak to be seen beside the ensemble.
         Method("bella", "Bella (repulsive)", 5, _moved("repulsive", temperature=100.0)),
         Method("bella-svgd", "Bella (svgd)", 5, _moved("svgd")),
         Method("bella-function", "Bella (function)", 5, _moved("function")),

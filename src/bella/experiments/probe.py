@@ -20,7 +20,7 @@ from bella.layers.copies import LinearCopies
 from bella.posterior import Posterior
 from bella.predictive import Predictive
 
-STRENGTHS = (1e-4, 3e-4, 1e-3, 3e-3, 1e-2, 1e-1)
+STRENGTHS = (1e-4, 3e-4, 1e-3, 3e-3, 1e-2)
 """Inverse strengths of the L2 penalty on standardised features to choose from, on validation."""
 
 Features = tuple[Tensor, Tensor]
@@ -105,15 +105,16 @@ def start_heads(head: nn.Module, probes: Sequence[Probe]) -> None:
 def head_inputs(posterior: Posterior, loader: DataLoader) -> Features:
     """What arrives at the head of a network whose changes are still zero: its frozen features."""
     head = list(posterior.layers().values())[-1]
-    seen: list[Tensor] = []
-    handle = head.register_forward_pre_hook(lambda module, args: seen.append(args[0].flatten(1)))
-    labels = []
+    arrived: list[Tensor] = []
+    handle = head.register_forward_pre_hook(lambda module, args: arrived.append(args[0].flatten(1)))
+    features, labels = [], []
     posterior.eval()
     try:
         for batch in loader:
             args, kwargs, y = split(batch)
             posterior(*args, **kwargs)
+            features.append(arrived[-1])  # the first pass of a posterior may run the head twice
             labels.append(y)
     finally:
         handle.remove()
-    return torch.cat(seen), torch.cat(labels)
+    return torch.cat(features), torch.cat(labels)

@@ -64,7 +64,7 @@ def fixed(parts: Mapping[str, LabelledImages]) -> Callable[[int], dict[str, Plac
     return lambda seed: {name: whole(name, images) for name, images in parts.items()}
 
 
-def elpv_task(shift_limit: int = 600) -> Task:
+def elpv_task(shift_limit: int = 400) -> Task:
     """Solar cells: train on mono cells that the experts agreed on; doubt and poly are shifts.
 
     Each seed splits the mono cells anew, so that the spread over seeds is that of the data too.

@@ -20,11 +20,11 @@ from bella.models.opened import Defaults, Opened, check_counts, seeded
 IMAGE_SIZE = 224
 """Side of the images that the weights were trained on, in pixels."""
 DEFAULTS = Defaults(
-    target_modules=(r"_blocks\.1[45]\._(expand|project)_conv", "_conv_head"),
+    target_modules=(r"_blocks\.15\._(expand|project)_conv", "_conv_head"),
     modules_to_save=("_fc",),
 )
-"""The pointwise convolutions of the last two of 16 blocks and after them: the particles then share
-the earlier blocks, where nearly all the pixels are."""
+"""The pointwise convolutions of the last of 16 blocks and after it: the particles then share the
+earlier blocks, where nearly all the pixels are."""
 
 
 def efficientnet_lite0(

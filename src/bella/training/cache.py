@@ -149,7 +149,12 @@ def is_fixed(posterior: Posterior, data: Data, device: torch.device) -> bool:
         args, kwargs, _ = split(collate([dataset[i] for i in probe]))
         if args and isinstance(args[0], Stream):
             return False
-        stream = posterior.prefix(*to(args, device), **to(kwargs, device))
+        try:
+            stream = posterior.prefix(*to(args, device), **to(kwargs, device))
+        except BellaError:
+            if posterior.shared is None:  # its first pass has just shown that nothing is shared
+                return False
+            raise
         if not stream.outputs:
             return False  # nothing comes before the entrance: nothing to keep
         runs.append([*tensors_of((args, kwargs)), *stream.carried()])

@@ -100,6 +100,8 @@ class Run:
         self.folder = folder
         self.posterior = posterior
         self.instead_of_step = instead_of_step
+        # Accelerate keeps one precision a process; two runs may differ in it.
+        accelerate.state.AcceleratorState._reset_state()
         self.accelerator = accelerate.Accelerator(mixed_precision=settings.precision)
         if self.accelerator.num_processes > 1:
             raise BellaError("bella.fit runs in one process: start it without a launcher.")
@@ -240,7 +242,7 @@ class Run:
             args, kwargs, labels = split(to(batch, self.accelerator.device))
             total += self.backward(args, kwargs, labels, epoch, len(group))
         if not torch.isfinite(total):
-            check_finite([split(batch)[:2] for batch in group], "The training inputs")
+            check_finite([examples_of(batch) for batch in group], "The training inputs")
             raise BellaError(
                 f"The loss became {float(total)} in epoch {epoch + 1}, step {self.step + 1}: lower "
                 "the learning rate or the temperature, or set clip."
@@ -421,6 +423,12 @@ def clip_particles(posterior: Posterior, parameters: Iterable[nn.Parameter], lim
             grad.mul_(factors.view(-1, *[1] * (grad.dim() - 1)).to(grad.dtype))
     if rest:
         nn.utils.clip_grad_norm_(rest, limit)
+
+
+def examples_of(batch: Any) -> Any:
+    """The inputs of a batch; of a stream what differs between examples, not its placeholders."""
+    args, kwargs, _ = split(batch)
+    return args[0].carried() if args and isinstance(args[0], Stream) else (args, kwargs)
 
 
 def examples(data: DataLoader) -> int:

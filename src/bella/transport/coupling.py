@@ -86,6 +86,8 @@ def groups_of(sites: Sequence[Site]) -> list[Group]:
 @torch.no_grad()
 def mean_distance(groups: Sequence[Group]) -> Tensor:
     """Root of the mean square distance of two particles, over all layers together."""
+    if not groups:  # a single network, with nothing to move
+        return torch.zeros(())
     d2 = sum(gram.square_distances(group.inner()).sum() for group in groups if group.in_kernel)
     n = groups[0].sites[0].parameters[0].shape[0]
     return torch.as_tensor(d2 / max(n * (n - 1), 1)).sqrt()
