@@ -14,7 +14,7 @@ import transformers
 from torch import nn
 
 import bella
-from bella.layers.low_rank import LowRankProduct
+from bella.layers.low_rank_layers import LowRankProduct
 from bella.predictive import logits_of
 from helpers import adapted, batch, changes, gradients, mlp
 
@@ -523,15 +523,46 @@ def test_a_head_may_be_any_module():
         assert all(p.grad[i].abs().sum() > 0 for p in posterior.stacked_parameters().values())
 
 
-def test_the_fused_product_has_the_right_gradients():
+@pytest.mark.parametrize("channels_first", [False, True])
+def test_the_fused_product_has_the_right_gradients(channels_first):
     torch.manual_seed(0)
     options = {"dtype": torch.float64, "requires_grad": True}
-    x = torch.randn(2, 3, 4, **options)
+    x = torch.randn(*((6, 4, 2, 2) if channels_first else (6, 3, 4)), **options)
     A, B = torch.randn(2, 2, 4, **options), torch.randn(2, 5, 2, **options)
     weight, bias = torch.randn(5, 4, dtype=torch.float64), torch.randn(5, dtype=torch.float64)
     assert torch.autograd.gradcheck(
-        lambda x, A, B: LowRankProduct.apply(x, weight, bias, A, B, 1.7), (x, A, B)
+        lambda x, A, B: LowRankProduct.apply(x, weight, bias, A, B, 1.7, channels_first), (x, A, B)
     )
+
+
+@pytest.mark.parametrize("transport", ["ensemble", "svgd"])
+def test_activations_may_work_in_place(transport):
+    def build(inplace):
+        torch.manual_seed(0)
+        return nn.Sequential(
+            nn.Conv2d(3, 4, 1),
+            nn.ReLU(inplace),
+            nn.Conv2d(4, 4, 1),
+            nn.ReLU(inplace),
+            nn.Conv2d(4, 4, 3),
+            nn.ReLU(inplace),
+            nn.Flatten(),
+            nn.Linear(16, 5),
+            nn.ReLU(inplace),
+            nn.Linear(5, 3),
+        )
+
+    x, y = torch.randn(4, 3, 4, 4), torch.randint(3, (4,))
+    found = []
+    for inplace in (False, True):
+        targets = ("0", "2", "4", "7", "9")
+        posterior = bella.low_rank(build(inplace), 2, 2, targets, b_std=0.3)
+        move = getattr(bella.transport, transport)(posterior, data_size=10)
+        bella.nll(posterior(x), y).backward()
+        move.step()
+        found.append(gradients(posterior))
+    for key, value in found[0].items():
+        torch.testing.assert_close(value, found[1][key])
 
 
 def test_bfloat16_by_autocast_and_as_the_bases_own():

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from bella.errors import BellaError
 from bella.layers.base import ParticleLayer
 from bella.layers.copies import LinearCopies
-from bella.layers.low_rank import LowRankConv2d, LowRankLayer
+from bella.layers.low_rank_layers import LowRankConv2d, LowRankLayer
 from bella.posterior import Posterior
 
 

@@ -25,7 +25,8 @@ from bella.layers import targets
 from bella.layers.axis import ParticleAxis
 from bella.layers.base import Dense, ParticleLayer, Site
 from bella.layers.copies import copies_of
-from bella.layers.low_rank import is_linear_in_weight, leave_fused_path, refuse_bypassed
+from bella.layers.low_rank import leave_fused_path, refuse_bypassed
+from bella.layers.low_rank_layers import is_linear_in_weight
 from bella.layers.prefix import placeholder
 from bella.layers.vectors import CauchyVector, GaussianVector, PointVector, Start
 from bella.posterior import Posterior
