@@ -12,7 +12,7 @@ demo: .venv/demo.done
 	$(BIN)/bella demo
 
 test: .venv/dev.done
-	$(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2
 
 check: .venv/dev.done
 	$(BIN)/ruff check .
