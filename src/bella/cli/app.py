@@ -59,7 +59,7 @@ def _print_comparison(results: dict[str, Any], folder: Path) -> None:
 
     console = Console()
     # A table is worth more whole than wrapped: wider than the terminal if it must be.
-    console.width = max(console.width, 200)
+    console.width = max(console.width, 230)
     console.print(rich_table(results))
     for said in verdict(results):
         print(f"- {said}")

@@ -48,9 +48,8 @@ METHODS: dict[str, Method] = {
         Method("lora", "single LoRA", 1, _moved("ensemble")),
         Method("lora+temperature", "single + temperature", of="lora", derive="temperature"),
         Method("lora-ensemble", "low-rank ensemble", 5, _moved("ensemble")),
-        # T = 1, 100 and 1000 have one validation NLL within its noise (docs/results.md); at T = 1
-        # the repulsion is too weak to be seen beside the ensemble.
-        Method("bella", "Bella (repulsive)", 5, _moved("repulsive", temperature=100.0)),
+        # The strongest repulsion that costs no validation NLL (docs/results.md).
+        Method("bella", "Bella (repulsive)", 5, _moved("repulsive", temperature=1000.0)),
         Method("bella-svgd", "Bella (svgd)", 5, _moved("svgd")),
         Method("bella-function", "Bella (function)", 5, _moved("function")),
         Method("soup", "soup of Bella", of="bella", derive="soup"),

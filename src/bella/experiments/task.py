@@ -96,7 +96,7 @@ def elpv_task(shift_limit: int = 400) -> Task:
         split,
         {"doubt": "doubt", "shift": "poly"},
         {"epochs": 3, "learning_rate": 1e-3},
-        {"gain": 5.0},
+        {"gain": 10.0},
     )
 
 
@@ -117,7 +117,7 @@ def fashion_task() -> Task:
         fixed(parts),
         {"shift": "corrupted"},
         {"epochs": 3, "learning_rate": 1e-3},
-        {"gain": 5.0},
+        {"gain": 10.0},
     )
 
 
