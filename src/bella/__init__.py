@@ -14,12 +14,17 @@ from typing import Any
 
 __version__ = "0.1.0"
 
-POSTERIORS = ("low_rank",)
+POSTERIORS = ("low_rank", "rank1", "full", "sparse_subspace", "laplace")
 """Kinds of posteriors, each the name of the function that makes one."""
 
 _PLACES = {
     "low_rank": "bella.layers.low_rank",
+    "rank1": "bella.layers.rank1",
+    "full": "bella.layers.full",
+    "sparse_subspace": "bella.layers.sparse_subspace",
+    "laplace": "bella.curvature.laplace",
     "Posterior": "bella.posterior",
+    "Point": "bella.posterior",
     "load": "bella.storage",
     "nll": "bella.predictive",
     "predict": "bella.predictive",

@@ -12,6 +12,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
+from bella import storage
 from bella.errors import BellaError, nearest
 from bella.layers.axis import ParticleAxis, map_tensors, tensors_of
 from bella.layers.base import ParticleLayer, Site
@@ -36,7 +37,10 @@ class Posterior(nn.Module):
     """
 
     kind: ClassVar[str] = ""
-    stochastic: ClassVar[bool] = False
+    trains_base: ClassVar[bool] = False
+    """Whether what the particles share trains too; then it is saved with them, and its batch norm
+    learns its statistics."""
+    stochastic: bool = False
     """Whether two calls draw different weights; then `bella.predict` may take several draws."""
 
     def __init__(
@@ -79,19 +83,11 @@ class Posterior(nn.Module):
             args, kwargs = self._flatten_own((args, kwargs))
             return self._run(tensors[0].shape[1], args, kwargs)
         batch = tensors[0].shape[0]
+        if not self._proven:
+            return self._first_pass(batch, args, kwargs)
         if self.shared is None:
             return self._run_repeated(batch, args, kwargs)
-        try:
-            outputs = self._resume(self.shared.run(args, kwargs, batch))
-            if not self._proven:
-                self._prove(outputs)
-            return outputs
-        except torch.OutOfMemoryError:
-            raise
-        except (BellaError, RuntimeError, IndexError) as error:
-            if self._proven:
-                raise
-            return self._run_unshared(batch, args, kwargs, error)
+        return self._resume(self.shared.run(args, kwargs, batch))
 
     def prefix(self, *args: Any, **kwargs: Any) -> Stream:
         """Run what all particles share, once; hand the result to the posterior, or keep it.
@@ -99,10 +95,21 @@ class Posterior(nn.Module):
         Raises:
             BellaError: nothing is shared (the axis opens at the inputs).
         """
+        self.prove(*args, **kwargs)
         if self.shared is None:
             raise BellaError("This posterior opens its particle axis at the inputs: no prefix.")
         batch = next(x for x in tensors_of((args, kwargs)) if x.dim()).shape[0]
         return self.shared.run(args, kwargs, batch)
+
+    def prove(self, *args: Any, **kwargs: Any) -> None:
+        """Find out, by one pass without gradients, whether the prefix can be shared.
+
+        The first pass does so by itself and may run some layers twice; whoever listens to layers
+        calls this before. Later calls do nothing.
+        """
+        if not (self._proven or (args and isinstance(args[0], Stream))):
+            with torch.no_grad():
+                self(*args, **kwargs)
 
     def _resume(self, stream: Stream) -> Any:
         assert self.shared is not None
@@ -117,23 +124,56 @@ class Posterior(nn.Module):
             args, kwargs = map_tensors(self.axis.repeat, (args, kwargs))
         return self._run(batch, args, kwargs)
 
-    def _prove(self, outputs: Any) -> None:
-        """After the first pass: did everything that the outputs need come through the entrance?"""
-        if any(x.is_floating_point() and bool(x.isnan().any()) for x in tensors_of(outputs)):
-            raise BellaError("something of the shared part is used past the entrance")
-        self._proven = True
+    def _first_pass(self, batch: int, args: tuple, kwargs: dict) -> Any:
+        """One pass that shows whether the prefix can be shared and whether all layers run.
 
-    def _run_unshared(self, batch: int, args: tuple, kwargs: dict, error: Exception) -> Any:
-        """This network cannot share its prefix, or its inputs are bad; the inputs' own error is
-        the honest one when the pass fails without sharing as well."""
+        Raises:
+            BellaError: no layer with particles ran.
+        """
+        ran: set[str] = set()
+        layers = self.layers()
+        handles = [
+            layer.register_forward_hook(lambda *_, name=name: ran.add(name))
+            for name, layer in layers.items()
+        ]
+        try:
+            outputs = self._try_sharing(batch, args, kwargs)
+        finally:
+            for handle in handles:
+                handle.remove()
+        idle = sorted(set(layers) - ran)
+        if idle:
+            said = (
+                f"Layers with particles that did not run: {', '.join(idle)}. Does the network read "
+                "their weight without calling them? Then their particles make no difference."
+            )
+            if not ran:
+                raise BellaError(said)
+            warnings.warn(said, stacklevel=3)
+        self._proven = True
+        return outputs
+
+    def _try_sharing(self, batch: int, args: tuple, kwargs: dict) -> Any:
+        """Share the prefix if this network's outputs allow it; else open the axis at the inputs."""
+        if self.shared is None:
+            return self._run_repeated(batch, args, kwargs)
+        try:
+            outputs = self._resume(self.shared.run(args, kwargs, batch))
+            if not has_nan(outputs):
+                return outputs
+            reason = "something of the shared part is used past the entrance"
+        except torch.OutOfMemoryError:
+            raise
+        except (BellaError, RuntimeError, IndexError) as error:
+            reason = str(error)
+        # Bad inputs fail here as well, with the network's own error.
         outputs = self._run_repeated(batch, args, kwargs)
-        assert self.shared is not None
-        if not any(x.is_floating_point() and bool(x.isnan().any()) for x in tensors_of(outputs)):
+        if not has_nan(outputs):
             warnings.warn(
                 f"Nothing is shared between the particles: the axis cannot open at "
-                f"{' or '.join(self.shared.entrances)} ({error}). "
+                f"{' or '.join(self.shared.entrances)} ({reason}). "
                 "Pass shared_prefix=False to accept this, or name a module to open it at.",
-                stacklevel=3,
+                stacklevel=4,
             )
             self.shared = None
         return outputs
@@ -163,9 +203,9 @@ class Posterior(nn.Module):
         return self.axis.subset(particles)
 
     def train(self, mode: bool = True) -> Posterior:
-        """Training mode; batch norm of the frozen base keeps its statistics."""
+        """Training mode; batch norm of a frozen base keeps its statistics."""
         super().train(mode)
-        frozen = self.network.modules() if mode else ()
+        frozen = self.network.modules() if mode and not self.trains_base else ()
         for module in frozen:
             if isinstance(module, nn.modules.batchnorm._BatchNorm):
                 module.eval()
@@ -186,8 +226,22 @@ class Posterior(nn.Module):
         return [site for layer in self.layers().values() for site in layer.sites()]
 
     def stacked_parameters(self) -> dict[str, nn.Parameter]:
-        """The trainable parameters, each (particles, ...), by name."""
-        return {name: p for name, p in self.network.named_parameters() if p.requires_grad}
+        """The particles' own trainable parameters, each (particles, ...), by name."""
+        return {
+            f"{name}.{key}" if name else key: p
+            for name, layer in self.layers().items()
+            for key, p in layer.named_parameters()
+            if p.requires_grad and not key.startswith("base.")
+        }
+
+    def parameter_groups(self, weight_decay: float) -> list[dict[str, Any]]:
+        """All that trains, as groups for a ``torch.optim`` optimiser.
+
+        Args:
+            weight_decay: torch's, for the parameters that this kind of posterior lets decay.
+        """
+        trained = [p for p in self.network.parameters() if p.requires_grad]
+        return [{"params": trained, "weight_decay": weight_decay}]
 
     def parameters_of(self, particle: int) -> dict[str, Tensor]:
         """One particle's own tensors (views), by name.
@@ -239,13 +293,8 @@ class Posterior(nn.Module):
     def _choose_opening(self, shared_prefix: bool | str) -> SharedPrefix | None:
         if shared_prefix is False:
             return None
-        names = dict(self.network.named_modules())
         if isinstance(shared_prefix, str):
-            if shared_prefix not in names:
-                raise BellaError(
-                    f"shared_prefix={shared_prefix!r} names no module of the network: near names "
-                    f"are {nearest(shared_prefix, names, count=5)}."
-                )
+            check_prefix(self.network, shared_prefix)
             entrances = [shared_prefix]
         else:
             entrances = [entrance_of(self.network, name) for name in self.layers()]
@@ -257,6 +306,49 @@ class Posterior(nn.Module):
 
     def save(self, folder: str | Path, *, dtype: torch.dtype | None = None) -> Path:
         """Write the particles to ``folder`` (safetensors and JSON); see `bella.storage.save`."""
-        from bella.storage import save
+        return storage.save(self, folder, dtype=dtype)
 
-        return save(self, folder, dtype=dtype)
+    def packed(self, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+        """A file's tensors as they are stored; some kinds have a smaller form."""
+        return tensors
+
+    def unpacked(self, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+        """What `packed` was given.
+
+        Raises:
+            BellaError: they are not what `packed` makes.
+        """
+        return tensors
+
+
+def check_prefix(network: nn.Module, shared_prefix: bool | str) -> None:
+    """Refuse a place for the particle axis to open that the network does not have.
+
+    Raises:
+        BellaError: ``shared_prefix`` is a name and names no module.
+    """
+    names = dict(network.named_modules())
+    if isinstance(shared_prefix, str) and shared_prefix not in names:
+        raise BellaError(
+            f"shared_prefix={shared_prefix!r} names no module of the network: near names are "
+            f"{nearest(shared_prefix, names, count=5)}."
+        )
+
+
+def has_nan(outputs: Any) -> bool:
+    """Whether a tensor of the outputs holds a NaN."""
+    return any(x.is_floating_point() and bool(x.isnan().any()) for x in tensors_of(outputs))
+
+
+class Point(Posterior):
+    """One plain network where a posterior is expected: to predict with it, or to evaluate it.
+
+    Args:
+        network: any network; a soup, say, or one particle.
+        shared_prefix: name of the module at which it continues from a `Stream`.
+    """
+
+    kind = "point"
+
+    def __init__(self, network: nn.Module, shared_prefix: bool | str = False):
+        super().__init__(network, ParticleAxis(1), {}, shared_prefix=shared_prefix)

@@ -5,9 +5,10 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from safetensors import SafetensorError
@@ -17,7 +18,9 @@ from torch import Tensor, nn
 import bella
 from bella.errors import BellaError
 from bella.layers.axis import map_tensors
-from bella.posterior import Posterior
+
+if TYPE_CHECKING:
+    from bella.posterior import Posterior
 
 TENSORS = "posterior.safetensors"
 SETTINGS = "posterior.json"
@@ -35,17 +38,28 @@ def write_whole(path: Path, write: Callable[[Path], object]) -> None:
 
 
 def own_tensors(posterior: Posterior) -> dict[str, Tensor]:
-    """Every tensor that the particles own: what a file holds."""
-    return {
+    """What a file holds: every tensor that the particles own, and the base if it trains too.
+
+    What a posterior holds beside its network (a curvature, say) is its own as well.
+    """
+    if posterior.trains_base:
+        state = posterior.network.state_dict(keep_vars=True)
+        first = {id(value): name for name, value in reversed(state.items())}
+        # Tied weights are one tensor under several names: it is held under the first.
+        return {name: value for name, value in state.items() if first[id(value)] == name}
+    particles = {
         f"{name}.{key}" if name else key: value
         for name, layer in posterior.layers().items()
         for key, value in layer.state_dict(keep_vars=True).items()
         if not key.startswith("base.")
     }
+    state = posterior.state_dict(keep_vars=True)
+    beside = {name: value for name, value in state.items() if not name.startswith("network.")}
+    return particles | beside
 
 
 def fingerprint(posterior: Posterior) -> str:
-    """SHA-256 of the frozen base: its parameters and buffers, without what the particles own."""
+    """SHA-256 of the frozen base: its parameters and buffers, without what a file holds."""
     digest = hashlib.sha256()
     own = {id(value) for value in own_tensors(posterior).values()}
     for name, value in posterior.network.state_dict(keep_vars=True).items():
@@ -79,7 +93,8 @@ def save(posterior: Posterior, folder: str | Path, *, dtype: torch.dtype | None 
         "base": fingerprint(posterior),
         "version": bella.__version__,
     }
-    write_whole(folder / TENSORS, lambda path: save_file(tensors, path))
+    packed = posterior.packed(tensors)
+    write_whole(folder / TENSORS, lambda path: save_file(packed, path))
     write_whole(
         folder / SETTINGS, lambda path: path.write_text(json.dumps(record, indent=2) + "\n")
     )
@@ -110,6 +125,7 @@ def load(folder: str | Path, network: nn.Module) -> Posterior:
         raise BellaError(f"The posterior in {folder} cannot be read: {error}.") from None
     posterior = builder(kind)(network, **settings)
     own = own_tensors(posterior)
+    tensors = posterior.unpacked(tensors)
     fits = own.keys() == tensors.keys() and all(own[k].shape == tensors[k].shape for k in own)
     if not fits or fingerprint(posterior) != base:
         raise BellaError(
@@ -123,7 +139,10 @@ def load(folder: str | Path, network: nn.Module) -> Posterior:
 
 
 def builder(kind: str) -> Callable[..., Posterior]:
-    """The constructor of a kind of posterior.
+    """The constructor of a kind of posterior, from a network and settings.
+
+    It is the function of that name, or ``rebuild`` of its module where that function asks for more
+    than a network.
 
     Raises:
         BellaError: no such kind.
@@ -133,7 +152,8 @@ def builder(kind: str) -> Callable[..., Posterior]:
             f"Posteriors of kind {kind!r} are unknown here: upgrade bella-bnn (this is "
             f"{bella.__version__})."
         )
-    return getattr(bella, kind)
+    make = getattr(bella, kind)
+    return getattr(sys.modules[make.__module__], "rebuild", make)
 
 
 def check_finite(tree: Any, what: str) -> None:

@@ -1,12 +1,13 @@
 """Whole copies: a module of which every particle owns all parameters.
 
-Heads of low-rank particles are copies, and so is a whole network for the full-parameter baselines.
-Parameters (and buffers) are stacked to (particles, ...).
+Heads of low-rank particles are copies, batch norms of rank-1 components may be, and so is a whole
+network for the full-parameter baselines. Parameters (and buffers) are stacked to (particles, ...).
 """
 
 from __future__ import annotations
 
 import copy
+from collections.abc import Collection, Sequence
 from typing import Any
 
 import torch
@@ -26,81 +27,110 @@ class Copies(ParticleLayer):
         axis: the posterior's particle axis.
         module: the module; its values are every particle's start.
         in_kernel: whether distances between particles count these parameters.
+        trainable: names of the module's parameters that are copied; the others are frozen, and
+            shared by all particles. ``None`` for all.
     """
 
-    def __init__(self, name: str, axis: ParticleAxis, module: nn.Module, *, in_kernel: bool):
+    def __init__(
+        self,
+        name: str,
+        axis: ParticleAxis,
+        module: nn.Module,
+        *,
+        in_kernel: bool,
+        trainable: Collection[str] | None = None,
+    ):
         super().__init__(name, axis)
-        if not any(True for _ in module.parameters()):
-            raise BellaError(
-                f"modules_to_save names {name!r}, a {type(module).__name__} without parameters: "
-                "name a module that has some."
-            )
         self.in_kernel = in_kernel
         n = axis.particles
         # The template only lends its code. In a list it is no part of the module tree, so its own
         # values are not saved, moved or counted.
         self._template = [module]
-        self.values = nn.ParameterDict(
-            {
-                _key(path): nn.Parameter(value.detach().expand(n, *value.shape).clone())
-                for path, value in module.named_parameters()
-            }
-        )
-        for path, value in module.named_buffers():
-            self.register_buffer(_key(path), value.detach().expand(n, *value.shape).clone())
+        self.values, self.base = nn.ParameterDict(), nn.ParameterDict()
+        self.paths: list[str] = []
+        self.frozen_paths: list[str] = []
+        for path, value in module.named_parameters():
+            if trainable is None or path in trainable:
+                stacked = value.detach().expand(n, *value.shape).clone()
+                self.values[_key(path)] = nn.Parameter(stacked)
+                self.paths.append(path)
+            else:
+                self.base[_key(path)] = value.requires_grad_(False)
+                self.frozen_paths.append(path)
+        for path, buffer in module.named_buffers():
+            self.register_buffer(_key(path), buffer.detach().expand(n, *buffer.shape).clone())
         self.buffer_paths = [path for path, _ in module.named_buffers()]
 
-    def reset(self, seed: int) -> None:
-        """Start every particle differently, by the module's own ``reset_parameters``.
+    def reset(self, seed: int, within: Sequence[str] = ("",)) -> None:
+        """Start every particle differently, by the modules' own ``reset_parameters``.
+
+        Args:
+            seed: decides the starts.
+            within: names of modules inside this one; ``""`` is itself.
 
         Raises:
-            BellaError: no part of the module has ``reset_parameters``.
+            BellaError: no module there has ``reset_parameters``.
         """
-        parts = [part for part in self.template.modules() if hasattr(part, "reset_parameters")]
+        inside = [m for name in within for m in self.template.get_submodule(name).modules()]
+        parts = [m for m in dict.fromkeys(inside) if hasattr(m, "reset_parameters")]
         if not parts:
+            names = ", ".join(repr(f"{self.name}.{name}".strip(".")) for name in within)
             raise BellaError(
-                f"head_init='reset': {self.name!r} has no reset_parameters; use head_init='copy'."
+                f"Nothing in {names} has reset_parameters, so it cannot start anew: leave out "
+                "the reset."
             )
         with torch.random.fork_rng():
             for particle in range(self.axis.particles):
                 torch.manual_seed(seed + 7_919 * particle)
                 for part in parts:
                     part.reset_parameters()  # type: ignore[operator]
-                for path, value in self.template.named_parameters():
-                    self.values[_key(path)].data[particle].copy_(value)
+                start = dict(self.template.named_parameters())
+                for path in self.paths:
+                    self.values[_key(path)].data[particle].copy_(start[path])
 
     @property
     def template(self) -> nn.Module:
         """The module as it was before it was copied."""
         return self._template[0]
 
-    def state_of(self, row: int, stacked: dict[str, tuple[Tensor, ...]]) -> dict[str, Tensor]:
-        """One running particle's parameters and buffers, by their names in the module."""
-        return {path: values[row] for path, values in stacked.items()}
+    def states(self) -> list[dict[str, Tensor]]:
+        """Parameters and buffers of each running particle, by their names in the module."""
+        axis = self.axis
+        # unbind, not indexing: its backward stacks the gradients once instead of filling zeros.
+        values = {path: axis.select(self.values[_key(path)]).unbind(0) for path in self.paths}
+        frozen = {path: self.base[_key(path)] for path in self.frozen_paths}
+        # Indexing, not selecting: statistics are updated in place, so they must be views.
+        return [
+            {path: value[row] for path, value in values.items()}
+            | frozen
+            | {path: getattr(self, _key(path))[particle] for path in self.buffer_paths}
+            for row, particle in enumerate(axis.chosen)
+        ]
+
+    def set_mode(self) -> None:
+        """Give the template this layer's mode; frozen batch norms keep their statistics."""
+        self.template.train(self.training)
+        for path, module in self.template.named_modules():
+            if isinstance(module, nn.modules.batchnorm._BatchNorm) and module.affine:
+                own = [f"{path}.weight".lstrip("."), f"{path}.bias".lstrip(".")]
+                module.train(self.training and any(name in self.paths for name in own))
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """Run each particle's copy on its own rows; open the axis if it is not open yet."""
         axis = self.axis
         first = tensors_of((args, kwargs))[0]
         carries = axis.carries_particles(first)
-        # unbind, not indexing: its backward stacks the gradients once instead of filling zeros.
-        stacked = {
-            path: axis.select(self.values[_key(path)]).unbind(0)
-            for path, _ in self.template.named_parameters()
-        } | {path: axis.select(getattr(self, _key(path))).unbind(0) for path in self.buffer_paths}
+        self.set_mode()
         rows = first.shape[0] // axis.width
         outputs = []
-        for row in range(axis.width):
+        for row, state in enumerate(self.states()):
 
             def own(x: Tensor, row: int = row) -> Tensor:
                 mine = carries and x.dim() and x.shape[0] == rows * axis.width
                 return x[row * rows : (row + 1) * rows] if mine else x
 
             inputs = map_tensors(own, args), map_tensors(own, kwargs)
-            self.template.train(self.training)
-            outputs.append(
-                torch.func.functional_call(self.template, self.state_of(row, stacked), *inputs)
-            )
+            outputs.append(torch.func.functional_call(self.template, state, *inputs))
         axis.is_open = True
         return join(outputs)
 
@@ -112,7 +142,7 @@ class Copies(ParticleLayer):
                 self.values[_key(path)],
                 self.in_kernel,
             )
-            for path, _ in self.template.named_parameters()
+            for path in self.paths
         ]
 
     def merged(self, particle: int | None) -> nn.Module:
@@ -124,17 +154,13 @@ class Copies(ParticleLayer):
                 return stacked[particle]
             return stacked.mean(0) if stacked.is_floating_point() else stacked[0]
 
-        state = {
-            path: pick(self.values[_key(path)].detach()) for path, _ in plain.named_parameters()
-        }
-        state |= {path: pick(getattr(self, _key(path))) for path in self.buffer_paths}
-        for path, value in state.items():
+        for path, parameter in plain.named_parameters():  # in place, so that tied ones stay tied
+            key = _key(path)
+            value = pick(self.values[key]) if key in self.values else self.base[key]
+            parameter.data = value.detach().clone()
+        for path in self.buffer_paths:
             owner, _, leaf = path.rpartition(".")
-            module = plain.get_submodule(owner)
-            if leaf in module._parameters:
-                setattr(module, leaf, nn.Parameter(value.clone(), requires_grad=False))
-            else:
-                setattr(module, leaf, value.clone())
+            setattr(plain.get_submodule(owner), leaf, pick(getattr(self, _key(path))).clone())
         return plain.train(self.training)
 
     def extra_repr(self) -> str:
@@ -165,10 +191,17 @@ class LinearCopies(Copies):
         return y.reshape(rows, *x.shape[1:-1], outputs)
 
 
-def copies_of(name: str, axis: ParticleAxis, module: nn.Module, *, in_kernel: bool) -> Copies:
-    """The fastest kind of copies for this module."""
-    kind = LinearCopies if type(module) is nn.Linear else Copies
-    return kind(name, axis, module, in_kernel=in_kernel)
+def copies_of(
+    name: str,
+    axis: ParticleAxis,
+    module: nn.Module,
+    *,
+    in_kernel: bool,
+    trainable: Collection[str] | None = None,
+) -> Copies:
+    """The fastest kind of copies for this module; see `Copies`."""
+    kind = LinearCopies if type(module) is nn.Linear and trainable is None else Copies
+    return kind(name, axis, module, in_kernel=in_kernel, trainable=trainable)
 
 
 def join(outputs: list[Any]) -> Any:

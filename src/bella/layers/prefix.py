@@ -15,7 +15,7 @@ own arguments, shows NaN in its output; the posterior then opens the axis at the
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -24,7 +24,7 @@ import torch
 from torch import Tensor, nn
 
 from bella.errors import BellaError
-from bella.layers.axis import ParticleAxis, map_tensors
+from bella.layers.axis import ParticleAxis, map_tensors, tensors_of
 from bella.layers.base import ParticleLayer
 
 
@@ -69,6 +69,38 @@ class Stream:
     arrived: Any = None
     outputs: dict[str, list[Any]] = field(default_factory=dict)
 
+    def carried(self) -> list[Tensor]:
+        """The tensors that differ between examples: what to keep to continue from here later.
+
+        Floating inputs of the network are not among them; only their shape is needed again.
+        """
+        kept = [x for x in tensors_of(self.inputs) if not x.is_floating_point()]
+        return [x for x in (*kept, *tensors_of(self.arrived)) if self.per_example(x)]
+
+    def with_carried(self, tensors: Sequence[Tensor]) -> Stream:
+        """The same stream for other examples, given what `carried` returned for them."""
+        batch, rest = tensors[0].shape[0], iter(tensors)
+
+        def shape_only(x: Tensor) -> Tensor:
+            return placeholder(x, batch) if self.per_example(x) else x
+
+        def exchange(x: Tensor) -> Tensor:
+            return next(rest) if self.per_example(x) else x
+
+        return Stream(
+            batch,
+            map_tensors(
+                lambda x: shape_only(x) if x.is_floating_point() else exchange(x), self.inputs
+            ),
+            self.entrance,
+            map_tensors(exchange, self.arrived),
+            {name: map_tensors(shape_only, calls) for name, calls in self.outputs.items()},
+        )
+
+    def per_example(self, x: Tensor) -> bool:
+        """Whether ``x`` has one row for each example."""
+        return x.dim() > 0 and x.shape[0] == self.batch
+
 
 class _ArrivedError(Exception):
     """Stops the first half at the entrance."""
@@ -105,10 +137,7 @@ class SharedPrefix:
             except _ArrivedError:
                 pass
         if not stream.entrance:
-            raise BellaError(
-                f"None of {', '.join(self.entrances)} ran in this pass, so its particles make no"
-                " difference: does the network read a layer's weight without calling the layer?"
-            )
+            raise BellaError(f"None of {', '.join(self.entrances)} ran in this pass.")
         if self.modules is None:
             outermost = [name for name in finished if not _inside(name, finished)]
             self.modules = {name: watched[name] for name in outermost}
@@ -121,10 +150,9 @@ class SharedPrefix:
         rows = axis.width * stream.batch
 
         def folded(x: Tensor) -> Tensor:
-            carries = x.dim() > 0 and x.shape[0] == stream.batch
-            if carries and x.is_floating_point():
+            if x.is_floating_point() and stream.per_example(x):
                 return placeholder(x, rows)
-            return axis.repeat(x) if carries else x
+            return axis.repeat(x)
 
         def enter(module: nn.Module, args: tuple, kwargs: dict) -> Any:
             if axis.is_open:
@@ -137,7 +165,7 @@ class SharedPrefix:
         with ExitStack() as patches, axis.running(stream.batch):
             for name, calls in stream.outputs.items():
                 module = self.network.get_submodule(name)
-                patches.enter_context(self._answering(module, iter(calls), stream.batch))
+                patches.enter_context(self._answering(module, iter(calls), stream))
             patches.enter_context(self._entrance(stream.entrance, enter))
             args, kwargs = map_tensors(folded, stream.inputs)
             return self.network(*args, **kwargs)
@@ -147,7 +175,7 @@ class SharedPrefix:
         return _removed(module.register_forward_pre_hook(hook, with_kwargs=True, prepend=True))
 
     @contextmanager
-    def _answering(self, module: nn.Module, calls: Iterator[Any], batch: int) -> Iterator[None]:
+    def _answering(self, module: nn.Module, calls: Iterator[Any], stream: Stream) -> Iterator[None]:
         """Until the axis opens, ``module`` answers with placeholders instead of running."""
         axis, forward = self.axis, module.forward
 
@@ -155,9 +183,7 @@ class SharedPrefix:
             if axis.is_open or (output := next(calls, None)) is None:
                 return forward(*args, **kwargs)
             return map_tensors(
-                lambda x: (
-                    placeholder(x, axis.width * batch) if x.dim() and x.shape[0] == batch else x
-                ),
+                lambda x: placeholder(x, axis.width * stream.batch) if stream.per_example(x) else x,
                 output,
             )
 

@@ -12,6 +12,11 @@ from bella.errors import BellaError, nearest
 Targets = str | Sequence[str]
 
 
+def as_list(targets: Targets | None) -> list[str] | None:
+    """Targets as JSON holds them."""
+    return [targets] if isinstance(targets, str) else None if targets is None else list(targets)
+
+
 def matches(name: str, target: str) -> bool:
     """Whether module ``name`` is meant by ``target``: a name, a dotted suffix, or a whole regex."""
     if name == target or name.endswith(f".{target}"):

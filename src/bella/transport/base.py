@@ -19,7 +19,7 @@ from torch import Tensor
 from bella.errors import BellaError
 from bella.layers.base import Factors
 from bella.posterior import Posterior
-from bella.transport.coupling import Group, add_to_grad, groups_of, wide
+from bella.transport.coupling import Group, add_to_grad, groups_of, mean_distance, wide
 
 Prior = Literal["uniform", "factors", "delta"]
 
@@ -33,9 +33,8 @@ class Transport:
         temperature: T of the posterior p(θ | D)^(1/T); 1 is Bayes'. 0 turns the coupling off.
         gamma: the paper's γ instead of a temperature: T = γ N / n.
         prior: ``uniform`` (improper; the paper's), ``factors``: N(0, τ²) on the elements of A and
-            B, or ``delta``: N(0, τ²) on the elements of the change Δ. A head's copies have
-            the prior N(0, τ²) with both. Do not add an optimiser's weight decay to it: that is a prior on
-            factors as well.
+            B, or ``delta``: N(0, τ²) on the elements of the change Δ; heads have N(0, τ²) with
+            both. Do not add an optimiser's weight decay to it: that is a prior on factors as well.
         prior_std: τ.
         warmup: steps over which coupling rises from 0 to its strength. At the usual start (B = 0)
             all particles are one point, and repulsion is undirected there.
@@ -130,6 +129,10 @@ class Transport:
         for samples of the posterior and far below 1 for a few particles in many dimensions."""
         return {name: float(value) for name, value in self._log.items()}
 
+    def distance(self) -> float:
+        """Root of the mean square distance ‖Δ_i - Δ_j‖ of two particles, as they are now."""
+        return float(mean_distance(self.groups))
+
     def prepare(self, *args: Any, **kwargs: Any) -> None:
         """Called with a batch's inputs before its particles run in several passes."""
 
@@ -152,7 +155,7 @@ class Transport:
             return
         weight = 1 / (self.prior_std**2 * self.data_size)
         for group in self.groups:
-            if self.prior == "delta" and group.low_rank:
+            if self.prior == "delta":
                 group.add_to_grad(group.pull(self.prior_weights(group)), weight)
             else:
                 for site in group.sites:

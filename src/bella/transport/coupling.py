@@ -83,6 +83,16 @@ def groups_of(sites: Sequence[Site]) -> list[Group]:
     return [Group(members) for members in fused.values()]
 
 
+@torch.no_grad()
+def mean_distance(groups: Sequence[Group]) -> Tensor:
+    """Root of the mean square distance of two particles, over all layers together."""
+    if not groups:  # a single network, with nothing to move
+        return torch.zeros(())
+    d2 = sum(gram.square_distances(group.inner()).sum() for group in groups if group.in_kernel)
+    n = groups[0].sites[0].parameters[0].shape[0]
+    return torch.as_tensor(d2 / max(n * (n - 1), 1)).sqrt()
+
+
 @dataclass(frozen=True)
 class Measurement:
     """Kernel matrices, one entry for each group.
@@ -90,7 +100,7 @@ class Measurement:
     Attributes:
         k: k_ij per layer; groups that only follow hold the kernel of the others.
         slope: -2 ∂k/∂‖Δ_i - Δ_j‖² per layer; zero for groups that only follow.
-        distance: mean of the square distances over pairs and layers.
+        distance: mean over pairs of the square distance over all layers.
         width: mean bandwidth σ².
         mean_k: mean of k_ij over pairs i ≠ j.
     """
@@ -169,7 +179,7 @@ class Coupling:
                 next(rows_slope) if group.in_kernel else mean.new_zeros(len(group.sites), n, n)
                 for group in self.groups
             ],
-            distance=d2.sum() / (pairs * len(d2)),
+            distance=d2.sum() / pairs,
             width=width.mean(),
             mean_k=(mean.sum() - mean.diagonal().sum()) / pairs,
         )

@@ -81,4 +81,6 @@ def square_distances(
 
 def differences(weights: Float[Tensor, "*layers n n"]) -> Float[Tensor, "*layers n n"]:
     """The matrix M with Σ_j M_ij Δ_j = Σ_j weights_ij (Δ_i - Δ_j)."""
+    # The diagonal multiplies zero; where a kernel is steep there it would only add rounding.
+    weights = weights - torch.diag_embed(weights.diagonal(dim1=-2, dim2=-1))
     return torch.diag_embed(weights.sum(-1)) - weights

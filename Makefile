@@ -1,0 +1,44 @@
+# make demo   the main job on real data: trains, prints the table, writes runs/demo-elpv/report.md
+# make test   the tests
+# make check  lint, format and types
+# make bench  the benchmarks behind docs/performance.md
+PYTHON ?= python3
+BIN := .venv/bin
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
+
+.PHONY: demo test check bench clean
+
+demo: .venv/demo.done
+	$(BIN)/bella demo
+
+test: .venv/dev.done
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2
+
+check: .venv/dev.done
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+bench: .venv/dev.done
+	$(BIN)/python benchmarks/step.py --write
+	$(BIN)/python benchmarks/step.py --batch 1 --write
+
+.venv/bin/python:
+	$(PYTHON) -c 'import sys; sys.exit("bella needs Python 3.11 or newer") if sys.version_info < (3, 11) else None'
+	$(PYTHON) -m venv .venv
+
+# torch goes first and alone: its version is pinned, and pip then leaves it as it is.
+.venv/demo.done: .venv/bin/python pyproject.toml constraints.txt requirements-demo.txt
+	@echo "Installing (once; torch is the large part)"
+	$(PIP) torch
+	$(PIP) --editable '.[demo]'
+	$(PIP) --no-deps --requirement requirements-demo.txt
+	@touch $@
+
+.venv/dev.done: .venv/demo.done
+	@echo "Installing what the tests need (once)"
+	$(PIP) --editable '.[dev]'
+	@touch $@
+
+clean:
+	rm -rf .venv runs

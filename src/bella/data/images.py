@@ -1,0 +1,210 @@
+"""From an image file to the tensor a network was trained on.
+
+A preprocessing is one box and one affine map: choose a box of the picture (all of it, its centre,
+or a random part while training), resample that box to the network's size in a single step, and
+normalise its pixels.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image, ImageOps
+from torch import Tensor
+
+from bella.errors import BellaError, nearest
+
+IMAGENET_MEAN = (123.675, 116.28, 103.53)
+"""Mean of ImageNet's red, green and blue, in pixel units 0..255."""
+IMAGENET_STD = (58.395, 57.12, 57.375)
+"""Standard deviation of ImageNet's red, green and blue, in pixel units 0..255."""
+
+Box = tuple[float, float, float, float]
+"""Left, top, right, bottom, in pixels of the picture."""
+
+
+def _uniform(low: float, high: float) -> float:
+    """A draw from torch's global generator, which `DataLoader` seeds anew in every worker."""
+    return low + (high - low) * float(torch.rand(()))
+
+
+@dataclass(frozen=True)
+class Augment:
+    """Random crops and flips for training (Szegedy et al. 2015, section 6), from torch's generator.
+
+    Args:
+        flip: probability of mirroring left to right, in 0..1.
+        scale: range of the share of the box's area that is kept, in 0..1.
+        ratio: range of the change of its aspect; the draw is uniform in the logarithm.
+    """
+
+    flip: float = 0.5
+    scale: tuple[float, float] = (0.6, 1.0)
+    ratio: tuple[float, float] = (3 / 4, 4 / 3)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "scale", tuple(self.scale))
+        object.__setattr__(self, "ratio", tuple(self.ratio))
+        if not 0 <= self.flip <= 1:
+            raise BellaError(f"flip={self.flip} is a probability: give a number from 0 to 1.")
+        if not 0 < self.scale[0] <= self.scale[1] <= 1:
+            raise BellaError(f"scale={self.scale} must be a range within (0, 1], e.g. (0.6, 1.0).")
+        if not 0 < self.ratio[0] <= self.ratio[1]:
+            raise BellaError(f"ratio={self.ratio} must be a range of positive numbers.")
+
+    def draw_box(self, box: Box) -> Box:
+        """A random box within ``box``."""
+        left, top, right, bottom = box
+        side = math.sqrt(_uniform(*self.scale))
+        stretch = math.exp(_uniform(*map(math.log, self.ratio)) / 2)
+        width = (right - left) * min(side * stretch, 1.0)
+        height = (bottom - top) * min(side / stretch, 1.0)
+        left = _uniform(left, right - width)
+        top = _uniform(top, bottom - height)
+        return left, top, left + width, top + height
+
+    def draw_flip(self) -> bool:
+        """Whether to mirror this time."""
+        return _uniform(0.0, 1.0) < self.flip
+
+
+@dataclass(frozen=True)
+class Preprocess:
+    """Turn a PIL image into the float32 tensor (3, height, width) that a network expects.
+
+    The tensor is (pixel - mean) / std with pixels in 0..255. Resampling is antialiased.
+
+    Args:
+        size: (height, width) of the tensor, or one number for both.
+        mean: per channel or one number for all, in pixel units 0..255.
+        std: likewise.
+        crop: ``None`` squeezes the whole picture into ``size``; a share in (0, 1] keeps its aspect
+            and takes that share of the largest centred box (0.875 is the habit of ImageNet).
+        interpolation: a name of PIL's ``Image.Resampling``.
+        augment: random crops and flips on top; see :meth:`plain`.
+
+    Raises:
+        BellaError: an argument is out of its range.
+    """
+
+    size: int | Sequence[int]
+    mean: float | Sequence[float] = IMAGENET_MEAN
+    std: float | Sequence[float] = IMAGENET_STD
+    crop: float | None = None
+    interpolation: str = "bilinear"
+    augment: Augment | None = None
+
+    def __post_init__(self) -> None:
+        # One form inside, so that equal preprocessings compare equal and survive JSON.
+        for name, count, kind in (("size", 2, int), ("mean", 3, float), ("std", 3, float)):
+            value: Any = getattr(self, name)
+            values = tuple(value) if isinstance(value, Sequence) else (value,) * count
+            if len(values) != count:
+                raise BellaError(f"{name}={value} must be one number or {count} of them.")
+            object.__setattr__(self, name, tuple(kind(v) for v in values))
+        if min(self.height, self.width) < 1:
+            raise BellaError(f"size={self.size} must be positive, in pixels.")
+        if min(self._channels("std").flatten().tolist()) <= 0:
+            raise BellaError(f"std={self.std} must be positive, in pixel units 0..255.")
+        if self.crop is not None and not 0 < self.crop <= 1:
+            raise BellaError(f"crop={self.crop} is a share of the picture: give None or (0, 1].")
+        known = [method.name.lower() for method in Image.Resampling]
+        if self.interpolation not in known:
+            raise BellaError(
+                f"interpolation={self.interpolation!r} is unknown: near are "
+                f"{nearest(self.interpolation, known)}."
+            )
+
+    @property
+    def height(self) -> int:
+        """Rows of the tensor."""
+        return self.size[0]  # type: ignore[index]
+
+    @property
+    def width(self) -> int:
+        """Columns of the tensor."""
+        return self.size[1]  # type: ignore[index]
+
+    def _channels(self, name: str) -> Tensor:
+        return torch.tensor(getattr(self, name), dtype=torch.float32).view(3, 1, 1)
+
+    def _box(self, width: int, height: int) -> Box:
+        """The box of a ``width`` by ``height`` picture that becomes the tensor."""
+        if self.crop is None:
+            return 0.0, 0.0, float(width), float(height)
+        pixels = self.crop * min(width / self.width, height / self.height)
+        kept_width, kept_height = pixels * self.width, pixels * self.height
+        left, top = (width - kept_width) / 2, (height - kept_height) / 2
+        return left, top, left + kept_width, top + kept_height
+
+    def __call__(self, image: Image.Image) -> Tensor:
+        """The tensor of one picture."""
+        box = self._box(*image.size)
+        mirror = False
+        if self.augment is not None:
+            box, mirror = self.augment.draw_box(box), self.augment.draw_flip()
+        # Rounding must not push the box over the picture's edge.
+        box = (max(box[0], 0), max(box[1], 0), min(box[2], image.width), min(box[3], image.height))
+        method = Image.Resampling[self.interpolation.upper()]
+        image = image.convert("RGB").resize((self.width, self.height), method, box=box)
+        if mirror:
+            image = ImageOps.mirror(image)
+        pixels = torch.from_numpy(np.array(image)).permute(2, 0, 1).to(torch.float32)
+        return ((pixels - self._channels("mean")) / self._channels("std")).contiguous()
+
+    def plain(self) -> Preprocess:
+        """The same without augmentation: what every part but the training part wants."""
+        return dataclasses.replace(self, augment=None)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values for JSON."""
+        return dataclasses.asdict(self)
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> Preprocess:
+        """The preprocessing that ``to_dict`` wrote down, also after a trip through JSON.
+
+        Raises:
+            BellaError: an unknown or missing entry.
+        """
+        values = dict(values)
+        try:
+            if values.get("augment") is not None:
+                values["augment"] = Augment(**values["augment"])
+            return cls(**values)
+        except TypeError as error:
+            raise BellaError(f"This is not a preprocessing that bella saved: {error}.") from error
+
+
+def load_image(path: str | Path) -> Image.Image:
+    """Read one image as 8-bit RGB, upright.
+
+    16-bit grey images are scaled to 8 bits (PIL itself would clip them at 255).
+
+    Raises:
+        BellaError: the file is missing, is no image, is cut short, or has pixels without a range.
+    """
+    try:
+        with Image.open(path) as opened:
+            image = ImageOps.exif_transpose(opened)
+    except FileNotFoundError as error:
+        raise BellaError(f"There is no image at {path}: check the path.") from error
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        raise BellaError(
+            f"{path} cannot be read as an image ({error}): replace it or take it out of the data."
+        ) from error
+    if image.mode.startswith("I;16"):
+        image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
+    if image.mode in ("I", "F"):
+        raise BellaError(
+            f"{path} has pixels of mode {image.mode!r}, whose range is not known: save it with 8 "
+            "or 16 bits."
+        )
+    return image.convert("RGB")

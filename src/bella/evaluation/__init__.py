@@ -1,0 +1,1 @@
+"""What a posterior bought: figures, costs and calibration from its outputs alone."""

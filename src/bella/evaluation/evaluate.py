@@ -1,0 +1,175 @@
+"""`bella.evaluate`: every figure of a posterior on a data set, by name."""
+
+from __future__ import annotations
+
+import math
+import operator
+import time
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from rich.progress import Progress
+from torch import Tensor
+
+from bella import metrics
+from bella.inputs import split, to
+from bella.posterior import Posterior
+from bella.predictive import Average, Predictive, predict
+
+PATIENCE = 2.0
+"""Seconds after which a bar is worth showing."""
+
+
+def collect(
+    posterior: Posterior,
+    loader: Any,
+    *,
+    draws: int = 1,
+    particles_per_pass: int | None = None,
+    average: Average = "probs",
+    progress: Progress | None = None,
+) -> tuple[Predictive, Tensor]:
+    """Predict a whole loader.
+
+    Args:
+        posterior: any posterior.
+        loader: of (inputs, labels) or mappings with ``labels``.
+        draws: see `bella.predict`.
+        particles_per_pass: see `bella.predict`.
+        average: see `Predictive`.
+        progress: a display to show a bar in, from the second second on.
+
+    Returns:
+        The predictive and the labels of all examples, on the CPU.
+
+    Raises:
+        BellaError: the loader is empty.
+    """
+    device = next(posterior.parameters()).device
+    total = operator.length_hint(loader) or None
+    task = progress.add_task("predicting", total=total, visible=False) if progress else None
+    start = time.monotonic()
+    parts, labels = [], []
+    for batch in loader:
+        args, kwargs, y = split(batch)
+        inputs: Any = to(kwargs or args, device)
+        predictive = predict(
+            posterior, inputs, draws=draws, particles_per_pass=particles_per_pass, average=average
+        )
+        parts.append(Predictive(predictive.logits.cpu(), average))
+        labels.append(y.cpu())
+        if progress and task is not None:
+            progress.update(task, advance=1, visible=time.monotonic() - start > PATIENCE)
+    if progress and task is not None:
+        progress.remove_task(task)
+    return Predictive.cat(parts), torch.cat(labels)
+
+
+def evaluate(
+    posterior: Posterior,
+    loader: Any,
+    *,
+    ood: Any = None,
+    temperature: float | None = None,
+    draws: int = 1,
+    particles_per_pass: int | None = None,
+    average: Average = "probs",
+    progress: Progress | None = None,
+) -> dict[str, float]:
+    """All figures of a posterior.
+
+    Args:
+        posterior: any posterior.
+        loader: in-distribution data.
+        ood: a loader of shifted or foreign data, or a mapping of names to loaders. Their labels
+            may be out of range (-1) where there are none.
+        temperature: divide all logits by it.
+        draws: see `bella.predict`.
+        particles_per_pass: see `bella.predict`.
+        average: see `Predictive`.
+        progress: a display to show bars in.
+
+    Returns:
+        The figures of `evaluate_predictive`.
+
+    Raises:
+        BellaError: no data, or labels that do not fit the classes.
+    """
+    named = ood if isinstance(ood, Mapping) else {} if ood is None else {"ood": ood}
+
+    def run(data: Any) -> tuple[Predictive, Tensor]:
+        predictive, labels = collect(
+            posterior,
+            data,
+            draws=draws,
+            particles_per_pass=particles_per_pass,
+            average=average,
+            progress=progress,
+        )
+        return predictive if temperature is None else predictive.tempered(temperature), labels
+
+    predictive, labels = run(loader)
+    return evaluate_predictive(
+        predictive, labels, ood={name: run(data) for name, data in named.items()}
+    )
+
+
+def evaluate_predictive(
+    predictive: Predictive,
+    labels: Tensor,
+    *,
+    ood: Mapping[str, tuple[Predictive, Tensor]] | None = None,
+) -> dict[str, float]:
+    """All figures of what `collect` returned, so that nothing is run twice.
+
+    Args:
+        predictive: predictions on in-distribution data.
+        labels: their class numbers.
+        ood: by name, the predictions on other data and their labels.
+
+    Returns:
+        ``accuracy``, ``nll``, ``brier`` (0 to 2), ``ece``, ``adaptive_ece``; mean ``entropy`` and
+        ``mutual_information`` (nats), the latter also of correct answers (``mi_correct``) and of
+        wrong ones (``mi_wrong``); ``auroc_errors_entropy`` and ``auroc_errors_mi``, how well each
+        uncertainty tells errors; ``aurc``, by entropy; ``diversity`` and ``disagreement``.
+        For each other set also ``auroc_NAME_entropy``, ``auroc_NAME_mi``, ``entropy_NAME``,
+        ``mi_NAME`` and, where all its labels are valid, ``accuracy_NAME``, ``nll_NAME`` and
+        ``ece_NAME``. A figure of what does not occur (``mi_wrong`` without errors) is NaN.
+
+    Raises:
+        BellaError: no data, or labels that do not fit the classes.
+    """
+    probs, mi = predictive.probs, predictive.mutual_information
+    metrics.check(probs, labels)
+    wrong = predictive.predictions != labels
+    found = {
+        "accuracy": metrics.accuracy(probs, labels),
+        "nll": predictive.nll(labels),
+        "brier": metrics.brier(probs, labels),
+        "ece": metrics.ece(probs, labels),
+        "adaptive_ece": metrics.adaptive_ece(probs, labels),
+        "entropy": float(predictive.entropy.mean()),
+        "mutual_information": float(mi.mean()),
+        "mi_correct": _mean(mi[~wrong]),
+        "mi_wrong": _mean(mi[wrong]),
+        "auroc_errors_entropy": metrics.auroc_errors(probs, labels, predictive.entropy),
+        "auroc_errors_mi": metrics.auroc_errors(probs, labels, mi),
+        "aurc": metrics.aurc(probs, labels, predictive.entropy),
+        "diversity": metrics.diversity(predictive.particle_probs),
+        "disagreement": metrics.disagreement(predictive.particle_probs),
+    }
+    for name, (other, truth) in (ood or {}).items():
+        found[f"auroc_{name}_entropy"] = metrics.auroc_between(predictive.entropy, other.entropy)
+        found[f"auroc_{name}_mi"] = metrics.auroc_between(mi, other.mutual_information)
+        found[f"entropy_{name}"] = float(other.entropy.mean())
+        found[f"mi_{name}"] = float(other.mutual_information.mean())
+        if bool(((truth >= 0) & (truth < other.probs.shape[1])).all()):
+            found[f"accuracy_{name}"] = metrics.accuracy(other.probs, truth)
+            found[f"nll_{name}"] = other.nll(truth)
+            found[f"ece_{name}"] = metrics.ece(other.probs, truth)
+    return found
+
+
+def _mean(values: Tensor) -> float:
+    return float(values.mean()) if len(values) else math.nan

@@ -1,0 +1,131 @@
+"""The demo: a pre-trained network becomes Bayesian on real images, and the report says what for."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from bella.experiments.compare import compare, read_outputs
+from bella.experiments.methods import DEMO, METHODS
+from bella.experiments.task import Task, task_named
+from bella.predictive import Predictive
+from bella.report import pictures
+from bella.report.tables import markdown_table, verdict
+from bella.storage import write_whole
+from bella.training.record import read_json
+
+TOLD = "bella"
+"""The method whose uncertainties the pictures show."""
+
+
+def demo(
+    data: str = "elpv",
+    *,
+    folder: str | Path,
+    seeds: int = 3,
+    progress: bool = True,
+    **settings: Any,
+) -> dict[str, Any]:
+    """Compare the demo's methods on a task; write ``results.json``, ``report.md`` and pictures.
+
+    Args:
+        data: ``elpv`` or ``fashion-mnist``.
+        folder: for everything that is written.
+        seeds: how many training seeds.
+        progress: show bars.
+        **settings: of `bella.fit`.
+
+    Returns:
+        The results, see `compare`.
+
+    Raises:
+        BellaError: unknown data.
+        MissingExtraError: data or network are not installed.
+    """
+    folder = Path(folder)
+    task = task_named(data)
+    results = compare(task, DEMO, seeds=seeds, folder=folder, progress=progress, **settings)
+    drawn = draw(task, folder)
+    write_whole(folder / "report.md", lambda path: path.write_text(report(results, drawn)))
+    return results
+
+
+def draw(task: Task, folder: Path) -> dict[str, Path]:
+    """All pictures, from the predictions of seed 0."""
+    told = read_outputs(folder / "runs" / f"{TOLD}-0")
+    predictive = {part: Predictive(logits) for part, (logits, _) in told.items()}
+    shown = {}
+    test: Any = task.part("test", 0)
+    labels = [task.classes[label] for label in test.labels]
+    shown["The most and the least certain test images"] = pictures.extremes(
+        folder / "extremes.png", test, predictive["test"], labels, task.classes
+    )
+    if "doubt" in task.pools:
+        doubt: Any = task.part("doubt", 0)
+        labels = [f"defect {p:.2f}" for p in doubt.probability]
+        shown["The same among the cells that experts doubted"] = pictures.extremes(
+            folder / "doubt.png", doubt, predictive["doubt"], labels, task.classes
+        )
+    shown["Uncertainty by group"] = pictures.densities(
+        folder / "densities.png", groups(task, predictive), f"{METHODS[TOLD].title}: {task.title}"
+    )
+    compared = ("lora", "lora+temperature", "lora-ensemble", "bella", "bella-svgd")
+    outputs = {name: read_outputs(folder / "runs" / f"{name}-0") for name in compared}
+    shown["Reliability on the test set"] = pictures.reliability(
+        folder / "reliability.png",
+        {METHODS[name].title: Predictive(found["test"][0]) for name, found in outputs.items()},
+        told["test"][1],
+    )
+    moved = ("lora-ensemble", "bella", "bella-svgd")
+    shown["Distance of two particles"] = pictures.distances(
+        folder / "distances.png",
+        {
+            METHODS[name].title: read_json(
+                folder / "runs" / f"{name}-0" / "posterior" / "run.json"
+            )["trace"]
+            for name in moved
+        },
+    )
+    return shown
+
+
+def groups(task: Task, predictive: dict[str, Predictive]) -> dict[str, Predictive]:
+    """Test examples by right and wrong answer (or expert label), and the shifted parts."""
+    test: Any = task.part("test", 0)
+    found = {}
+    if hasattr(test, "probability"):
+        for value in (0.0, 1.0):
+            rows = [i for i, p in enumerate(test.probability) if p == value]
+            found[f"mono, defect {value:.0f}"] = Predictive(predictive["test"].logits[:, rows])
+        doubt: Any = task.part("doubt", 0)
+        for low, name in ((True, "1/3"), (False, "2/3")):
+            rows = [i for i, p in enumerate(doubt.probability) if (p < 0.5) == low]
+            found[f"mono, defect {name}"] = Predictive(predictive["doubt"].logits[:, rows])
+        found["poly"] = predictive["poly"]
+        return found
+    return {part: predictive[part] for part in predictive if part != "validation"}
+
+
+def report(results: dict[str, Any], drawn: dict[str, Path]) -> str:
+    """The page: table, words and pictures."""
+    parts = ", ".join(f"{name} {count}" for name, count in results["parts"].items())
+    lines = [
+        f"# {results['title']}",
+        "",
+        f"{results['seeds']} seeds, {results['seconds']:.0f} s in all on "
+        f"{results['versions']['machine']}. Images: {parts}. Settings: {results['settings']}.",
+        "",
+        markdown_table(results),
+        "",
+        "`±` is the standard deviation over seeds. All heads start from the probe. "
+        "H: entropy, MI: mutual information, as a score for errors, doubt and shift (AUROC; "
+        "0.5 is chance). NLL in nats, Brier from 0 to 2.",
+        "",
+        "## What the particles bought, and what they did not",
+        "",
+        *(f"- {said}" for said in verdict(results)),
+        "",
+    ]
+    for title, path in drawn.items():
+        lines += [f"## {title}", "", f"![{title}]({path.name})", ""]
+    return "\n".join(lines)

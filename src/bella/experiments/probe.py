@@ -1,0 +1,120 @@
+"""The linear probe: logistic regression on a frozen network's features.
+
+It is a row of every table, because whatever trains more has to beat it, and it is where the heads
+of all other rows start (Kumar et al. 2022: probe first, then fine-tune). Several particles start
+from probes on resamples of the data; those probes alone are the cheapest ensemble there is.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.utils.data import DataLoader
+
+from bella.errors import BellaError, require
+from bella.inputs import split
+from bella.layers.copies import LinearCopies
+from bella.posterior import Posterior
+from bella.predictive import Predictive
+
+STRENGTHS = (1e-4, 3e-4, 1e-3, 3e-3, 1e-2)
+"""Inverse strengths of the L2 penalty on standardised features to choose from, on validation."""
+
+Features = tuple[Tensor, Tensor]
+"""Features (count, size) and labels (count,)."""
+
+
+@dataclass(frozen=True)
+class Probe:
+    """A linear classifier of features: logits = weight x + bias.
+
+    Attributes:
+        weight: (classes, size).
+        bias: (classes,).
+    """
+
+    weight: Tensor
+    bias: Tensor
+
+    def logits(self, features: Tensor) -> Tensor:
+        """(1, count, classes): one particle's logits."""
+        return (features @ self.weight.mT + self.bias).unsqueeze(0)
+
+
+def fit_probe(train: Features, strength: float, weights: Tensor | None = None) -> Probe:
+    """Logistic regression on standardised features.
+
+    Args:
+        train: features and labels.
+        strength: inverse of the L2 penalty's.
+        weights: how often each example counts; once by default.
+    """
+    linear = require("sklearn.linear_model", "fit")
+    x, y = train
+    scale = x.std(0).clamp_min(1e-6)
+    model = linear.LogisticRegression(C=strength, max_iter=1000)
+    counts = None if weights is None else weights.numpy()
+    model.fit((x / scale).numpy(), y.numpy(), sample_weight=counts)
+    weight = torch.from_numpy(model.coef_).float() / scale
+    bias = torch.from_numpy(model.intercept_).float()
+    if len(weight) == 1:  # of two classes scikit-learn gives the difference of their logits
+        weight, bias = torch.cat([-weight, weight]) / 2, torch.cat([-bias, bias]) / 2
+    return Probe(weight, bias)
+
+
+def choose_strength(train: Features, validation: Features) -> float:
+    """The strength with the lowest NLL on validation data."""
+
+    def loss(strength: float) -> float:
+        logits = fit_probe(train, strength).logits(validation[0])
+        return float(Predictive(logits).nll(validation[1]))
+
+    return min(STRENGTHS, key=loss)
+
+
+def bootstrap(train: Features, strength: float, count: int, seed: int) -> list[Probe]:
+    """Probes on ``count`` resamples of the training data: they differ where the data leave it
+    open, and so start the heads of several particles apart (Efron 1979; Breiman 1996)."""
+    generator = torch.Generator().manual_seed(seed)
+    size = len(train[1])
+    probes = []
+    for _ in range(count):
+        drawn = torch.randint(size, (size,), generator=generator)
+        probes.append(fit_probe(train, strength, torch.bincount(drawn, minlength=size)))
+    return probes
+
+
+@torch.no_grad()
+def start_heads(head: nn.Module, probes: Sequence[Probe]) -> None:
+    """Give each particle's copy of a linear head one probe's weights.
+
+    Raises:
+        BellaError: the head is no copy of a Linear that reads the probed features.
+    """
+    shape = (len(probes), *probes[0].weight.shape)
+    if not isinstance(head, LinearCopies) or head.values["weight"].shape != shape:
+        raise BellaError("Probes can start only a linear head that reads the probed features.")
+    head.values["weight"].copy_(torch.stack([probe.weight for probe in probes]))
+    head.values["bias"].copy_(torch.stack([probe.bias for probe in probes]))
+
+
+@torch.no_grad()
+def head_inputs(posterior: Posterior, loader: DataLoader) -> Features:
+    """What arrives at the head of a network whose changes are still zero: its frozen features."""
+    head = list(posterior.layers().values())[-1]
+    arrived: list[Tensor] = []
+    handle = head.register_forward_pre_hook(lambda module, args: arrived.append(args[0].flatten(1)))
+    features, labels = [], []
+    posterior.eval()
+    try:
+        for batch in loader:
+            args, kwargs, y = split(batch)
+            posterior(*args, **kwargs)
+            features.append(arrived[-1])  # the first pass of a posterior may run the head twice
+            labels.append(y)
+    finally:
+        handle.remove()
+    return torch.cat(features), torch.cat(labels)

@@ -1,0 +1,48 @@
+"""The forms that inputs and batches come in."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from bella.errors import BellaError
+from bella.layers.axis import map_tensors
+
+
+def arguments(inputs: Any) -> tuple[tuple, dict[str, Any]]:
+    """Inputs as positional and named arguments."""
+    if isinstance(inputs, Mapping):
+        return (), dict(inputs)
+    if isinstance(inputs, tuple | list):
+        return tuple(inputs), {}
+    return (inputs,), {}
+
+
+def split(batch: Any) -> tuple[tuple, dict[str, Any], Tensor]:
+    """A batch as (args, kwargs, labels): from (inputs, labels), or a mapping with ``labels``.
+
+    Raises:
+        BellaError: another form.
+    """
+    if isinstance(batch, Mapping):
+        kwargs = dict(batch)
+        labels = kwargs.pop("labels", kwargs.pop("label", None))
+        if labels is not None:
+            return (), kwargs, labels
+    elif isinstance(batch, tuple | list) and len(batch) == 2:
+        inputs, labels = batch
+        if isinstance(inputs, Mapping):
+            return (), dict(inputs), labels
+        return (tuple(inputs) if isinstance(inputs, tuple | list) else (inputs,)), {}, labels
+    raise BellaError(
+        "A batch must be a pair (inputs, labels) or a mapping with 'labels': change the data set's "
+        "items or the loader's collate_fn."
+    )
+
+
+def to(tree: Any, device: torch.device) -> Any:
+    """Move every tensor of a batch."""
+    return map_tensors(lambda x: x.to(device, non_blocking=True), tree)

@@ -1,0 +1,159 @@
+"""Tables of a comparison: for the terminal, for a page, and in words."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from rich.table import Table
+
+Results = Mapping[str, Any]
+
+COLUMNS: dict[str, tuple[str, str]] = {
+    "accuracy": ("accuracy", "{:.3f}"),
+    "nll": ("NLL", "{:.3f}"),
+    "ece": ("ECE", "{:.3f}"),
+    "brier": ("Brier", "{:.3f}"),
+    "auroc_errors_entropy": ("errors H", "{:.2f}"),
+    "auroc_errors_mi": ("errors MI", "{:.2f}"),
+    "auroc_doubt_entropy": ("doubt H", "{:.2f}"),
+    "auroc_doubt_mi": ("doubt MI", "{:.2f}"),
+    "auroc_shift_entropy": ("shift H", "{:.2f}"),
+    "auroc_shift_mi": ("shift MI", "{:.2f}"),
+    "accuracy_shift": ("shift acc", "{:.2f}"),
+    "nll_shift": ("shift NLL", "{:.2f}"),
+    "trainable": ("trainable", "{:,.0f}"),
+    "bytes_on_disk": ("bytes", "{:,.0f}"),
+    "seconds_training": ("seconds", "{:.0f}"),
+}
+"""Columns of the table: figure, heading, format. Those that a task lacks are left out."""
+
+COSTS = ("trainable", "bytes_on_disk", "seconds_training")
+SINGLE = ("probe", "lora", "lora+temperature", "soup")
+"""Methods of one set of weights: their mutual information is 0, so its AUROCs are no figures."""
+
+
+COMPACT = (
+    "accuracy",
+    "nll",
+    "ece",
+    "auroc_errors_entropy",
+    "auroc_shift_entropy",
+    "auroc_shift_mi",
+    "trainable",
+    "seconds_training",
+)
+"""The columns that a first page has room for."""
+
+
+def rows(
+    results: Results, only: Sequence[str] = tuple(COLUMNS)
+) -> tuple[list[str], list[list[str]]]:
+    """Headings and cells: mean, and ± the spread over seeds."""
+    methods = results["methods"]
+    columns = {
+        name: column
+        for name, column in COLUMNS.items()
+        if name in only and any(name in method["figures"] for method in methods.values())
+    }
+    lines = []
+    for key, method in methods.items():
+        cells = [method["title"]]
+        for name, (_, form) in columns.items():
+            cells.append(cell(method["figures"].get(name), form, name, single=key in SINGLE))
+        lines.append(cells)
+    return ["", *(heading for heading, _ in columns.values())], lines
+
+
+def cell(figure: Mapping[str, Any] | None, form: str, name: str, *, single: bool) -> str:
+    """One cell; a dash where a figure does not exist."""
+    if figure is None or figure["mean"] is None or (single and name.endswith("_mi")):
+        return "-"
+    text = form.format(figure["mean"])
+    if figure["spread"] is not None and name not in COSTS:
+        text += " ±" + form.format(figure["spread"]).removeprefix("0")
+    return text
+
+
+def rich_table(results: Results) -> Table:
+    """The table for a terminal."""
+    headings, lines = rows(results)
+    table = Table(title=f"{results['title']}: mean ± spread over {results['seeds']} seeds")
+    for index, heading in enumerate(headings):
+        table.add_column(heading, justify="left" if index == 0 else "right")
+    for line in lines:
+        table.add_row(*line)
+    return table
+
+
+def compact_table(results: Results) -> str:
+    """The columns of `COMPACT`, for a page."""
+    return markdown_table(results, COMPACT)
+
+
+def markdown_table(results: Results, only: Sequence[str] = tuple(COLUMNS)) -> str:
+    """The table for a page."""
+    headings, lines = rows(results, only)
+    out = ["| " + " | ".join(headings) + " |"]
+    out.append("|" + "|".join([":--", *["--:"] * (len(headings) - 1)]) + "|")
+    out += ["| " + " | ".join(line) + " |" for line in lines]
+    return "\n".join(out)
+
+
+QUESTIONS: tuple[tuple[str, str, bool], ...] = (
+    ("accuracy", "accuracy", True),
+    ("nll", "NLL", False),
+    ("ece", "ECE", False),
+    ("auroc_errors_entropy", "finding its own errors (AUROC, entropy)", True),
+    ("auroc_doubt_entropy", "finding cells that experts doubted (AUROC, entropy)", True),
+    ("auroc_shift_entropy", "noticing the shift by entropy (AUROC)", True),
+    ("auroc_shift_mi", "noticing the shift by mutual information (AUROC)", True),
+    ("nll_shift", "NLL under the shift", False),
+)
+"""What a reader wants to know: figure, its name in a sentence, whether more is better."""
+
+
+def verdict(results: Results) -> list[str]:
+    """In words, what the particles bought and what they did not.
+
+    A difference counts if it is larger than the sum of both spreads over the seeds.
+    """
+    if results["seeds"] == 1:
+        return ["One seed shows no spread, so no difference can be told from chance: run three."]
+    methods = results["methods"]
+    said = []
+    pairs = (
+        ("bella", "lora+temperature"),
+        ("bella", "lora-ensemble"),
+        ("bella-svgd", "lora-ensemble"),
+        ("lora-ensemble", "lora"),
+        ("bella", "probe"),
+        ("bella", "probe-ensemble"),
+    )
+    for ours, other in pairs:
+        if ours in methods and other in methods:
+            said.append(sentence(methods[ours], methods[other], other in SINGLE))
+    return said
+
+
+def sentence(ours: Mapping[str, Any], other: Mapping[str, Any], single: bool) -> str:
+    """One method against another, over all questions."""
+    better: list[str] = []
+    worse: list[str] = []
+    same: list[str] = []
+    for name, words, more in QUESTIONS:
+        a, b = ours["figures"].get(name), other["figures"].get(name)
+        if a is None or b is None or a["mean"] is None or b["mean"] is None:
+            continue
+        if single and name.endswith("_mi"):
+            b = {"mean": 0.5, "spread": 0.0}  # one set of weights cannot disagree with itself
+        margin = (a["spread"] or 0.0) + (b["spread"] or 0.0)
+        gain = a["mean"] - b["mean"]
+        text = f"{words} ({b['mean']:.3f} to {a['mean']:.3f})"
+        (same if abs(gain) <= margin else better if (gain > 0) == more else worse).append(text)
+    parts = [
+        f"{label}: {', '.join(group)}"
+        for label, group in (("better", better), ("worse", worse), ("within the spread", same))
+        if group
+    ]
+    return f"{ours['title']} against {other['title']}. " + "; ".join(parts) + "."

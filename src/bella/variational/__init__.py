@@ -1,0 +1,1 @@
+"""Variational inference: divergences in closed form, and how their weight rises in training."""
