@@ -21,9 +21,9 @@ from torch import Tensor
 from bella.errors import BellaError
 from bella.posterior import Posterior
 from bella.predictive import logits_of
+from bella.transport import kernels
 from bella.transport.base import Transport
 from bella.transport.gram import differences, inner_dense, square_distances
-from bella.transport.kernels import bandwidth, kernel_named
 
 
 class Function(Transport):
@@ -49,9 +49,10 @@ class Function(Transport):
         **options: Any,
     ):
         super().__init__(posterior, **options)
-        self.kernel = kernel_named(kernel)
+        self.kernel = kernels.kernel_named(kernel)
         self.rule = bandwidth
         self.floor = min_bandwidth
+        kernels.bandwidth(torch.zeros(1, 1), bandwidth, min_bandwidth)  # refuses an unknown rule
         self.everyone: Tensor | None = None  # all particles' log-probabilities, when run in parts
         self._felt: dict[str, Tensor | float] = {}
         self.handle = posterior.register_forward_hook(self._listen)
@@ -92,7 +93,7 @@ class Function(Transport):
         """-(T/N) R on the chosen particles' logits, given all log-probabilities (n, batch, ...)."""
         flat = everyone.flatten(1).unsqueeze(0)
         d2 = square_distances(inner_dense(flat))
-        width = bandwidth(d2, self.rule, self.floor)
+        width = kernels.bandwidth(d2, self.rule, self.floor)
         k, slope = self.kernel(d2, width)
         pull = (differences(slope / k.sum(-1, keepdim=True)) @ flat).view_as(everyone)[chosen]
         # The Jacobian of log-softmax, transposed.
