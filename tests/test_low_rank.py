@@ -236,6 +236,26 @@ def test_a_network_that_skips_past_the_entrance_shares_nothing_and_is_right():
     assert all(p.grad is not None for p in posterior.stacked_parameters().values())
 
 
+class Masks(Skips):
+    """Compares its input before the entrance; a comparison hides that it is NaN."""
+
+    def forward(self, x):
+        mask = (x.abs().sum(-1) > 0).float()
+        h = self.stem(x)
+        for block in self.blocks:
+            h = torch.tanh(block(h))
+        return h * mask[:, None]
+
+
+def test_a_comparison_past_the_entrance_is_noticed_too():
+    posterior = bella.low_rank(Masks(), 3, 2, ("blocks.2",), b_std=0.3)
+    x = torch.randn(5, 4)
+    with pytest.warns(UserWarning, match="shared_prefix=False"):
+        outputs = posterior(x)
+    for i in range(3):
+        torch.testing.assert_close(outputs[i], posterior.particle(i)(x))
+
+
 @pytest.mark.parametrize("name", ["vit", "gpt2", "conv"])
 def test_particles_are_peft_networks_forward_and_backward(name):
     import peft

@@ -158,8 +158,9 @@ class Posterior(nn.Module):
         if self.shared is None:
             return self._run_repeated(batch, args, kwargs)
         try:
-            outputs = self._resume(self.shared.run(args, kwargs, batch))
-            if not has_nan(outputs):
+            stream = self.shared.run(args, kwargs, batch)
+            outputs = self._resume(stream)
+            if not has_nan(outputs) and not self.shared.reads_placeholders(stream):
                 return outputs
             reason = "something of the shared part is used past the entrance"
         except torch.OutOfMemoryError:

@@ -10,11 +10,14 @@ What was held (`Stream`) may also be kept for a whole data set: then training co
 after the entrance.
 
 Placeholders are NaN. A network that carries something past the entrance, outside the entrance's
-own arguments, shows NaN in its output; the posterior then opens the axis at the inputs.
+own arguments, shows NaN in its output, or, where it compares instead of computing, another output
+for another value of the placeholders. The posterior tries both in its first pass, and opens the axis
+at the inputs of such a network.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
@@ -119,6 +122,7 @@ class SharedPrefix:
         self.network = network
         self.axis = axis
         self.entrances = entrances
+        self.fill = math.nan
         self.modules: dict[str, nn.Module] | None = None  # of the prefix; found by the first pass
 
     def run(self, args: tuple, kwargs: dict, batch: int) -> Stream:
@@ -151,7 +155,7 @@ class SharedPrefix:
 
         def folded(x: Tensor) -> Tensor:
             if x.is_floating_point() and stream.per_example(x):
-                return placeholder(x, rows)
+                return placeholder(x, rows, self.fill)
             return axis.repeat(x)
 
         def enter(module: nn.Module, args: tuple, kwargs: dict) -> Any:
@@ -170,6 +174,24 @@ class SharedPrefix:
             args, kwargs = map_tensors(folded, stream.inputs)
             return self.network(*args, **kwargs)
 
+    @torch.no_grad()
+    def reads_placeholders(self, stream: Stream) -> bool:
+        """Whether the second half's outputs depend on what the prefix's modules answer."""
+        found = []
+        try:
+            for self.fill in (math.nan, 1e4, -1e4):
+                with torch.random.fork_rng():
+                    torch.manual_seed(0)  # the same dropout each time
+                    found.append(tensors_of(self.resume(stream)))
+        finally:
+            self.fill = math.nan
+        first, *others = ([x for x in outputs if x.is_floating_point()] for outputs in found)
+        return any(
+            not torch.allclose(x, y, rtol=1e-3, atol=1e-3 * float(x.abs().max()), equal_nan=True)
+            for other in others
+            for x, y in zip(first, other, strict=True)
+        )
+
     def _entrance(self, name: str, hook: Any) -> Any:
         module = self.network.get_submodule(name)
         return _removed(module.register_forward_pre_hook(hook, with_kwargs=True, prepend=True))
@@ -183,7 +205,11 @@ class SharedPrefix:
             if axis.is_open or (output := next(calls, None)) is None:
                 return forward(*args, **kwargs)
             return map_tensors(
-                lambda x: placeholder(x, axis.width * stream.batch) if stream.per_example(x) else x,
+                lambda x: (
+                    placeholder(x, axis.width * stream.batch, self.fill)
+                    if stream.per_example(x)
+                    else x
+                ),
                 output,
             )
 
@@ -194,9 +220,9 @@ class SharedPrefix:
             del module.forward
 
 
-def placeholder(like: Tensor, rows: int) -> Tensor:
+def placeholder(like: Tensor, rows: int, fill: float = math.nan) -> Tensor:
     """A tensor of ``like``'s shape but ``rows`` rows that takes no memory: NaN, or 0 if integer."""
-    value = like.new_full((), float("nan") if like.is_floating_point() else 0)
+    value = like.new_full((), fill if like.is_floating_point() else 0)
     return value.expand(rows, *like.shape[1:])
 
 
