@@ -11,8 +11,8 @@ after the entrance.
 
 Placeholders are NaN. A network that carries something past the entrance, outside the entrance's
 own arguments, shows NaN in its output, or, where it compares instead of computing, another output
-for another value of the placeholders. The posterior tries both in its first pass, and opens the axis
-at the inputs of such a network.
+for another value of the placeholders. The posterior tries both in its first pass, and opens the
+axis at the inputs of such a network.
 """
 
 from __future__ import annotations
