@@ -11,6 +11,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from bella.experiments.demo import took
 from bella.report.tables import compact_table, markdown_table, verdict
 from bella.training.record import read_json
 
@@ -34,8 +35,7 @@ def origin(results: dict[str, Any], command: str) -> str:
     parts = ", ".join(f"{name} {count}" for name, count in results["parts"].items())
     return (
         f"`{command}`, seeds 0 to {results['seeds'] - 1}, {results['versions']['machine']}, "
-        f"torch {results['versions']['torch']}, {results['date']}, "
-        f"{results['seconds']:.0f} s in all. Images: {parts}."
+        f"torch {results['versions']['torch']}, {results['date']}{took(results)}. Images: {parts}."
     )
 
 

@@ -100,7 +100,7 @@ def compare(
         "parts": {name: len(positions) for name, (_, positions) in task.split(0).items()},
         "versions": versions(),
         "date": date.today().isoformat(),
-        "seconds": round(time.perf_counter() - begun, 1),
+        "seconds": None if comparison.resumed else round(time.perf_counter() - begun, 1),
         "methods": {
             method.name: {"title": method.title, "figures": summary(rows[method.name])}
             for method in chosen
@@ -131,6 +131,7 @@ class Comparison:
         self.settings = settings
         self.bar = bar
         self.pools: dict[str, Batches] = {}
+        self.resumed = False  # the wall time of a part says nothing of the whole
         self.entrance: bool | str = False  # where a plain network continues from a stream
         self.pool_features: dict[str, Features] = {}
         self.probes: dict[tuple[int, int], list[Probe]] = {}
@@ -144,6 +145,7 @@ class Comparison:
         key |= {"rank": self.task.rank, "build": dict(self.task.build)}
         done = place / "figures.json"
         if done.exists() and (found := read_json(done))["key"] == plain(key):
+            self.resumed = True
             return {name: float("nan") if v is None else v for name, v in found["figures"].items()}
         outputs, costs = self.outputs(method, seed, place)
         predictives = {name: Predictive(logits) for name, (logits, _) in outputs.items()}

@@ -106,13 +106,18 @@ def groups(task: Task, predictive: dict[str, Predictive]) -> dict[str, Predictiv
     return {part: predictive[part] for part in predictive if part != "validation"}
 
 
+def took(results: dict[str, Any]) -> str:
+    """The wall time in words; nothing where parts were there already."""
+    return "" if results["seconds"] is None else f", {results['seconds']:.0f} s in all"
+
+
 def report(results: dict[str, Any], drawn: dict[str, Path]) -> str:
     """The page: table, words and pictures."""
     parts = ", ".join(f"{name} {count}" for name, count in results["parts"].items())
     lines = [
         f"# {results['title']}",
         "",
-        f"{results['seeds']} seeds, {results['seconds']:.0f} s in all on "
+        f"{results['seeds']} seeds{took(results)}, on "
         f"{results['versions']['machine']}. Images: {parts}. Settings: {results['settings']}.",
         "",
         markdown_table(results),
