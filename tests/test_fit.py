@@ -175,14 +175,32 @@ def test_passes_over_parts_of_the_particles_change_nothing(name):
     assert_same(whole, parts, rtol=1e-4, atol=1e-5)
 
 
-def test_accumulated_batches_are_one_large_batch():
+@pytest.mark.parametrize("name", ["repulsive", "svgd"])
+def test_accumulated_batches_are_one_large_batch(name):
     def sgd(parameters):
         return torch.optim.SGD(parameters, lr=0.1)
 
     large, small = make(), make()
-    fit(large, batch_size=16, optimizer=sgd)
-    fit(small, batch_size=8, accumulate=2, optimizer=sgd)
+    fit(large, batch_size=16, optimizer=sgd, transport=name)
+    fit(small, batch_size=8, accumulate=2, optimizer=sgd, transport=name)
     assert_same(large, small, rtol=1e-4, atol=1e-6)
+
+
+def test_the_repulsion_of_predictions_is_averaged_over_accumulated_batches():
+    x, y = problem(8)
+    options = {"epochs": 4, "transport": "function", "coupling_warmup": 0.0, "clip": None}
+    options["optimizer"] = lambda parameters: torch.optim.SGD(parameters, lr=0.1)
+
+    def trained(data, temperature, accumulate):
+        posterior = make()
+        strength = {"temperature": temperature}
+        fit(posterior, data, transport_options=strength, accumulate=accumulate, **options)
+        return posterior
+
+    # The same batch twice before each step; the repulsion's strength is T/N.
+    twice = DataLoader(TensorDataset(x.repeat(2, 1), y.repeat(2)), batch_size=8)
+    once = DataLoader(TensorDataset(x, y), batch_size=8)
+    assert_same(trained(twice, 160.0, 2), trained(once, 80.0, 1), rtol=1e-4, atol=1e-6)
 
 
 def test_own_minibatches_train_particles_on_orders_of_their_own():

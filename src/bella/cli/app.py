@@ -27,7 +27,7 @@ def main() -> None:
     """Run the command line; bad input gives one sentence and exit status 2."""
     try:
         app()
-    except (BellaError, MissingExtraError) as error:
+    except (BellaError, MissingExtraError, OSError) as error:
         print(f"bella: {error}", file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt:
@@ -181,7 +181,7 @@ def predict(
     rows = sorted(predictions.rows(), key=lambda row: row["rank"])
     table = Table(title=f"least certain of {len(rows)} images")
     for name in rows[0]:
-        table.add_column(name.replace("_", " "))
+        table.add_column(name.replace("_", " "), overflow="fold")
     for row in rows[:10]:
         table.add_row(*(f"{v:.4f}" if isinstance(v, float) else str(v) for v in row.values()))
     Console().print(table)

@@ -112,7 +112,8 @@ def splits(
         seed: of the split.
 
     Raises:
-        BellaError: see :func:`open_images`; or ``fractions`` lacks ``train``.
+        BellaError: see :func:`open_images`; ``fractions`` lacks ``train``; or there is one class
+            alone, or a part without images.
     """
     if "train" not in fractions:
         raise BellaError(f"The fractions {dict(fractions)} must name a part 'train'.")
@@ -130,4 +131,14 @@ def splits(
     shares = {part: share for part, share in fractions.items() if part not in parts}
     whole = sum(shares.values())
     parts |= train.split({part: share / whole for part, share in shares.items()}, seed)
+    if len(train.classes) < 2:
+        raise BellaError(
+            f"{path} holds images of one class alone, {train.classes[0]!r}: give at least two."
+        )
+    empty = [part for part in fractions if not len(parts[part])]
+    if empty:
+        raise BellaError(
+            f"{path} has too few images for the parts {', '.join(fractions)} (none is left for "
+            f"{empty[0]}): give at least {len(shares)} images of each class."
+        )
     return {part: parts[part] for part in fractions}

@@ -27,7 +27,7 @@ from bella.posterior import Posterior
 from bella.predictive import Predictive, predict
 from bella.report.pictures import curves
 from bella.storage import write_whole
-from bella.training.fit import fit
+from bella.training.fit import CHECKPOINT, fit
 from bella.training.progress import progress_bar
 from bella.training.record import read_json, write_json
 from bella.training.settings import Settings, checked, read_yaml
@@ -72,7 +72,11 @@ def read_config(path: str | Path | None, flags: dict[str, Any]) -> RunConfig:
         BellaError: no such file, no data, an unknown setting or a value out of range.
     """
     values = read_yaml(path) if path is not None else {}
-    values |= {name: value for name, value in flags.items() if value is not None}
+    for name, value in flags.items():
+        if isinstance(value, dict) and isinstance(values.get(name), dict):
+            values[name] |= value  # one option of the transport leaves the others
+        elif value is not None:
+            values[name] = value
     if "data" not in values:
         raise BellaError(
             "Nothing to train on: give --data FOLDER, or 'data:' in the configuration."
@@ -95,9 +99,12 @@ def train(
         Figures on the test part, also in ``figures.json``.
 
     Raises:
-        BellaError: see `bella.fit`, `bella.low_rank` and `bella.data.splits`.
+        BellaError: the folder holds another run; or see `bella.fit`, `bella.low_rank` and
+            `bella.data.splits`.
     """
     folder = Path(folder)
+    if resume:
+        _refuse_another(config, folder)
     classes = splits(config.data, Preprocess(32), seed=config.seed)["train"].classes
     opened = open_network(config.network, len(classes), config.image_size, config.seed)
     parts = splits(config.data, opened.preprocess, seed=config.seed)
@@ -143,6 +150,19 @@ def train(
         found = evaluate(posterior, DataLoader(parts["test"], config.batch_size), progress=bar)
     write_json(folder / "figures.json", found)
     return found
+
+
+def _refuse_another(config: RunConfig, folder: Path) -> None:
+    """A run is continued as it was begun: a gain or a scale leaves no trace in a checkpoint."""
+    if not (folder / CHECKPOINT).exists():
+        return
+    asked, found = config.model_dump(), read_yaml(folder / CONFIG)
+    changed = [name for name in asked if asked[name] != found.get(name)]
+    if changed:
+        raise BellaError(
+            f"{folder} holds a run with other settings ({', '.join(changed)}): name another "
+            "folder, or begin anew with --fresh (resume=False)."
+        )
 
 
 @dataclass(frozen=True)
@@ -245,11 +265,12 @@ def open_run(folder: str | Path) -> TrainedRun:
     """
     folder = Path(folder)
     model = read_json(folder / MODEL)
-    opened = open_network(
-        model["network"], len(model["classes"]), model["image_size"], model["seed"]
-    )
+    try:
+        classes, preprocess = tuple(model["classes"]), Preprocess.from_dict(model["preprocess"])
+        network, image_size, seed = (model[name] for name in ("network", "image_size", "seed"))
+    except (KeyError, TypeError) as error:
+        raise BellaError(f"{folder / MODEL} is damaged ({error} is wrong): fit again.") from None
+    opened = open_network(network, len(classes), image_size, seed)
     posterior = bella.load(folder, opened.network)
     posterior.eval()
-    return TrainedRun(
-        posterior, tuple(model["classes"]), Preprocess.from_dict(model["preprocess"]).plain()
-    )
+    return TrainedRun(posterior, classes, preprocess.plain())

@@ -6,6 +6,7 @@ Everything here can be had without it: a transport, any torch optimiser and an o
 from __future__ import annotations
 
 import math
+import pickle
 import time
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -22,7 +23,7 @@ from bella.inputs import split, to
 from bella.layers.prefix import Stream
 from bella.posterior import Posterior
 from bella.predictive import nll
-from bella.storage import check_finite, own_tensors, write_whole
+from bella.storage import SETTINGS, TENSORS, check_finite, own_tensors, write_whole
 from bella.training.batches import Data, epoch_seed, loader, own_batches
 from bella.training.cache import CachedPrefix, CacheTooLargeError, is_fixed
 from bella.training.progress import progress_bar
@@ -144,7 +145,9 @@ class Run:
     def execute(self, bar: Progress, *, resume: bool) -> Record:
         """All epochs; returns the record."""
         record = Record(self.settings.model_dump(), folder=self.folder)
-        first = self.load_checkpoint(record) if resume else 0
+        if not resume:
+            self.forget()
+        first = self.load_checkpoint(record)
         begun = time.perf_counter() - record.seconds
         self.share_prefix(bar)
         task = bar.add_task("training", total=self.steps, completed=self.step)
@@ -269,6 +272,7 @@ class Run:
         chunks = [everyone[i : i + size] for i in range(0, len(everyone), size)]
         scaler = self.accelerator.scaler
         self.move.loss_scale = float(scaler.get_scale()) if scaler is not None else 1.0
+        self.move.accumulate = parts
         total = torch.zeros((), device=self.accelerator.device)
         if len(chunks) > 1:
             with self.accelerator.autocast():
@@ -363,13 +367,24 @@ class Run:
         write_whole(self.folder / CHECKPOINT, lambda path: torch.save(state, path))
         record.write()
 
+    def forget(self) -> None:
+        """Take away what an earlier run left: stopped early, this one must not go on from there."""
+        if self.folder is not None:
+            for name in (CHECKPOINT, TENSORS, SETTINGS):
+                (self.folder / name).unlink(missing_ok=True)
+
     @torch.no_grad()
     def load_checkpoint(self, record: Record) -> int:
         """Continue from the folder's checkpoint, if it has one; returns the first epoch to run."""
         path = self.folder / CHECKPOINT if self.folder is not None else None
         if path is None or not path.exists():
             return 0
-        state = torch.load(path, weights_only=True, map_location=self.accelerator.device)
+        try:
+            state = torch.load(path, weights_only=True, map_location=self.accelerator.device)
+        except (RuntimeError, EOFError, pickle.UnpicklingError):
+            raise BellaError(
+                f"{path} is damaged: begin the run anew with --fresh (resume=False)."
+            ) from None
         asked, found = self.settings.model_dump(), state["settings"]
         if found != asked:
             changed = sorted(name for name in asked if asked[name] != found.get(name))

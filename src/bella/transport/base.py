@@ -46,6 +46,8 @@ class Transport:
 
     Attributes:
         loss_scale: set it to the gradient scaler's scale when fp16 losses are scaled.
+        accumulate: batches whose losses, each divided by this number, make one step. `function`
+            needs it, whose force enters in every backward pass.
 
     Raises:
         BellaError: arguments out of range.
@@ -90,6 +92,7 @@ class Transport:
         self.groups: list[Group] = groups_of(posterior.sites())
         self.steps = 0
         self.loss_scale = 1.0
+        self.accumulate = 1
         self._log: dict[str, Tensor | float] = {}
 
     # ------------------------------------------------------------ the contract

@@ -91,7 +91,8 @@ class Function(Transport):
     @torch.no_grad()
     def force(self, everyone: Tensor, chosen: list[int]) -> Tensor:
         """-(T/N) R on the chosen particles' logits, given all log-probabilities (n, batch, ...)."""
-        flat = everyone.flatten(1).unsqueeze(0)
+        # The force sees differences alone. Centred, close particles do not lose theirs in the Gram.
+        flat = (everyone - everyone.mean(0)).flatten(1).unsqueeze(0)
         d2 = square_distances(inner_dense(flat))
         width = kernels.bandwidth(d2, self.rule, self.floor)
         k, slope = self.kernel(d2, width)
@@ -104,7 +105,7 @@ class Function(Transport):
             "bandwidth": width.sqrt().mean(),
             "mean_kernel": (k.sum() - k.diagonal(dim1=-2, dim2=-1).sum()) / (n * (n - 1)),
         }
-        return -self.coefficient * self.loss_scale * pull
+        return -self.coefficient * self.loss_scale / self.accumulate * pull
 
     def couple(self, coefficient: float) -> None:
         """The repulsion came in through the logits; only its figures are left to log."""
