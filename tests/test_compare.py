@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import importlib
 import json
 
 import pytest
@@ -12,10 +14,11 @@ from torch.utils.data import Dataset
 
 import bella
 from bella.data import Preprocess
-from bella.experiments import compare as engine
-from bella.experiments.compare import compare, read_outputs, summary
+from bella.experiments.bench import read_outputs
+from bella.experiments.compare import compare, summary
 from bella.experiments.methods import METHODS, methods_named
-from bella.experiments.task import Task, fixed
+from bella.experiments.methods import trained as engine
+from bella.experiments.task import Task, fixed, task_named
 from bella.models import Defaults, Opened
 from bella.predictive import Predictive
 from bella.report import pictures
@@ -164,6 +167,55 @@ def test_a_network_without_a_shared_prefix_is_compared_as_well(tmp_path):
     part = small_task().pools["test"]
     expected = bella.metrics.accuracy(posterior.soup()(part.x).softmax(-1), part.y)
     assert results["methods"]["soup"]["figures"]["accuracy"]["mean"] == pytest.approx(expected)
+
+
+def scratch_task():
+    return dataclasses.replace(
+        small_task(),
+        open=lambda seed: Opened(Network(), Preprocess(8), Defaults((), ())),
+        pretrained=False,
+    )
+
+
+def test_networks_are_trained_from_scratch_as_well(tmp_path):
+    names = ["single", "single+temperature", "ensemble", "svgd", "rank1", "vi", "ssvi", "ssvi-0.05"]
+    results = compare(scratch_task(), names, seeds=1, folder=tmp_path, progress=False)
+    assert list(results["methods"]) == names
+    found = {
+        name: {key: figure["mean"] for key, figure in method["figures"].items()}
+        for name, method in results["methods"].items()
+    }
+    size = 3 * 42 + 14
+    assert found["single"]["trainable"] == size
+    assert found["ensemble"]["trainable"] == 5 * size
+    assert found["ensemble"]["mutual_information"] > 0  # members start apart
+    assert found["ensemble"]["bytes_on_disk"] == 5 * 4 * size
+    # Weights are a mean and a scale in VI; biases are one number.
+    weights, biases = 3 * 36 + 12, 3 * 6 + 2
+    assert found["vi"]["trainable"] == 2 * weights + biases
+    active = 3 * round(0.1 * 36) + round(0.1 * 12)
+    assert found["ssvi"]["trainable"] == 2 * active + biases
+    assert found["ssvi"]["train_flops_ratio"] > found["vi"]["train_flops_ratio"] == 1
+
+
+def test_a_method_that_adapts_needs_something_to_adapt(tmp_path):
+    for name in ("lora", "probe", "vbl", "soup"):
+        with pytest.raises(bella.BellaError, match="from scratch: leave it out"):
+            compare(scratch_task(), [name], seeds=1, folder=tmp_path, progress=False)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("task", ["fashion-resnet", "fashion-mlp"])
+def test_tasks_from_scratch_open_fresh_networks(task, fashion_folder, monkeypatch):
+    module = importlib.import_module("bella.data.fashion_mnist")
+    monkeypatch.setattr(module, "FOLDER", fashion_folder)
+    found = task_named(task)
+    assert set(found.split(0)) == {"train", "validation", "test", "corrupted"}
+    one, same, other = (found.open(seed).network.eval() for seed in (0, 0, 1))
+    x = found.part("test", 0)[0][0].unsqueeze(0)
+    assert one(x).shape == (1, 10)
+    assert torch.equal(one(x), same(x))
+    assert not torch.equal(one(x), other(x))
 
 
 def test_methods_bring_what_they_start_from():

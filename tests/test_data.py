@@ -3,7 +3,6 @@ import importlib
 import json
 import math
 import pickle
-import struct
 import sys
 
 import datasets
@@ -461,24 +460,6 @@ def test_elpv_without_its_package_names_the_extra(monkeypatch):
 
 
 # Fashion-MNIST
-
-
-def write_idx(path, array):
-    header = struct.pack(f">HBB{array.ndim}I", 0, 8, array.ndim, *array.shape)
-    path.write_bytes(gzip.compress(header + array.tobytes()))
-
-
-@pytest.fixture
-def fashion_folder(tmp_path):
-    """Fashion-MNIST's four files in small: 40 training and 10 test images per class."""
-    generator = np.random.default_rng(0)
-    for part, count in (("train", 400), ("t10k", 100)):
-        images = generator.integers(0, 256, (count, 28, 28), dtype=np.uint8)
-        write_idx(tmp_path / f"{part}-images-idx3-ubyte.gz", images)
-        write_idx(
-            tmp_path / f"{part}-labels-idx1-ubyte.gz", (np.arange(count) % 10).astype(np.uint8)
-        )
-    return tmp_path
 
 
 def test_fashion_mnist_from_idx_files(fashion_folder):

@@ -1,3 +1,5 @@
+import copy
+import importlib
 import subprocess
 import sys
 from types import ModuleType
@@ -13,6 +15,7 @@ from bella.data import Preprocess, elpv
 from bella.errors import BellaError, MissingExtraError
 from bella.layers.targets import find
 from bella.models import Defaults, efficientnet_lite0, guess_defaults, open_network, registry
+from bella.models.efficientnet_lite import fold_batch_norm, plain_convolutions
 from bella.models.hugging_face import read_preprocess
 from bella.models.opened import Opened
 
@@ -63,6 +66,17 @@ def test_lite0_pads_for_the_size_of_its_images():
             assert network.extract_features(torch.zeros(1, 3, side, side)).shape[-1] == -(
                 -side // 32
             )
+
+
+def test_lite0_is_the_packages_network_made_of_plain_layers():
+    architecture = importlib.import_module("efficientnet_lite_pytorch")
+    torch.manual_seed(0)
+    theirs = architecture.EfficientNet.from_name("efficientnet-lite0", image_size=96).eval()
+    ours = plain_convolutions(fold_batch_norm(copy.deepcopy(theirs)))
+    x = torch.randn(2, 3, 96, 96)
+    torch.testing.assert_close(ours(x), theirs(x), rtol=1e-4, atol=1e-5)
+    convolutions = [m for m in ours.modules() if isinstance(m, nn.Conv2d)]
+    assert sum(type(m) is not nn.Conv2d for m in convolutions) == 5  # the stem and the strides of 2
 
 
 def test_lite0_preprocessing_is_its_own(imagenet):

@@ -10,7 +10,14 @@ from sklearn.linear_model import LogisticRegression
 
 import bella
 from bella.evaluation.similarity import weight_similarity
-from bella.experiments.probe import STRENGTHS, bootstrap, choose_strength, fit_probe, start_heads
+from bella.experiments.probe import (
+    STRENGTHS,
+    bootstrap,
+    choose_strength,
+    fit_probe,
+    stacked,
+    start_heads,
+)
 from helpers import adapted, changes, mlp
 
 
@@ -56,13 +63,15 @@ def test_probes_start_the_heads_of_particles():
     x, y = features(3)
     posterior = bella.low_rank(mlp(dtype=torch.float32), 2, 2, ("0",), modules_to_save=("2",))
     probes = bootstrap((x, y), 0.1, 2, 0)
-    head = posterior.layers()["2"]
-    start_heads(head, probes)
+    parameters = stacked(posterior)
+    start_heads(parameters, "2", probes)
     for i, probe in enumerate(probes):
         assert torch.equal(posterior.particle(i)[2].weight, probe.weight)
         assert torch.equal(posterior.particle(i)[2].bias, probe.bias)
     with pytest.raises(bella.BellaError, match="linear head"):
-        start_heads(head, probes[:1])
+        start_heads(parameters, "2", probes[:1])
+    with pytest.raises(bella.BellaError, match="linear head"):
+        start_heads(parameters, "1", probes)
 
 
 def test_similarity_is_the_mean_cosine_of_the_changes():

@@ -9,6 +9,7 @@ from typing import Annotated, Any
 
 import typer
 
+from bella.allocator import keep_freed_memory
 from bella.errors import BellaError, MissingExtraError
 
 app = typer.Typer(
@@ -25,6 +26,7 @@ Quiet = Annotated[bool, typer.Option("--quiet", help="Show no progress bars.")]
 
 def main() -> None:
     """Run the command line; bad input gives one sentence and exit status 2."""
+    keep_freed_memory()
     try:
         app()
     except (BellaError, MissingExtraError, OSError) as error:
@@ -190,9 +192,19 @@ def predict(
 
 @app.command()
 def compare(
-    data: Annotated[str, typer.Option(help="elpv, fashion-mnist, or your folder or CSV.")] = "elpv",
+    data: Annotated[
+        str,
+        typer.Option(
+            help="elpv, fashion-mnist, fashion-resnet, fashion-mlp, or your folder or CSV."
+        ),
+    ] = "elpv",
     methods: Annotated[
-        str, typer.Option(help="Comma between; see the documentation for all.")
+        str,
+        typer.Option(
+            help="Comma between: probe, probe-ensemble, single, ensemble, svgd, lora, "
+            "lora-ensemble, bella, bella-svgd, bella-function, vbl, rank1, vi, ssvi, ssvi-0.05, "
+            "soup, single+temperature, lora+temperature."
+        ),
     ] = "probe,lora,lora+temperature,lora-ensemble,bella",
     network: Annotated[str, typer.Option(help="For your own data.")] = "efficientnet-lite0",
     image_size: Annotated[int | None, typer.Option(help="For your own data.")] = None,

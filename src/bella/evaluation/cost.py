@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import ctypes
+import math
 import resource
 import sys
+from pathlib import Path
+from types import TracebackType
+from typing import Self
 
 import torch
 
@@ -22,7 +27,7 @@ def cost(posterior: Posterior) -> dict[str, int]:
     """
     trainable = sum(p.numel() for p in posterior.network.parameters() if p.requires_grad)
     base = sum(p.numel() for p in posterior.network.parameters() if not p.requires_grad)
-    own = own_tensors(posterior).values()
+    own = posterior.packed(own_tensors(posterior)).values()
     return {
         "particles": posterior.particles,
         "trainable": trainable,
@@ -41,3 +46,47 @@ def peak_memory(device: torch.device) -> int:
         return torch.cuda.max_memory_allocated(device)
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else peak * 1024
+
+
+class PeakMemory:
+    """Most bytes in use inside a ``with`` block, above those in use when it began.
+
+    On the GPU if there is one, else of this process, where Linux says it.
+
+    Attributes:
+        bytes: the figure, after the block; NaN where it cannot be had.
+    """
+
+    def __init__(self) -> None:
+        self.bytes = math.nan
+        self._before = 0.0
+
+    def __enter__(self) -> Self:
+        if torch.cuda.is_available():
+            torch.cuda.reset_peak_memory_stats()
+            self._before = torch.cuda.memory_allocated()
+            return self
+        try:
+            # Memory that was freed but kept by the process would hide what the block needs.
+            ctypes.CDLL(None).malloc_trim(0)
+            Path("/proc/self/clear_refs").write_text("5")  # the kernel's peak begins anew
+            self._before = _status("VmRSS")
+        except (OSError, AttributeError, TypeError):
+            self._before = math.nan
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        if torch.cuda.is_available():
+            self.bytes = torch.cuda.max_memory_allocated() - self._before
+        elif not math.isnan(self._before):
+            self.bytes = _status("VmHWM") - self._before
+
+
+def _status(name: str) -> float:
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(1024.0 * int(line.split()[1]) for line in lines if line.startswith(name))

@@ -5,7 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from bella.experiments.compare import compare, read_outputs
+from bella.experiments.bench import read_outputs
+from bella.experiments.compare import compare
 from bella.experiments.methods import DEMO, METHODS
 from bella.experiments.task import Task, task_named
 from bella.predictive import Predictive

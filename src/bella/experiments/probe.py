@@ -7,16 +7,16 @@ from probes on resamples of the data; those probes alone are the cheapest ensemb
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.utils.data import DataLoader
 
 from bella.errors import BellaError, require
 from bella.inputs import split
-from bella.layers.copies import LinearCopies
+from bella.layers.base import Dense
 from bella.posterior import Posterior
 from bella.predictive import Predictive
 
@@ -87,18 +87,28 @@ def bootstrap(train: Features, strength: float, count: int, seed: int) -> list[P
     return probes
 
 
+def stacked(posterior: Posterior) -> dict[str, Tensor]:
+    """Parameters of which every particle has a whole copy, (particles, ...), by their names."""
+    return {site.name: site.value for site in posterior.sites() if isinstance(site, Dense)}
+
+
 @torch.no_grad()
-def start_heads(head: nn.Module, probes: Sequence[Probe]) -> None:
+def start_heads(parameters: Mapping[str, Tensor], head: str, probes: Sequence[Probe]) -> None:
     """Give each particle's copy of a linear head one probe's weights.
+
+    Args:
+        parameters: stacked parameters (particles, ...) by name.
+        head: name of the Linear.
+        probes: one for each particle.
 
     Raises:
         BellaError: the head is no copy of a Linear that reads the probed features.
     """
-    shape = (len(probes), *probes[0].weight.shape)
-    if not isinstance(head, LinearCopies) or head.values["weight"].shape != shape:
+    weight, bias = parameters.get(f"{head}.weight"), parameters.get(f"{head}.bias")
+    if weight is None or bias is None or weight.shape != (len(probes), *probes[0].weight.shape):
         raise BellaError("Probes can start only a linear head that reads the probed features.")
-    head.values["weight"].copy_(torch.stack([probe.weight for probe in probes]))
-    head.values["bias"].copy_(torch.stack([probe.bias for probe in probes]))
+    weight.copy_(torch.stack([probe.weight for probe in probes]))
+    bias.copy_(torch.stack([probe.bias for probe in probes]))
 
 
 @torch.no_grad()

@@ -7,11 +7,15 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from torch import nn
+
 from bella.data.images import Preprocess
 from bella.data.labelled import LabelledImages
 from bella.data.split import stratified_split
 from bella.errors import BellaError, nearest
-from bella.models import Opened, open_network
+from bella.models import Defaults, Opened, open_network
+from bella.models.opened import seeded
+from bella.models.resnet import small_resnet
 
 Place = tuple[str, list[int]]
 """A pool of images and positions in it."""
@@ -31,6 +35,7 @@ class Task:
         settings: of `bella.fit`, for every method alike; chosen on validation data.
         build: of `bella.low_rank`, for every method alike; chosen on validation data as well.
         rank: of the low-rank changes.
+        pretrained: whether the network is; otherwise all methods train it from scratch.
     """
 
     name: str
@@ -42,6 +47,7 @@ class Task:
     settings: Mapping[str, Any] = field(default_factory=dict)
     build: Mapping[str, Any] = field(default_factory=dict)
     rank: int = 4
+    pretrained: bool = True
 
     @property
     def classes(self) -> tuple[str, ...]:
@@ -64,6 +70,12 @@ def fixed(parts: Mapping[str, LabelledImages]) -> Callable[[int], dict[str, Plac
     return lambda seed: {name: whole(name, images) for name, images in parts.items()}
 
 
+def at_most(count: int, images: LabelledImages) -> LabelledImages:
+    """A stratified choice of so many images, the same each time; all if there are fewer."""
+    share = count / len(images)
+    return images if share >= 1 else images.split({"in": share, "out": 1 - share}, 0)["in"]
+
+
 def elpv_task(shift_limit: int = 400) -> Task:
     """Solar cells: train on mono cells that the experts agreed on; doubt and poly are shifts.
 
@@ -76,9 +88,7 @@ def elpv_task(shift_limit: int = 400) -> Task:
 
     open_lite = _opener("efficientnet-lite0", 2, 160)
     parts: dict[str, Any] = dict(elpv(open_lite(0).preprocess))
-    share = shift_limit / len(parts["poly"])
-    if share < 1:
-        parts["poly"] = parts["poly"].split({"in": share, "out": 1 - share}, 0)["in"]
+    parts["poly"] = at_most(shift_limit, parts["poly"])
     mono = parts["train"].join([parts["validation"], parts["test"]])
     pools = {"mono": mono, "doubt": parts["doubt"], "poly": parts["poly"]}
 
@@ -107,8 +117,7 @@ def fashion_task() -> Task:
     open_lite = _opener("efficientnet-lite0", 10, 96)
     parts: dict[str, Any] = dict(fashion_mnist(open_lite(0).preprocess, limit=1000))
     for name, count in (("validation", 500), ("test", 1000), ("corrupted", 1000)):
-        share = count / len(parts[name])
-        parts[name] = parts[name].split({"in": share, "out": 1 - share}, 0)["in"]
+        parts[name] = at_most(count, parts[name])
     return Task(
         "fashion-mnist",
         "Fashion-MNIST (1,000 training images), EfficientNet-Lite0",
@@ -118,6 +127,53 @@ def fashion_task() -> Task:
         {"shift": "corrupted"},
         {"epochs": 3, "learning_rate": 1e-3},
         {"gain": 10.0},
+    )
+
+
+def _from_scratch(name: str, title: str, network: Callable[[], nn.Module], train: int) -> Task:
+    from bella.data import fashion_mnist
+
+    preprocess = Preprocess(28, mean=72.9, std=90.0)
+    parts: dict[str, Any] = dict(fashion_mnist(preprocess, limit=train))
+    for part in ("validation", "corrupted"):
+        parts[part] = at_most(2000, parts[part])
+
+    def open_it(seed: int) -> Opened:
+        with seeded(seed):
+            return Opened(network(), preprocess, Defaults((), ()))
+
+    return Task(
+        name,
+        f"Fashion-MNIST ({train:,} training images), {title} from scratch",
+        open_it,
+        parts,
+        fixed(parts),
+        {"shift": "corrupted"},
+        {"epochs": 12, "batch_size": 128, "learning_rate": 2e-3, "kl_warmup": 6, "keep": "last"},
+        pretrained=False,
+    )
+
+
+def fashion_resnet_task() -> Task:
+    """Fashion-MNIST, a small ResNet from scratch: what SSVI is measured on without a GPU."""
+    return _from_scratch("fashion-resnet", "small ResNet", lambda: small_resnet(channels=3), 10_000)
+
+
+def fashion_mlp_task() -> Task:
+    """Fashion-MNIST, two wide hidden layers from scratch: what rank-1 is measured on."""
+    return _from_scratch("fashion-mlp", "784-1500-1500-10 network", wide_network, 10_000)
+
+
+def wide_network() -> nn.Module:
+    """Grey images (batch, 3, 28, 28) of equal channels to 10 logits: 3.4 million parameters."""
+    return nn.Sequential(
+        nn.AvgPool3d((3, 1, 1)),
+        nn.Flatten(),
+        nn.Linear(784, 1500),
+        nn.ReLU(),
+        nn.Linear(1500, 1500),
+        nn.ReLU(),
+        nn.Linear(1500, 10),
     )
 
 
@@ -131,7 +187,12 @@ def folder_task(path: str | Path, network: str, *, image_size: int | None = None
     return Task(Path(path).stem, str(path), opener, parts, fixed(parts))
 
 
-TASKS: dict[str, Callable[[], Task]] = {"elpv": elpv_task, "fashion-mnist": fashion_task}
+TASKS: dict[str, Callable[[], Task]] = {
+    "elpv": elpv_task,
+    "fashion-mnist": fashion_task,
+    "fashion-resnet": fashion_resnet_task,
+    "fashion-mlp": fashion_mlp_task,
+}
 
 
 def task_named(name: str) -> Task:

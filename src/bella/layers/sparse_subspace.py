@@ -113,6 +113,7 @@ def sparse_subspace(
     mean_std: float = 0.01,
     scale: tuple[float, float] = (6e-4, 5e-4),
     prior_std: float = 0.005,
+    shared_prefix: bool | str = False,
     seed: int = 0,
 ) -> SparsePosterior:
     """Give a network a Gaussian posterior on a small active set of its weights; 0 elsewhere.
@@ -141,6 +142,8 @@ def sparse_subspace(
             start.
         prior_std: standard deviation of the prior N(0, prior_std²) of an active weight. The
             paper's is narrow: for weights of a usual size, or few data, take a wider one.
+        shared_prefix: as in `bella.low_rank`: where what comes before late ``target_modules`` is
+            frozen, its outputs can be kept for a data set, as `bella.fit` does.
         seed: decides the start.
 
     Returns:
@@ -196,8 +199,9 @@ def sparse_subspace(
         "target_modules": targets.as_list(target_modules),
         "dense_modules": targets.as_list(dense_modules),
         "prior_std": prior_std,
+        "shared_prefix": shared_prefix,
     }
-    return SparsePosterior(network, axis, settings, shared_prefix=False)
+    return SparsePosterior(network, axis, settings, shared_prefix=shared_prefix)
 
 
 def _chosen(network: nn.Module, wanted: targets.Targets | None) -> list[str]:

@@ -65,7 +65,7 @@ def efficientnet_lite0(
         network.load_state_dict(torch.load(path, map_location="cpu", weights_only=True))
         if classes is not None:
             network._fc = nn.Linear(network._fc.in_features, classes)
-    folded = fold_batch_norm(network.eval()).eval()
+    folded = plain_convolutions(fold_batch_norm(network.eval())).eval()
     return folded.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
 
@@ -83,6 +83,33 @@ def fold_batch_norm(network: nn.Module) -> nn.Module:
                 folded = fuse_conv_bn_eval(getattr(module, convolution), getattr(module, norm))
                 setattr(module, convolution, folded)
                 setattr(module, norm, nn.Identity())
+    return network
+
+
+def plain_convolutions(network: nn.Module) -> nn.Module:
+    """Put torch's own Conv2d where a convolution pads alike on both sides, or not at all.
+
+    The package pads in a module of its own for all; posteriors that take a layer's weight apart
+    know torch's layers alone. Those that pad one side only (stride 2) stay as they are.
+    """
+    for name, module in list(network.named_modules()):
+        if not isinstance(module, nn.Conv2d) or type(module) is nn.Conv2d:
+            continue
+        padding = getattr(module.static_padding, "padding", (0, 0, 0, 0))
+        if len(set(padding)) == 1:
+            plain = nn.Conv2d(
+                module.in_channels,
+                module.out_channels,
+                module.kernel_size,  # type: ignore[arg-type]
+                tuple(module.stride),  # type: ignore[arg-type]
+                padding[0],
+                module.dilation,  # type: ignore[arg-type]
+                module.groups,
+                module.bias is not None,
+                device="meta",
+            )
+            plain.weight, plain.bias = module.weight, module.bias
+            network.set_submodule(name, plain)
     return network
 
 

@@ -25,13 +25,20 @@ COLUMNS: dict[str, tuple[str, str]] = {
     "trainable": ("trainable", "{:,.0f}"),
     "bytes_on_disk": ("bytes", "{:,.0f}"),
     "seconds_training": ("seconds", "{:.0f}"),
+    "mb_training": ("peak MB", "{:,.0f}"),
+    "ms_predicting": ("ms/image", "{:.1f}"),
+    "train_flops_ratio": ("fewer FLOPs than dense VI", "{:.1f}x"),
 }
 """Columns of the table: figure, heading, format. Those that a task lacks are left out."""
 
-COSTS = ("trainable", "bytes_on_disk", "seconds_training")
-SINGLE = ("probe", "lora", "lora+temperature", "soup")
-"""Methods of one set of weights: their mutual information is 0, so its AUROCs are no figures."""
-
+COSTS = (
+    "trainable",
+    "bytes_on_disk",
+    "seconds_training",
+    "mb_training",
+    "ms_predicting",
+    "train_flops_ratio",
+)
 
 COMPACT = (
     "accuracy",
@@ -57,12 +64,18 @@ def rows(
         if name in only and any(name in method["figures"] for method in methods.values())
     }
     lines = []
-    for key, method in methods.items():
+    for method in methods.values():
         cells = [method["title"]]
         for name, (_, form) in columns.items():
-            cells.append(cell(method["figures"].get(name), form, name, single=key in SINGLE))
+            cells.append(cell(method["figures"].get(name), form, name, single=is_single(method)))
         lines.append(cells)
     return ["", *(heading for heading, _ in columns.values())], lines
+
+
+def is_single(method: Mapping[str, Any]) -> bool:
+    """Whether a method has one set of weights: then its mutual information is 0, and no score."""
+    figure = method["figures"].get("mutual_information")
+    return figure is not None and figure["mean"] == 0
 
 
 def cell(figure: Mapping[str, Any] | None, form: str, name: str, *, single: bool) -> str:
@@ -123,6 +136,9 @@ def verdict(results: Results) -> list[str]:
     methods = results["methods"]
     said = []
     pairs = (
+        ("bella", "ensemble"),
+        ("bella", "single+temperature"),
+        ("bella", "vbl"),
         ("bella", "lora+temperature"),
         ("bella", "lora-ensemble"),
         ("bella-svgd", "lora-ensemble"),
@@ -132,11 +148,11 @@ def verdict(results: Results) -> list[str]:
     )
     for ours, other in pairs:
         if ours in methods and other in methods:
-            said.append(sentence(methods[ours], methods[other], other in SINGLE))
+            said.append(sentence(methods[ours], methods[other]))
     return said
 
 
-def sentence(ours: Mapping[str, Any], other: Mapping[str, Any], single: bool) -> str:
+def sentence(ours: Mapping[str, Any], other: Mapping[str, Any]) -> str:
     """One method against another, over all questions."""
     better: list[str] = []
     worse: list[str] = []
@@ -145,7 +161,7 @@ def sentence(ours: Mapping[str, Any], other: Mapping[str, Any], single: bool) ->
         a, b = ours["figures"].get(name), other["figures"].get(name)
         if a is None or b is None or a["mean"] is None or b["mean"] is None:
             continue
-        if single and name.endswith("_mi"):
+        if is_single(other) and name.endswith("_mi"):
             b = {"mean": 0.5, "spread": 0.0}  # one set of weights cannot disagree with itself
         margin = (a["spread"] or 0.0) + (b["spread"] or 0.0)
         gain = a["mean"] - b["mean"]

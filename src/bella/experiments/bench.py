@@ -1,0 +1,227 @@
+"""The bench that methods are run on: one task's data, features, probes and earlier runs.
+
+What does not depend on the method is computed once for all: the shared prefix of each pool of
+images, the frozen features, and the linear probes.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Mapping, Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.progress import Progress
+from safetensors.torch import load_file
+from torch import Tensor
+from torch.utils.data import DataLoader, default_collate
+
+import bella
+from bella.errors import BellaError
+from bella.evaluation.evaluate import collect
+from bella.experiments.methods.base import Costs, Outputs
+from bella.experiments.probe import (
+    Features,
+    Probe,
+    bootstrap,
+    choose_strength,
+    fit_probe,
+    head_inputs,
+    start_heads,
+)
+from bella.experiments.task import Task
+from bella.layers.copies import Copies, LinearCopies
+from bella.posterior import Posterior
+from bella.predictive import predict
+from bella.training.cache import CachedPrefix, is_fixed
+from bella.training.record import read_json
+
+Batches = Callable[[list[int]], Any]
+
+COSTS = ("trainable", "bytes_on_disk", "seconds_training", "mb_training", "ms_predicting")
+TIMED = 32
+"""Images of the batch whose prediction is timed."""
+
+
+class Bench:
+    """What a `Method` works with.
+
+    Args:
+        task: data, network and settings.
+        folder: of all runs.
+        settings: of `bella.fit`, for every method.
+        bar: where progress is shown.
+    """
+
+    def __init__(self, task: Task, folder: Path, settings: Mapping[str, Any], bar: Progress):
+        self.task = task
+        self.folder = folder
+        self.settings = dict(settings)
+        self.bar = bar
+        self.pools: dict[str, Batches] = {}
+        self.pool_features: dict[str, Features] = {}
+        self.probes: dict[tuple[int, int], list[Probe]] = {}
+        self.strengths: dict[int, float] = {}
+        self._entrance: bool | str = False
+
+    # ------------------------------------------------------------ data and network
+
+    def frozen(self) -> Posterior:
+        """The network as it was pre-trained, with the entrance of low-rank particles."""
+        opened = self.task.open(0)
+        return bella.low_rank(
+            opened.network,
+            1,
+            self.task.rank,
+            opened.defaults.target_modules,
+            modules_to_save=opened.defaults.modules_to_save,
+            b_std=0.0,
+        )
+
+    @property
+    def entrance(self) -> bool | str:
+        """Module at which a network continues from what the shared prefix made; or ``False``."""
+        for pool in self.task.pools:
+            self.batches(pool)
+        return self._entrance
+
+    def batches(self, pool: str) -> Batches:
+        """From positions in a pool to a batch: what the shared prefix makes of the images, computed
+        once; or the images, where the network shares no prefix or the data are random."""
+        if pool not in self.pools:
+            images = self.task.pools[pool]
+            posterior = self.frozen().train() if self.task.pretrained else None
+            if posterior is not None and is_fixed(posterior, images, torch.device("cpu")):
+                self.pools[pool] = CachedPrefix(posterior, images, progress=self.bar).batch
+                self._entrance = posterior.shared is not None and posterior.shared.entrances[0]
+            else:
+                self.pools[pool] = self.images(pool)
+        return self.pools[pool]
+
+    def images(self, pool: str) -> Batches:
+        """From positions in a pool to a batch of images."""
+        return lambda rows: default_collate([self.task.pools[pool][i] for i in rows])
+
+    def loader(
+        self,
+        pool: str,
+        positions: Sequence[int],
+        batch_size: int = 64,
+        *,
+        shuffle: bool = False,
+        images: bool = False,
+    ) -> DataLoader:
+        """Batches of some images of a pool, as `batches` makes them or as ``images``."""
+        return DataLoader(
+            positions,  # type: ignore[arg-type]
+            batch_size=batch_size,
+            shuffle=shuffle,
+            collate_fn=self.images(pool) if images else self.batches(pool),
+        )
+
+    def predict(
+        self, posterior: Posterior, seed: int, *, draws: int = 1, images: bool = False
+    ) -> Outputs:
+        """Every particle's logits on all parts but the training data."""
+        found = {}
+        with torch.random.fork_rng():
+            torch.manual_seed(seed)
+            for part, place in self.task.split(seed).items():
+                if part != "train":
+                    data = self.loader(*place, images=images)
+                    predictive, labels = collect(posterior, data, draws=draws)
+                    found[part] = (predictive.logits, labels)
+        return found
+
+    def features(self, part: str, seed: int) -> Features:
+        """What the frozen network makes of one part."""
+        pool, positions = self.task.split(seed)[part]
+        if pool not in self.pool_features:
+            posterior = self.frozen()
+            everything = self.loader(pool, range(len(self.task.pools[pool])))
+            self.pool_features[pool] = head_inputs(posterior, everything)
+        x, y = self.pool_features[pool]
+        return x[positions], y[positions]
+
+    def probes_of(self, seed: int, count: int) -> list[Probe]:
+        """The linear probe of a seed's split, or several on resamples of its training part."""
+        if (seed, count) not in self.probes:
+            train = self.features("train", seed)
+            if seed not in self.strengths:
+                self.strengths[seed] = choose_strength(train, self.features("validation", seed))
+            strength = self.strengths[seed]
+            self.probes[seed, count] = (
+                [fit_probe(train, strength)]
+                if count == 1
+                else bootstrap(train, strength, count, seed)
+            )
+        return self.probes[seed, count]
+
+    def start_heads(self, parameters: Mapping[str, Tensor], seed: int) -> None:
+        """Start the network's head from probes, where it is one Linear; others start as they are.
+
+        Args:
+            parameters: stacked (particles, ...), by name.
+            seed: of the probes.
+        """
+        if self.linear_head is not None:
+            count = len(parameters[f"{self.linear_head}.weight"])
+            start_heads(parameters, self.linear_head, self.probes_of(seed, count))
+
+    @cached_property
+    def linear_head(self) -> str | None:
+        """Name of a pre-trained network's one head, if it is a Linear."""
+        if not self.task.pretrained:
+            return None
+        posterior = self.frozen()
+        heads = [name for name, layer in posterior.layers().items() if isinstance(layer, Copies)]
+        single = len(heads) == 1 and isinstance(posterior.layers()[heads[0]], LinearCopies)
+        return heads[0] if single else None
+
+    @cached_property
+    def few_images(self) -> Tensor:
+        """A batch of images."""
+        images = next(iter(self.task.pools.values()))
+        inputs, _ = default_collate([images[i] for i in range(min(TIMED, len(images)))])
+        return inputs
+
+    def milliseconds(self, posterior: Posterior, *, draws: int = 1) -> float:
+        """Time to predict one of `few_images`, from the image on: the best of three."""
+        best = math.inf
+        for _ in range(3):
+            begun = time.perf_counter()
+            predict(posterior, self.few_images, draws=draws)
+            best = min(best, time.perf_counter() - begun)
+        return 1000 * best / len(self.few_images)
+
+    # ------------------------------------------------------------ earlier runs
+
+    def place(self, method: str, seed: int) -> Path:
+        """Folder of one run."""
+        return self.folder / "runs" / f"{method}-{seed}"
+
+    def outputs_of(self, method: str, seed: int) -> Outputs:
+        """The predictions of an earlier run."""
+        return read_outputs(self.place(method, seed))
+
+    def costs_of(self, method: str, seed: int) -> Costs:
+        """The costs of an earlier run."""
+        row = read_json(self.place(method, seed) / "figures.json")["figures"]
+        return {name: math.nan if row[name] is None else row[name] for name in COSTS}
+
+
+def read_outputs(place: Path) -> Outputs:
+    """The predictions that a run left in its folder.
+
+    Raises:
+        BellaError: there are none.
+    """
+    path = place / "predictions.safetensors"
+    if not path.exists():
+        raise BellaError(f"{place} holds no predictions: run the comparison again.")
+    tensors = load_file(path)
+    parts = {name.rpartition(".")[0] for name in tensors}
+    return {part: (tensors[f"{part}.logits"], tensors[f"{part}.labels"]) for part in parts}

@@ -1,0 +1,47 @@
+"""The methods of a comparison: one file a family, each with its rows.
+
+A new method is a new file with a `Method` and its ``ROWS``, and its name in `FAMILIES`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from bella.errors import BellaError, nearest
+from bella.experiments.methods import derived, full, laplace, low_rank, probe, rank1, sparse
+from bella.experiments.methods.base import Costs, Method, Outputs
+
+__all__ = ["DEMO", "METHODS", "Costs", "Method", "Outputs", "methods_named"]
+
+FAMILIES = (probe, full, low_rank, laplace, rank1, sparse, derived)
+
+METHODS: dict[str, Method] = {row.name: row for family in FAMILIES for row in family.ROWS}
+
+DEMO = (
+    "probe",
+    "probe-ensemble",
+    "lora",
+    "lora+temperature",
+    "lora-ensemble",
+    "bella",
+    "bella-svgd",
+    "soup",
+)
+"""What the demo compares."""
+
+
+def methods_named(names: Sequence[str]) -> list[Method]:
+    """Methods by name, with those that they start from before them, in the order asked for.
+
+    Raises:
+        BellaError: an unknown name.
+    """
+    found: dict[str, Method] = {}
+    for name in names:
+        if name not in METHODS:
+            raise BellaError(
+                f"method {name!r} is unknown: near names are {nearest(name, METHODS)}."
+            )
+        for needed in (*METHODS[name].needs, name):
+            found.setdefault(needed, METHODS[needed])
+    return list(found.values())

@@ -1,0 +1,79 @@
+"""What every row of a comparison answers: which logits, on which data, at what cost."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from torch import Tensor
+
+if TYPE_CHECKING:
+    from bella.experiments.bench import Bench
+
+Outputs = Mapping[str, tuple[Tensor, Tensor]]
+"""For each part of the data: every particle's logits (particles, count, classes) and labels."""
+
+Costs = dict[str, float]
+"""``trainable`` parameters, ``bytes_on_disk``, ``seconds_training``, ``mb_training`` (the peak)
+and ``ms_predicting`` of an image; NaN where there is no such figure."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Method(ABC):
+    """One row of the table.
+
+    Attributes:
+        name: the word a user types.
+        title: the row's heading.
+    """
+
+    name: str
+    title: str
+
+    @property
+    def from_scratch(self) -> bool:
+        """Whether it can train a network that is not pre-trained."""
+        return False
+
+    @property
+    def needs(self) -> tuple[str, ...]:
+        """Methods whose runs this one starts from."""
+        return ()
+
+    @abstractmethod
+    def run(self, bench: Bench, seed: int, place: Path) -> tuple[Outputs, Costs]:
+        """Train, or derive, and predict all parts of the data but the training part.
+
+        Args:
+            bench: the task, its data and network, and the folder of all runs.
+            seed: decides the split, the starts, the order of the data and the noise.
+            place: folder of this run.
+        """
+
+    def key(self) -> dict[str, Any]:
+        """What tells whether a run in a folder is this one."""
+        return asdict(self) | {"kind": type(self).__name__}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Derived(Method):
+    """A row made of another row's run.
+
+    Attributes:
+        of: the other method's name.
+    """
+
+    of: str
+
+    @property
+    def from_scratch(self) -> bool:
+        """Whether it can train a network that is not pre-trained."""
+        return False
+
+    @property
+    def needs(self) -> tuple[str, ...]:
+        """The other method."""
+        return (self.of,)

@@ -1,0 +1,60 @@
+"""Rows that another row's run gives for nothing: temperature scaling, and the soup."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import bella
+from bella.evaluation.temperature import fit_temperature
+from bella.experiments.methods.base import Costs, Derived, Outputs
+from bella.posterior import Point
+
+if TYPE_CHECKING:
+    from bella.experiments.bench import Bench
+
+
+@dataclass(frozen=True, kw_only=True)
+class Temperature(Derived):
+    """One network's logits divided by the temperature of the least validation NLL."""
+
+    @property
+    def from_scratch(self) -> bool:
+        """Logits are logits."""
+        return True
+
+    def run(self, bench: Bench, seed: int, place: Path) -> tuple[Outputs, Costs]:
+        """Scale the logits of another run."""
+        outputs = bench.outputs_of(self.of, seed)
+        logits, labels = outputs["validation"]
+        temperature = fit_temperature(logits[0], labels)
+        scaled = {name: (x / temperature, y) for name, (x, y) in outputs.items()}
+        return scaled, bench.costs_of(self.of, seed)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Soup(Derived):
+    """The one network whose weights are the mean of the particles'."""
+
+    def run(self, bench: Bench, seed: int, place: Path) -> tuple[Outputs, Costs]:
+        """Merge another run's particles."""
+        posterior = bella.load(
+            bench.place(self.of, seed) / "posterior", bench.task.open(seed).network
+        )
+        soup = Point(posterior.soup(), shared_prefix=bench.entrance)
+        size = sum(p.numel() * p.element_size() for p in soup.parameters())
+        return bench.predict(soup, seed), bench.costs_of(self.of, seed) | {
+            "trainable": 0,
+            "bytes_on_disk": size,
+            "similarity": math.nan,
+            "ms_predicting": bench.milliseconds(soup),
+        }
+
+
+ROWS = (
+    Temperature(name="single+temperature", title="single + temperature", of="single"),
+    Temperature(name="lora+temperature", title="LoRA + temperature", of="lora"),
+    Soup(name="soup", title="soup of Bella", of="bella"),
+)

@@ -1,0 +1,76 @@
+"""SSVI: a Gaussian on a tenth of the weights, the others zero."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+
+import bella
+from bella.experiments.methods.base import Costs
+from bella.experiments.methods.converted import Converted
+from bella.experiments.methods.trained import moved
+from bella.layers.sparse_subspace import SparsePosterior
+from bella.posterior import Posterior
+from bella.variational.flops import flops
+from bella.variational.topology import Topology
+
+CHANGES = 20
+"""How often the active set moves in a training."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sparse(Converted):
+    """`bella.sparse_subspace`, from the largest of the network's own weights."""
+
+    def convert(
+        self, network: nn.Module, *, pretrained: bool, heads: tuple[str, ...], **options: Any
+    ) -> Posterior:
+        """Sparse layers; a pre-trained network's head, which is small, keeps all its weights."""
+        if pretrained:
+            options |= {"start": "network", "dense_modules": heads}
+        return bella.sparse_subspace(network, **options)
+
+    def options(
+        self, posterior: Posterior, steps: int, settings: Mapping[str, Any]
+    ) -> dict[str, Any]:
+        """The topology, and an optimiser whose state follows it."""
+        assert isinstance(posterior, SparsePosterior)
+        topology = Topology(posterior, steps, interval=max(1, steps // CHANGES))
+
+        def optimizer(parameters: Any) -> torch.optim.Optimizer:
+            groups = posterior.parameter_groups(settings.get("weight_decay", 0.0))
+            return topology.follow(torch.optim.AdamW(groups, lr=settings["learning_rate"]))
+
+        return {"optimizer": optimizer, "instead_of_step": topology}
+
+    def count(self, posterior: Posterior, inputs: Any, steps: int) -> Costs:
+        """Operations of training beside dense mean-field VI's."""
+        assert isinstance(posterior, SparsePosterior)
+        counted = flops(posterior, inputs, interval=max(1, steps // CHANGES))
+        return {
+            "train_flops": counted["train"] * len(inputs) ** -1,
+            "train_flops_ratio": counted["train_ratio"],
+            "density": posterior.density,
+        }
+
+
+def _row(name: str, title: str, density: float) -> Sparse:
+    return Sparse(
+        name=name,
+        title=title,
+        build={"density": density},
+        draws=5,
+        # The paper's weight on the divergence, which rises over the first half.
+        settings=moved("ensemble") | {"kl_weight": 0.01},
+    )
+
+
+ROWS = (
+    _row("vi", "mean-field VI (dense)", 1.0),
+    _row("ssvi", "SSVI (density 0.1)", 0.1),
+    _row("ssvi-0.05", "SSVI (density 0.05)", 0.05),
+)
