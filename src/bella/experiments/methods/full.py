@@ -13,7 +13,7 @@ from bella.posterior import Posterior
 if TYPE_CHECKING:
     from bella.experiments.bench import Bench
 
-RATE = {"learning_rate": 1e-4}  # all weights move, so each moves less; chosen on validation
+RATE = {"learning_rate": 3e-5}  # on validation, among 3e-5 and 1e-4: all weights move
 
 
 @dataclass(frozen=True, kw_only=True)
