@@ -1,6 +1,9 @@
 """Write the tables of README.md and docs/results.md from the results of runs.
 
-make demo && python docs/update.py runs/demo-elpv [runs/demo-fashion-mnist ...]
+make demo && python docs/update.py runs/demo-elpv [runs/compare ...]
+
+A folder of a demo goes between the markers of its task, one of a comparison between those of
+``TASK-systems``.
 """
 
 from __future__ import annotations
@@ -12,13 +15,13 @@ from pathlib import Path
 from typing import Any
 
 from bella.experiments.demo import took
+from bella.experiments.methods import DEMO
 from bella.report.tables import compact_table, markdown_table, verdict
 from bella.training.record import read_json
 
 ROOT = Path(__file__).parents[1]
 # Without the cells themselves: their licence is not this project's.
 PICTURES = ("densities.png", "reliability.png", "distances.png")
-COMMANDS = {"elpv": "make demo", "fashion-mnist": "bella demo --data fashion-mnist"}
 
 
 def between(page: Path, name: str, text: str) -> None:
@@ -39,13 +42,21 @@ def origin(results: dict[str, Any], command: str) -> str:
     )
 
 
+def command_of(results: dict[str, Any]) -> str:
+    """What a reader types to get the table."""
+    task, methods = results["task"], tuple(results["methods"])
+    if methods == DEMO:
+        return "make demo" if task == "elpv" else f"bella demo --data {task}"
+    return f"bella compare --data {task} --methods {','.join(methods)} --seeds {results['seeds']}"
+
+
 def main(folders: list[str]) -> None:
     """Update both pages."""
     for folder in map(Path, folders):
         results = read_json(folder / "results.json")
-        command = COMMANDS.get(results["task"], f"bella compare --data {results['task']}")
+        command, demo = command_of(results), tuple(results["methods"]) == DEMO
         said = "\n".join(f"- {line}" for line in verdict(results))
-        text = f"{origin(results, command)}\n\n{markdown_table(results)}\n\n{said}"
+        text = f"{origin(results, command)}\n\n{markdown_table(results)}\n\n{said}".strip()
         shown = ROOT / "docs" / "pictures" / results["task"]
         for picture in PICTURES:
             if (folder / picture).exists():
@@ -53,8 +64,9 @@ def main(folders: list[str]) -> None:
                 shutil.copy(folder / picture, shown / picture)
                 title = picture.removesuffix(".png")
                 text += f"\n\n![{title}](pictures/{results['task']}/{picture})"
-        between(ROOT / "docs" / "results.md", results["task"], text)
-        if results["task"] == "elpv":
+        marker = results["task"] if demo else f"{results['task']}-systems"
+        between(ROOT / "docs" / "results.md", marker, text)
+        if demo and results["task"] == "elpv":
             between(
                 ROOT / "README.md",
                 "results",

@@ -130,7 +130,9 @@ def fashion_task() -> Task:
     )
 
 
-def _from_scratch(name: str, title: str, network: Callable[[], nn.Module], train: int) -> Task:
+def _from_scratch(
+    name: str, title: str, network: Callable[[], nn.Module], train: int, **settings: Any
+) -> Task:
     from bella.data import fashion_mnist
 
     preprocess = Preprocess(28, mean=72.9, std=90.0)
@@ -149,7 +151,7 @@ def _from_scratch(name: str, title: str, network: Callable[[], nn.Module], train
         parts,
         fixed(parts),
         {"shift": "corrupted"},
-        {"epochs": 12, "batch_size": 128, "learning_rate": 2e-3, "kl_warmup": 6, "keep": "last"},
+        {"batch_size": 128, "keep": "last"} | settings,
         pretrained=False,
     )
 
@@ -161,7 +163,15 @@ def fashion_resnet_task() -> Task:
 
 def fashion_mlp_task() -> Task:
     """Fashion-MNIST, two wide hidden layers from scratch: what rank-1 is measured on."""
-    return _from_scratch("fashion-mlp", "784-1500-1500-10 network", wide_network, 10_000)
+    return _from_scratch(
+        "fashion-mlp",
+        "784-1500-1500-10 network",
+        wide_network,
+        2_000,
+        epochs=20,
+        kl_warmup=10,
+        learning_rate=1e-3,
+    )
 
 
 def wide_network() -> nn.Module:
