@@ -6,7 +6,7 @@ import tempfile
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import peft
 import torch
@@ -62,6 +62,8 @@ class Alternative(ABC):
     """
 
     title: ClassVar[str]
+    one_in_memory: ClassVar[bool] = False
+    """Whether n members take the memory of one."""
 
     def __init__(self, case: Case, members: int, batch: int, options: Options):
         self.case = case
@@ -100,6 +102,7 @@ class Sequential(Alternative):
     """n LoRA trainings, one after the other: only one is in memory, the others do as it does."""
 
     title = "PEFT, n runs"
+    one_in_memory = True
 
     def __init__(self, case: Case, members: int, batch: int, options: Options):
         super().__init__(case, members, batch, options)
@@ -131,10 +134,10 @@ class Switched(Alternative):
     def __init__(self, case: Case, members: int, batch: int, options: Options):
         super().__init__(case, members, batch, options)
         self.model = lora(case, options.device)
-        self.names = ["default", *map(str, range(1, members))]
+        self.names = ["default", *(f"member{number}" for number in range(1, members))]
         self.optimizers = {}
         for name in self.names:
-            if name != "default":
+            if name != "default":  # PEFT's name for the first
                 self.model.add_adapter(name, lora_config(case))
             self.model.set_adapter(name)
             self.optimizers[name] = adamw(list(trained(self.model).values()))
@@ -238,16 +241,16 @@ class Together(Alternative):
         self.move = bella.transport.repulsive(self.posterior, data_size=1000)
         self.optimizer = adamw(list(self.posterior.stacked_parameters().values()))
 
-    def gradients(self) -> None:
-        """Forward and backward of the particles that run."""
+    def gradients(self, inputs: Any = None) -> None:
+        """Forward and backward of the particles that run, from the images or a stream."""
         with self.options.precision():
-            outputs = self.posterior(self.x)
+            outputs = self.posterior(self.x if inputs is None else inputs)
         bella.nll(outputs, self.y).backward()
 
-    def step(self) -> None:
+    def step(self, inputs: Any = None) -> None:
         """All at once."""
         self.optimizer.zero_grad()
-        self.gradients()
+        self.gradients(inputs)
         self.move.step()
         self.optimizer.step()
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 import transformers
@@ -42,8 +42,18 @@ def vit_s32() -> nn.Module:
 
 
 def efficientnet_lite0() -> nn.Module:
-    """The demo's network, as the demo opens it."""
-    return bella.models.open_network("efficientnet-lite0", 2, 160).network
+    """The demo's network, as the demo opens it, its pointwise convolutions as plain ``Conv2d``.
+
+    PEFT cannot adapt the subclass of the package, which asks for the size of the images.
+    """
+    network = bella.models.open_network("efficientnet-lite0", 2, 160).network
+    for name, module in list(network.named_modules()):
+        if isinstance(module, nn.Conv2d) and module.kernel_size == (1, 1):
+            plain = nn.Conv2d(module.in_channels, module.out_channels, 1)
+            plain.load_state_dict(module.state_dict())
+            plain.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+            network.set_submodule(name, plain)
+    return network
 
 
 @dataclass(frozen=True)
@@ -80,7 +90,8 @@ class Case:
 
 
 VIT = Case("CLIP ViT-B/32", clip_vit_b32, 224, 768, ("fc1", "fc2"))
-SMALL_VIT = Case("ViT-S/32", vit_s32, 224, 384, ("intermediate.dense", "output.dense"))
+LAST_BLOCKS = replace(VIT, targets=(r"layers\.(8|9|10|11)\.mlp\.fc[12]",))
+SMALL_VIT = Case("ViT-S/32", vit_s32, 224, 384, ("fc1", "fc2"))
 DEMO = Case(
     "EfficientNet-Lite0, 160 px",
     efficientnet_lite0,

@@ -28,11 +28,13 @@ class Options:
         device: ``cpu`` or ``cuda``.
         autocast: multiply in bfloat16.
         quick: fewer rounds and smaller cases, to see that all works; writes nothing.
+        chunk: particles a pass in the benchmark of chunks.
     """
 
     device: str = "cpu"
     autocast: bool = False
     quick: bool = False
+    chunk: int = 2
 
     def precision(self) -> AbstractContextManager:
         """The context in which networks run forward."""
@@ -45,6 +47,7 @@ class Options:
     def flags(self) -> list[str]:
         """The same on a command line."""
         flags = [] if self.device == "cpu" else ["--device", self.device]
+        flags += [] if self.chunk == Options.chunk else ["--chunk", str(self.chunk)]
         return flags + [f"--{name}" for name in ("autocast", "quick") if getattr(self, name)]
 
 
@@ -90,6 +93,7 @@ def parser(description: str | None) -> argparse.ArgumentParser:
     made.add_argument("--device", default="cpu", choices=("cpu", "cuda"))
     made.add_argument("--autocast", action="store_true", help="multiply in bfloat16")
     made.add_argument("--quick", action="store_true", help="see that it runs; writes nothing")
+    made.add_argument("--chunk", type=int, default=2, help="particles a pass, in chunks.py")
     return made
 
 
