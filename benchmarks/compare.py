@@ -88,15 +88,13 @@ def compare(
         count = 1 if kind.one_in_memory else members
         peaks[kind.title] = memory_of(kind, case, count, batch, options)
     absent = f"needs {megabytes(needed(case, members))}"
+    memory = [megabytes(peaks[title]) if title in peaks else absent for title in titles]
+    disk = [megabytes(files[title]) if title in files else "-" for title in titles]
     return [
         [f"{members}", "training step", *cells(steps, titles)],
         [f"{members}", "prediction", *cells(passes, titles)],
-        [
-            f"{members}",
-            "peak memory",
-            *(megabytes(peaks[t]) if t in peaks else absent for t in titles),
-        ],
-        [f"{members}", "file", *(megabytes(files[t]) if t in files else "-" for t in titles)],
+        [f"{members}", "peak memory", *memory],
+        [f"{members}", "files", *disk],
     ]
 
 

@@ -90,7 +90,7 @@ class Case:
 
 
 VIT = Case("CLIP ViT-B/32", clip_vit_b32, 224, 768, ("fc1", "fc2"))
-LAST_BLOCKS = replace(VIT, targets=(r"layers\.(8|9|10|11)\.mlp\.fc[12]",))
+LAST_BLOCKS = replace(VIT, targets=(r".*\.(8|9|10|11)\.mlp\.fc[12]",))
 SMALL_VIT = Case("ViT-S/32", vit_s32, 224, 384, ("fc1", "fc2"))
 DEMO = Case(
     "EfficientNet-Lite0, 160 px",
