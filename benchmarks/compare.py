@@ -107,7 +107,7 @@ def measure(options: Options) -> tuple[float, list[Table]]:
     for case, batch in BATCHES:
         rows = [
             row
-            for members in (ROUNDS if not options.quick else (1, 3))
+            for members in ((3,) if options.quick else ROUNDS)
             for row in compare(case, members, batch, options, machine)
         ]
         rounds = ", ".join(f"{count} at n={n}" for n, count in ROUNDS.items())
