@@ -11,10 +11,10 @@ from __future__ import annotations
 
 import statistics
 import warnings
-from collections.abc import Iterator
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.profiler_util import FunctionEvent
 from torch.profiler import ProfilerActivity, profile, record_function
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -25,14 +25,20 @@ from timing import Product, paired, ratios, spread, square, timed
 
 N = 5
 
-KINDS = (
-    ("products with the base's weights", ("addmm", "mm", "convolution")),
-    ("low-rank products", ("bmm", "baddbmm_", "LowRankProduct")),
-    ("activation function", ("sigmoid", "sigmoid_backward", "mul")),
-    ("attention", ("scaled_dot_product",)),
-    ("layer norm", ("layer_norm",)),
-)
-"""What the profile tells apart, by the names of PyTorch's operations."""
+KINDS = {
+    "coupling": ("coupling",),
+    "optimiser": ("optimiser",),
+    "products with the base's weights": ("aten::addmm", "aten::mm", "aten::mkldnn_convolution"),
+    "activation function": ("aten::sigmoid", "aten::sigmoid_backward", "aten::mul"),
+    "attention": (
+        "aten::_scaled_dot_product_flash_attention_for_cpu",
+        "aten::_scaled_dot_product_flash_attention_for_cpu_backward",
+    ),
+    "layer norm": ("aten::native_layer_norm", "aten::native_layer_norm_backward"),
+    "low-rank products": ("LowRankProduct", "LowRankProductBackward"),
+}
+"""The parts of a step by operations of the profile; what is inside one of them belongs to it, and
+where two fit, to the first."""
 
 
 def counted(network: nn.Module, x: Tensor) -> tuple[float, float]:
@@ -98,30 +104,19 @@ def batch_of(batch: int, options: Options, rounds: int) -> tuple[dict, list[list
     return seconds, facts
 
 
-def kind_of(event: torch.autograd.profiler_util.FunctionEvent) -> str:
+def kind_of(event: FunctionEvent | None) -> str:
     """Which part of a step an operation belongs to."""
-    around = [event.name, *(parent.name for parent in parents(event))]
-    for marked in ("coupling", "optimiser"):
-        if marked in around:
-            return marked
-    name = event.name.removeprefix("aten::")
-    for kind, names in KINDS[:1] + KINDS[2:3]:
-        if name in names or (kind == KINDS[0][0] and "convolution" in name):
-            return kind
-    if any("LowRankProduct" in outer for outer in around) or name in KINDS[1][1]:
-        return KINDS[1][0]
-    return next((kind for kind, names in KINDS[3:] if any(n in name for n in names)), "other")
+    names = []
+    while event is not None:
+        names.append(event.name)
+        event = event.cpu_parent
+    found = (kind for kind, known in KINDS.items() if not set(known).isdisjoint(names))
+    return next(found, "other")
 
 
-def parents(event: torch.autograd.profiler_util.FunctionEvent) -> Iterator:
-    """The operations around one, innermost first."""
-    while (event := event.cpu_parent) is not None:
-        yield event
-
-
-def shares(options: Options) -> Table:
+def shares(batch: int, options: Options) -> Table:
     """Where a step's time goes."""
-    work = Together(VIT, N, 8, options)
+    work = Together(VIT, N, batch, options)
     work.step()
     with profile(activities=[ProfilerActivity.CPU]) as profiler:
         with record_function("step"):
@@ -138,7 +133,7 @@ def shares(options: Options) -> Table:
     total = sum(spent.values())
     ordered = sorted(spent.items(), key=lambda item: -item[1])
     return Table(
-        "Where the time of a step goes (n=5, batch 8, torch.profiler).",
+        f"Where the time of a step goes (n={N}, batch {batch}, torch.profiler).",
         ("part", "share"),
         [[kind, f"{time / total:.1%}"] for kind, time in ordered],
     )
@@ -147,15 +142,16 @@ def shares(options: Options) -> Table:
 def measure(options: Options) -> tuple[float, list[Table]]:
     """All of it."""
     warnings.simplefilter("ignore")  # vmap says where it loops
-    eight, facts = batch_of(2 if options.quick else 8, options, options.rounds(7))
+    batch = 2 if options.quick else 8
+    eight, facts = batch_of(batch, options, options.rounds(7))
     single, more = batch_of(1, options, options.rounds(11))
     ours = eight["bella"]
     comparisons = [
-        ("step / 5 single steps, batch 8", ratios(ours, eight["n single"]), 1.0),
+        (f"step / 5 single steps, batch {batch}", ratios(ours, eight["n single"]), 1.0),
         ("step / 5 single steps, batch 1", ratios(single["bella"], single["n single"]), 0.8),
-        ("step / 5 sequential PEFT steps, batch 8", ratios(ours, eight["PEFT"]), 0.95),
-        ("step / vmap, batch 8", ratios(ours, eight["vmap"]), 0.95),
-        ("step / floor, batch 8", ratios(ours, eight["floor"]), 1.25),
+        (f"step / 5 sequential PEFT steps, batch {batch}", ratios(ours, eight["PEFT"]), 0.95),
+        (f"step / vmap, batch {batch}", ratios(ours, eight["vmap"]), 0.95),
+        (f"step / floor, batch {batch}", ratios(ours, eight["floor"]), 1.25),
     ]
     tables = [
         Table(
@@ -168,12 +164,12 @@ def measure(options: Options) -> tuple[float, list[Table]]:
         ),
         Table(
             "The floor.",
-            ("", "batch 8", "batch 1"),
+            ("", f"batch {batch}", "batch 1"),
             [[name, a, b] for (name, a), (_, b) in zip(facts, more, strict=True)],
         ),
     ]
     if options.device == "cpu":
-        tables.append(shares(options))
+        tables.append(shares(batch, options))
     return eight["rate"][0], tables
 
 
