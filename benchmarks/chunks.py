@@ -44,7 +44,7 @@ def measure(options: Options) -> tuple[float, list[Table]]:
     n, batch = (6, 8) if options.quick else (50, 32)
     chunk = options.chunk
     predict = prediction(n, batch, options)
-    machine = square(options.device)
+    machine = square(options.device, options.dtype)
     seconds = paired(
         f"n={n}",
         {

@@ -101,7 +101,7 @@ def compare(
 def measure(options: Options) -> tuple[float, list[Table]]:
     """Both networks."""
     warnings.simplefilter("ignore")  # vmap says where it loops
-    machine = square(options.device)
+    machine = square(options.device, options.dtype)
     header = ("n", "", *(kind.title for kind in ALTERNATIVES))
     tables = []
     for case, batch in BATCHES:

@@ -22,7 +22,7 @@ def measure(options: Options) -> tuple[float, list[Table]]:
     few, many = (Together(VIT, n, batch, options) for n in (5, 100))
     with many.posterior.subset(range(2)):
         many.gradients()  # the coupling adds to gradients that exist
-    machine = square(options.device)
+    machine = square(options.device, options.dtype)
     seconds = paired(
         "coupling",
         {

@@ -27,7 +27,9 @@ def measure(options: Options) -> tuple[float, list[Table]]:
         size = saved(posterior, dtype)
         limit = (numbers + SETTINGS) / 1e6
         rows.append(against(f"{name}, MB", f"{size / 1e6:.2f}", size / 1e6, limit))
-    return square(options.device).rate, [Table(f"{VIT.title}, n=100, rank 4.", TARGETED, rows)]
+    return square(options.device, options.dtype).rate, [
+        Table(f"{VIT.title}, n=100, rank 4.", TARGETED, rows)
+    ]
 
 
 if __name__ == "__main__":

@@ -36,7 +36,7 @@ def measure(options: Options) -> tuple[float, list[Table]]:
                 last.y = last.y.to(options.device)
                 last.step(stream)
 
-    machine = square(options.device)
+    machine = square(options.device, options.dtype)
     seconds = paired(
         "last blocks",
         {

@@ -36,6 +36,11 @@ class Options:
     quick: bool = False
     chunk: int = 2
 
+    @property
+    def dtype(self) -> torch.dtype:
+        """What products are computed in."""
+        return torch.bfloat16 if self.autocast else torch.float32
+
     def precision(self) -> AbstractContextManager:
         """The context in which networks run forward."""
         return torch.autocast(self.device, torch.bfloat16, enabled=self.autocast)

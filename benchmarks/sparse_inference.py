@@ -73,7 +73,7 @@ def measure(options: Options) -> tuple[float, list[Table]]:
             rows.append([name, *(f"{mean:.2f} / {draw:.2f}" for mean, draw in found)])
     header = ("layer", *(f"density {density:g}" for density in DENSITIES))
     title = "Sparse layers: times faster than dense, mean / draw."
-    return square(options.device).rate, [Table(title, header, rows)]
+    return square(options.device, options.dtype).rate, [Table(title, header, rows)]
 
 
 if __name__ == "__main__":

@@ -73,7 +73,7 @@ def measure(options: Options) -> tuple[float, list[Table]]:
     ]
     title = f"Sparse posteriors, {DEPTH} Linear layers {width} x {width}."
     header = ("density", "posterior", "peak of training", "file")
-    return square(options.device).rate, [Table(title, header, rows)]
+    return square(options.device, options.dtype).rate, [Table(title, header, rows)]
 
 
 if __name__ == "__main__":

@@ -62,9 +62,12 @@ def batch_of(batch: int, options: Options, rounds: int) -> tuple[dict, list[list
     device = options.device
     together, one = (Together(VIT, n, batch, options) for n in (N, 1))
     peft, stacked = (kind(VIT, N, batch, options) for kind in (Sequential, Stacked))
-    machine = square(device)
+    machine = square(device, options.dtype)
     rows = N * batch * 50  # 49 patches and the class token
-    shapes = [Product(rows, *shape, device) for shape in ((768, 3072), (3072, 768), (768, 768))]
+    shapes = [
+        Product(rows, *shape, device, options.dtype)
+        for shape in ((768, 3072), (3072, 768), (768, 768))
+    ]
     counts = (1, 1, 4)  # fc1, fc2, and four projections of attention
     there, here = torch.randn(2, 2**25, device=device)
     copying = []

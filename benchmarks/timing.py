@@ -61,18 +61,19 @@ def spread(values: Sequence[float], digits: int = 3) -> str:
 
 
 class Product:
-    """A float32 matrix product, to be timed in turn with what it is compared to.
+    """A matrix product, to be timed in turn with what it is compared to.
 
     Args:
         rows: of the left factor.
         inner: its columns.
         columns: of the right factor.
         device: where.
+        dtype: in which precision.
     """
 
-    def __init__(self, rows: int, inner: int, columns: int, device: str = "cpu"):
-        self.a = torch.randn(rows, inner, device=device)
-        self.b = torch.randn(inner, columns, device=device)
+    def __init__(self, rows: int, inner: int, columns: int, device: str, dtype: torch.dtype):
+        self.a = torch.randn(rows, inner, device=device, dtype=dtype)
+        self.b = torch.randn(inner, columns, device=device, dtype=dtype)
         self.operations = 2 * rows * inner * columns
         self.best = float("inf")
 
@@ -89,6 +90,7 @@ class Product:
         return self.operations / self.best
 
 
-def square(device: str = "cpu") -> Product:
-    """The product whose rate stands for the machine."""
-    return Product(1536, 1536, 1536, device)
+def square(device: str, dtype: torch.dtype) -> Product:
+    """The product whose rate stands for the machine; larger where that is a GPU."""
+    size = 1536 if device == "cpu" else 8192
+    return Product(size, size, size, device, dtype)

@@ -64,7 +64,7 @@ def measure(options: Options) -> tuple[float, list[Table]]:
         row("n=100, 3 a pass", "n=3, 3 a pass", 1.158),
     ]
     title = f"{VIT.title}, 12 blocks, batch {batch}, peak of a training step."
-    return square(options.device).rate, [Table(title, TARGETED, rows)]
+    return square(options.device, options.dtype).rate, [Table(title, TARGETED, rows)]
 
 
 if __name__ == "__main__":
