@@ -20,8 +20,7 @@ check: .venv/dev.done
 	$(BIN)/mypy
 
 bench: .venv/dev.done
-	$(BIN)/python benchmarks/step.py --write
-	$(BIN)/python benchmarks/step.py --batch 1 --write
+	$(BIN)/python benchmarks/all.py
 
 .venv/bin/python:
 	$(PYTHON) -c 'import sys; sys.exit("bella needs Python 3.11 or newer") if sys.version_info < (3, 11) else None'

@@ -4,40 +4,93 @@ from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 
+from bella.training.progress import progress_bar
+
+Seconds = list[float]
+
+
+def wait() -> None:
+    """Until a GPU has done what it was given."""
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+
+
+def timed(call: Callable[[], object]) -> float:
+    """Seconds of one call."""
+    wait()
+    begun = time.perf_counter()
+    call()
+    wait()
+    return time.perf_counter() - begun
+
 
 def paired(
-    alternatives: Mapping[str, Callable[[], object]], rounds: int, warmup: int = 2
-) -> dict[str, list[float]]:
+    title: str, alternatives: Mapping[str, Callable[[], object]], rounds: int, warmup: int = 1
+) -> dict[str, Seconds]:
     """Seconds of each alternative in each round; they run in turn, every round in other order."""
     names = list(alternatives)
-    for name in names:
-        for _ in range(warmup):
-            alternatives[name]()
-    seconds: dict[str, list[float]] = {name: [] for name in names}
-    for number in range(rounds):
-        for name in names[number % len(names) :] + names[: number % len(names)]:
-            begun = time.perf_counter()
-            alternatives[name]()
-            seconds[name].append(time.perf_counter() - begun)
+    seconds: dict[str, Seconds] = {name: [] for name in names}
+    with progress_bar() as bar:
+        task = bar.add_task(title, total=(warmup + rounds) * len(names))
+        for number in range(-warmup, rounds):
+            first = number % len(names)
+            for name in names[first:] + names[:first]:
+                bar.update(task, description=f"{title}: {name}")
+                took = timed(alternatives[name])
+                if number >= 0:
+                    seconds[name].append(took)
+                bar.advance(task)
     return seconds
 
 
-def ratio(a: list[float], b: list[float]) -> str:
-    """Median of the rounds' ratios a / b, with their range."""
-    values = [x / y for x, y in zip(a, b, strict=True)]
-    return f"{statistics.median(values):.3f} ({min(values):.2f} to {max(values):.2f})"
+def ratios(a: Seconds, b: Seconds) -> Seconds:
+    """The rounds' ratios a / b."""
+    return [x / y for x, y in zip(a, b, strict=True)]
 
 
-def gemm_rate(size: int = 1536, rounds: int = 12) -> float:
-    """Floating-point operations a second of a float32 matrix product, the best of some rounds."""
-    a, b = torch.randn(size, size), torch.randn(size, size)
-    best = float("inf")
-    for _ in range(rounds):
-        begun = time.perf_counter()
-        torch.mm(a, b)
-        best = min(best, time.perf_counter() - begun)
-    return 2 * size**3 / best
+def spread(values: Sequence[float], digits: int = 3) -> str:
+    """Median and range."""
+    middle = f"{statistics.median(values):.{digits}f}"
+    if len(values) == 1:
+        return middle
+    return f"{middle} ({min(values):.{digits}f} to {max(values):.{digits}f})"
+
+
+class Product:
+    """A matrix product, to be timed in turn with what it is compared to.
+
+    Args:
+        rows: of the left factor.
+        inner: its columns.
+        columns: of the right factor.
+        device: where.
+        dtype: in which precision.
+    """
+
+    def __init__(self, rows: int, inner: int, columns: int, device: str, dtype: torch.dtype):
+        self.a = torch.randn(rows, inner, device=device, dtype=dtype)
+        self.b = torch.randn(inner, columns, device=device, dtype=dtype)
+        self.operations = 2 * rows * inner * columns
+        self.best = float("inf")
+
+    def __call__(self) -> None:
+        """A few products; the best of all so far is kept, as the rate is to be a bound."""
+        for _ in range(4):
+            self.best = min(self.best, timed(lambda: torch.mm(self.a, self.b)))
+
+    @property
+    def rate(self) -> float:
+        """Operations a second."""
+        if self.best == float("inf"):
+            self()
+        return self.operations / self.best
+
+
+def square(device: str, dtype: torch.dtype) -> Product:
+    """The product whose rate stands for the machine; larger where that is a GPU."""
+    size = 1536 if device == "cpu" else 8192
+    return Product(size, size, size, device, dtype)

@@ -555,6 +555,14 @@ def test_the_fused_product_has_the_right_gradients(channels_first):
     )
 
 
+def test_gradients_of_the_factors_have_the_layout_of_the_factors():
+    torch.manual_seed(0)
+    A, B = torch.randn(2, 3, 4, requires_grad=True), torch.randn(2, 5, 3, requires_grad=True)
+    y = LowRankProduct.apply(torch.randn(6, 7, 4), torch.randn(5, 4), None, A, B, 1.0, False)
+    for factor, gradient in zip((A, B), torch.autograd.grad(y.sum(), (A, B)), strict=True):
+        assert gradient.stride() == factor.stride()
+
+
 @pytest.mark.parametrize("transport", ["ensemble", "svgd"])
 def test_activations_may_work_in_place(transport):
     def build(inplace):

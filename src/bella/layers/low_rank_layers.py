@@ -82,7 +82,9 @@ class LowRankProduct(torch.autograd.Function):
         x, weight, A, B, h = ctx.saved_tensors
         grad = grad.movedim(1, -1) if ctx.channels_first else grad
         grad = grad.reshape(len(A), -1, grad.shape[-1])
-        grad_h = torch.bmm(grad, B).mul_(ctx.scale)
+        # Of the two layouts of a product with few columns, the one that reads both factors row by
+        # row takes an eighth to a half of the other's time on a CPU.
+        grad_h = torch.bmm(grad, B.mT.contiguous().mT).mul_(ctx.scale)
         grad_x = grad_A = grad_B = None
         if ctx.needs_input_grad[0]:
             grad_x = torch.matmul(grad, weight)
@@ -91,7 +93,7 @@ class LowRankProduct(torch.autograd.Function):
         if ctx.needs_input_grad[3]:
             grad_A = torch.bmm(grad_h.mT, x)
         if ctx.needs_input_grad[4]:
-            grad_B = torch.bmm(grad.mT, h).mul_(ctx.scale)
+            grad_B = torch.bmm(h.mT, grad).mul_(ctx.scale).mT.contiguous()
         return grad_x, None, None, grad_A, grad_B, None, None
 
 

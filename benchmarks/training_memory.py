@@ -1,0 +1,71 @@
+"""Peak memory of training 100 particles in chunks against one full fine-tune: CLIP ViT-B/32.
+
+    python benchmarks/training_memory.py [--quick] [--device cuda] [--autocast]
+
+Each in a fresh process (see memory.py), the second of two steps of batch 32. Of 100 particles the
+first two chunks and the last run; the others would run in the same memory. All 100 have gradients,
+moments, coupling and an AdamW step.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from alternatives import Copies, Together
+from memory import megabytes, peak
+from networks import VIT
+from page import TARGETED, Options, Table, against, main
+from timing import square
+
+
+def in_chunks(particles: int, chunk: int, batch: int, options: Options) -> Callable[[], None]:
+    """A training step of all particles, so many at a time."""
+    work = Together(VIT, particles, batch, options)
+    firsts = range(0, particles, chunk)
+    chunks = [range(i, min(i + chunk, particles)) for i in sorted({*firsts[:2], firsts[-1]})]
+    with work.posterior.subset(range(min(2, particles))):
+        work.posterior.prove(work.x[:1])
+
+    def step() -> None:
+        work.optimizer.zero_grad()
+        with options.precision():
+            stream = work.posterior.prefix(work.x)
+        for some in chunks:
+            with work.posterior.subset(some):
+                work.gradients(stream)
+        work.move.step()
+        work.optimizer.step()
+
+    return step
+
+
+def full(batch: int, options: Options) -> Callable[[], None]:
+    """A step of all of one network's parameters."""
+    return Copies(VIT, 1, batch, options).step
+
+
+def measure(options: Options) -> tuple[float, list[Table]]:
+    """The ratios."""
+    batch = 4 if options.quick else 32
+    found = {
+        "one full fine-tune": peak(full, batch, options),
+        "n=100, 1 a pass": peak(in_chunks, 100, 1, batch, options),
+        "n=100, 3 a pass": peak(in_chunks, 100, 3, batch, options),
+        "n=3, 3 a pass": peak(in_chunks, 3, 3, batch, options),
+    }
+
+    def row(above: str, below: str, target: float) -> list[str]:
+        a, b = found[above], found[below]
+        shown = f"{a / b:.3f} ({megabytes(a)} of {megabytes(b)})"
+        return against(f"{above} / {below}", shown, a / b, target)
+
+    rows = [
+        row("n=100, 1 a pass", "one full fine-tune", 0.85),
+        row("n=100, 3 a pass", "n=3, 3 a pass", 1.158),
+    ]
+    title = f"{VIT.title}, 12 blocks, batch {batch}, peak of a training step."
+    return square(options.device, options.dtype).rate, [Table(title, TARGETED, rows)]
+
+
+if __name__ == "__main__":
+    main("training_memory", __doc__, measure)
