@@ -148,6 +148,15 @@ def test_other_settings_are_run_anew(ran, monkeypatch):
         compare(small_task(), ["lora"], seeds=1, folder=folder, progress=False, epochs=1)
 
 
+def test_what_a_setting_does_not_touch_is_kept(ran, monkeypatch):
+    folder, results = ran
+    monkeypatch.setattr(engine, "fit", None)
+    # Fine-tuning of all weights has a learning rate of its own, and probes have none.
+    names = ["probe", "single", "single+temperature"]
+    again = compare(small_task(), names, seeds=2, folder=folder, progress=False, learning_rate=0.5)
+    assert all(again["methods"][name] == results["methods"][name] for name in names)
+
+
 def test_the_soup_is_the_merged_network(ran):
     folder, _ = ran
     task = small_task()

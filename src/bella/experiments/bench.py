@@ -207,9 +207,13 @@ class Bench:
         """The predictions of an earlier run."""
         return read_outputs(self.place(method, seed))
 
+    def figures_of(self, method: str, seed: int) -> dict[str, Any]:
+        """The figures of an earlier run, and the key of what decided it."""
+        return read_json(self.place(method, seed) / "figures.json")
+
     def costs_of(self, method: str, seed: int) -> Costs:
         """The costs of an earlier run."""
-        row = read_json(self.place(method, seed) / "figures.json")["figures"]
+        row = self.figures_of(method, seed)["figures"]
         return {name: math.nan if row[name] is None else row[name] for name in COSTS}
 
 

@@ -110,8 +110,7 @@ def summary(rows: Sequence[Mapping[str, float]]) -> dict[str, dict[str, Any]]:
 
 def key_of(bench: Bench, method: Method, seed: int) -> dict[str, Any]:
     """What a run is decided by."""
-    key = {"settings": bench.settings, "method": method.key(), "seed": seed}
-    return plain(key | {"rank": bench.task.rank, "build": dict(bench.task.build)})
+    return plain({"task": bench.task.name, "seed": seed} | method.key(bench, seed))
 
 
 def kept(bench: Bench, method: Method, seed: int) -> dict[str, float] | None:

@@ -53,9 +53,9 @@ class Method(ABC):
             place: folder of this run.
         """
 
-    def key(self) -> dict[str, Any]:
-        """What tells whether a run in a folder is this one."""
-        return asdict(self) | {"kind": type(self).__name__}
+    def key(self, bench: Bench, seed: int) -> dict[str, Any]:
+        """What decides a run, beside task and seed: if a folder holds it, it is not run again."""
+        return {"kind": type(self).__name__} | asdict(self)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,3 +77,7 @@ class Derived(Method):
     def needs(self) -> tuple[str, ...]:
         """The other method."""
         return (self.of,)
+
+    def key(self, bench: Bench, seed: int) -> dict[str, Any]:
+        """Its own, and the other run's."""
+        return super().key(bench, seed) | {"from": bench.figures_of(self.of, seed)["key"]}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import bella
 from bella.experiments.methods.trained import Trained, moved
@@ -17,6 +17,11 @@ if TYPE_CHECKING:
 @dataclass(frozen=True, kw_only=True)
 class LowRank(Trained):
     """`bella.low_rank` on the task's layers; linear heads start from probes."""
+
+    def key(self, bench: Bench, seed: int) -> dict[str, Any]:
+        """With the task's rank and start of the factors."""
+        build = dict(bench.task.build) | dict(self.build)
+        return super().key(bench, seed) | {"rank": bench.task.rank, "build": build}
 
     def posterior(self, bench: Bench, seed: int) -> Posterior:
         """Particles of the task's rank."""

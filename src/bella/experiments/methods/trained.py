@@ -58,6 +58,19 @@ class Trained(Method):
         """Further arguments of `bella.fit`, for a training of so many steps with its settings."""
         return {}
 
+    def settings_on(self, bench: Bench) -> dict[str, Any]:
+        """All settings of `bella.fit`: the task's, and over them this method's."""
+        chosen = bench.settings | dict(self.settings)
+        if bench.task.pretrained:
+            chosen |= self.fine_tuning
+        return checked(Settings, chosen).model_dump()
+
+    def key(self, bench: Bench, seed: int) -> dict[str, Any]:
+        """The settings that it is trained with, wherever they come from."""
+        own = super().key(bench, seed) | {"settings": self.settings_on(bench)}
+        del own["fine_tuning"]
+        return own
+
     def count(self, posterior: Posterior, inputs: Any, steps: int) -> Costs:
         """Further figures of a trained posterior, given a batch of images."""
         return {}
@@ -65,10 +78,7 @@ class Trained(Method):
     def run(self, bench: Bench, seed: int, place: Path) -> tuple[Outputs, Costs]:
         """Train and predict."""
         split = bench.task.split(seed)
-        chosen = bench.settings | dict(self.settings) | {"seed": seed}
-        if bench.task.pretrained:
-            chosen |= self.fine_tuning
-        settings = checked(Settings, chosen).model_dump()
+        settings = self.settings_on(bench) | {"seed": seed}
         train = bench.loader(
             *split["train"], settings["batch_size"], shuffle=True, images=self.reads_images
         )
