@@ -137,8 +137,8 @@ def _from_scratch(
 
     preprocess = Preprocess(28, mean=72.9, std=90.0)
     parts: dict[str, Any] = dict(fashion_mnist(preprocess, limit=train))
-    for part in ("validation", "corrupted"):
-        parts[part] = at_most(2000, parts[part])
+    for part, count in (("validation", 1000), ("test", 4000), ("corrupted", 1000)):
+        parts[part] = at_most(count, parts[part])
 
     def open_it(seed: int) -> Opened:
         with seeded(seed):
