@@ -27,7 +27,7 @@ COLUMNS: dict[str, tuple[str, str]] = {
     "seconds_training": ("seconds", "{:.0f}"),
     "mb_training": ("peak MB", "{:,.0f}"),
     "ms_predicting": ("ms/image", "{:.1f}"),
-    "train_flops_ratio": ("fewer FLOPs than dense VI", "{:.1f}x"),
+    "train_flops_ratio": ("FLOPs cut", "{:.1f}x"),
 }
 """Columns of the table: figure, heading, format. Those that a task lacks are left out."""
 
