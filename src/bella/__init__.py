@@ -31,6 +31,7 @@ _PLACES = {
     "Predictive": "bella.predictive",
     "evaluate": "bella.evaluation.evaluate",
     "cost": "bella.evaluation.cost",
+    "chunks": "bella.memory",
     "fit": "bella.training.fit",
     "BellaError": "bella.errors",
 }

@@ -102,14 +102,22 @@ class Posterior(nn.Module):
         return self.shared.run(args, kwargs, batch)
 
     def prove(self, *args: Any, **kwargs: Any) -> None:
-        """Find out, by one pass without gradients, whether the prefix can be shared.
+        """Find out, by one pass of two particles without gradients, whether the prefix can be
+        shared.
 
         The first pass does so by itself and may run some layers twice; whoever listens to layers
         calls this before. Later calls do nothing.
         """
-        if not (self._proven or (args and isinstance(args[0], Stream))):
-            with torch.no_grad():
+        if not (self._proven or self._own_inputs or (args and isinstance(args[0], Stream))):
+            with torch.no_grad(), self.subset(self.axis.chosen[:2]):
                 self(*args, **kwargs)
+
+    def begun(self, *args: Any, **kwargs: Any) -> tuple[tuple, dict[str, Any]]:
+        """The same inputs for several passes: with their prefix run, where there is one."""
+        self.prove(*args, **kwargs)
+        if self.shared is None or self._own_inputs or (args and isinstance(args[0], Stream)):
+            return args, kwargs
+        return (self.prefix(*args, **kwargs),), {}
 
     def _resume(self, stream: Stream) -> Any:
         assert self.shared is not None
