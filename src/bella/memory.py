@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import os
 import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -168,12 +168,12 @@ def chunks(
     with undisturbed(posterior):
         posterior.prove(*args, **kwargs)
     step = training_step(posterior, lambda: (loss or total)(posterior(*args, **kwargs)))
-    return parts(posterior.particles, at_once(posterior, step, memory))
+    return parts(range(posterior.particles), at_once(posterior, step, memory))
 
 
-def parts(particles: int, size: int) -> list[list[int]]:
-    """All particles in order, ``size`` at a time."""
-    return [list(range(i, min(i + size, particles))) for i in range(0, particles, size)]
+def parts(particles: Sequence[int], size: int) -> list[list[int]]:
+    """The particles in order, ``size`` at a time."""
+    return [list(particles[i : i + size]) for i in range(0, len(particles), size)]
 
 
 def training_step(posterior: Posterior, loss: Callable[[], Tensor]) -> Callable[[], Any]:

@@ -276,7 +276,7 @@ class Run:
         self.move.accumulate = parts
         if self.at_once is None:
             self.at_once = self.choose_at_once(args, kwargs, labels)
-        chunks = memory.parts(posterior.particles, self.at_once)
+        chunks = memory.parts(range(posterior.particles), self.at_once)
         total = torch.zeros((), device=self.accelerator.device)
         if len(chunks) > 1:
             with self.accelerator.autocast():
