@@ -181,7 +181,9 @@ class Predictive:
     def stopped(self, bound: float, first: int = 2) -> Predictive:
         """What `predict` says with ``stop=bound``, told from what all particles said."""
         early = agree(self.logits[:first], bound)
-        return replace(self, weights=early_weights(early, len(self.logits), first))
+        if first >= len(self.logits) or not early.any():
+            return self
+        return replace(self, weights=early_weights(self.logits, early, first))
 
     def nll(self, labels: Int[Tensor, " batch"]) -> float:
         """Mean negative log-likelihood of the predictive, in nats.
@@ -310,8 +312,8 @@ def predict(
         if not early.all():
             doubtful = (~early).nonzero().flatten()
             rest[:, doubtful] = said(everyone[first:], *rows((args, kwargs), doubtful, len(early)))
-        weights = early_weights(early, len(everyone), first)
-        return Predictive(torch.cat((begin, rest)), average, weights)
+        logits = torch.cat((begin, rest))
+        return Predictive(logits, average, early_weights(logits, early, first))
 
 
 def particles_at_once(posterior: Posterior, inputs: Any, memory: int | None = None) -> int:
@@ -332,10 +334,10 @@ def agree(logits: Float[Tensor, "first batch classes"], bound: float) -> Bool[Te
 
 
 def early_weights(
-    early: Bool[Tensor, " batch"], particles: int, first: int
+    logits: Float[Tensor, "particles batch classes"], early: Bool[Tensor, " batch"], first: int
 ) -> Float[Tensor, "particles batch"]:
     """1 / particles, and on early examples 1 / first for the first ones and 0 for the others."""
-    weights = torch.full((particles, len(early)), 1 / particles, device=early.device)
+    weights = logits.new_full(logits.shape[:2], 1 / len(logits))
     weights[:first, early] = 1 / first
     weights[first:, early] = 0
     return weights
