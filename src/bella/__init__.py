@@ -32,6 +32,7 @@ _PLACES = {
     "evaluate": "bella.evaluation.evaluate",
     "cost": "bella.evaluation.cost",
     "chunks": "bella.memory",
+    "checkpoint": "bella.layers.checkpoint",
     "fit": "bella.training.fit",
     "BellaError": "bella.errors",
 }

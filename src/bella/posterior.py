@@ -16,6 +16,7 @@ from bella import storage
 from bella.errors import BellaError, nearest
 from bella.layers.axis import ParticleAxis, map_tensors, tensors_of
 from bella.layers.base import ParticleLayer, Site
+from bella.layers.checkpoint import checkpointing
 from bella.layers.prefix import SharedPrefix, Stream, entrance_of
 
 
@@ -59,6 +60,7 @@ class Posterior(nn.Module):
         self._proven = False
         self._own_inputs = False
         self.mover: Any = None  # the transport that moves these particles now
+        self.checkpointed: tuple[str, ...] = ()  # modules, see `bella.checkpoint`
         self.train(network.training)
 
     # ------------------------------------------------------------ calling it
@@ -74,8 +76,12 @@ class Posterior(nn.Module):
         Raises:
             BellaError: no tensor among the inputs, or an output that does not carry the particles.
         """
+        with checkpointing(self.network, self.axis, self.checkpointed):
+            return self._call(args, kwargs)
+
+    def _call(self, args: tuple, kwargs: dict) -> Any:
         if args and isinstance(args[0], Stream):
-            return self._resume(args[0])
+            return self._resume(args[0].again())
         tensors = [x for x in tensors_of((args, kwargs)) if x.dim()]
         if not tensors:
             raise BellaError("A posterior needs at least one tensor whose first axis is the batch.")
@@ -99,7 +105,8 @@ class Posterior(nn.Module):
         if self.shared is None:
             raise BellaError("This posterior opens its particle axis at the inputs: no prefix.")
         batch = next(x for x in tensors_of((args, kwargs)) if x.dim()).shape[0]
-        return self.shared.run(args, kwargs, batch)
+        with checkpointing(self.network, self.axis, self.checkpointed):
+            return self.shared.run(args, kwargs, batch)
 
     def prove(self, *args: Any, **kwargs: Any) -> None:
         """Find out, by one pass of two particles without gradients, whether the prefix can be

@@ -20,6 +20,7 @@ from torch.utils.data import DataLoader
 from bella import memory, transport
 from bella.errors import BellaError, require
 from bella.inputs import split, to
+from bella.layers.checkpoint import checkpoint
 from bella.layers.prefix import Stream
 from bella.posterior import Posterior
 from bella.predictive import nll
@@ -107,6 +108,9 @@ class Run:
         if self.accelerator.num_processes > 1:
             raise BellaError("bella.fit runs in one process: start it without a launcher.")
         posterior.to(self.accelerator.device)
+        if settings.checkpoint:
+            named = settings.checkpoint
+            checkpoint(posterior, None if named is True else named)
 
         self.train = loader(train, settings.batch_size, shuffle=True)
         self.validation = (

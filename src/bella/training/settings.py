@@ -31,6 +31,8 @@ class Settings(BaseModel):
             ``auto`` for as many as fit into ``memory_budget``, measured on the first batch.
         memory_budget: bytes for what a step makes and drops again, beside parameters, gradients and
             the optimiser's state; ``None`` for the default of `bella.memory.at_once`.
+        checkpoint: run modules a second time in the backward pass, for less memory: their names, or
+            ``True`` for the blocks with particles (see `bella.checkpoint`).
         minibatches: all particles see the ``shared`` batch, or each its ``own``.
         patience: stop after so many epochs without a better validation NLL.
         keep: the ``best`` epoch by validation NLL, or the ``last``.
@@ -58,6 +60,7 @@ class Settings(BaseModel):
     accumulate: int = Field(1, ge=1)
     particles_per_pass: PerPass = None
     memory_budget: int | None = Field(None, ge=1)
+    checkpoint: bool | list[str] = False
     minibatches: Literal["shared", "own"] = "shared"
     patience: int | None = Field(None, ge=1)
     keep: Literal["best", "last"] = "best"
