@@ -105,7 +105,10 @@ class Posterior(nn.Module):
         if self.shared is None:
             raise BellaError("This posterior opens its particle axis at the inputs: no prefix.")
         batch = next(x for x in tensors_of((args, kwargs)) if x.dim()).shape[0]
-        with checkpointing(self.network, self.axis, self.checkpointed):
+        # Nothing frozen needs a graph, and one that passes share can be gone through only once;
+        # transformers may have told the embeddings to begin one.
+        wanted = self.trains_base or any(x.requires_grad for x in tensors_of((args, kwargs)))
+        with torch.set_grad_enabled(wanted and torch.is_grad_enabled()):
             return self.shared.run(args, kwargs, batch)
 
     def prove(self, *args: Any, **kwargs: Any) -> None:
