@@ -259,6 +259,38 @@ def test_a_budget_below_one_particle_ends_a_run_with_a_sentence():
         fit(make(), particles_per_pass="most")
 
 
+def test_a_budget_without_auto_is_refused_rather_than_ignored():
+    with pytest.raises(bella.BellaError, match="memory_budget is for"):
+        fit(make(), memory_budget=2**20)
+    with pytest.raises(bella.BellaError, match="memory is for"):
+        bella.predict(make(), problem()[0], memory=2**20)
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_finding_out_about_the_prefix_uses_no_random_number(training):
+    posterior = make(network=Blocks(0.3)).train(training)
+    before = torch.get_rng_state()
+    posterior.prove(problem()[0])
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_prediction_chooses_chunks_and_says_the_same():
+    posterior = make(particles=6)
+    x, y = problem()
+    plain = bella.predict(posterior, x)
+    passes = []
+    posterior.layers()["head"].register_forward_hook(lambda m, args, out: passes.append(len(out)))
+    found = bella.predict(posterior, x, particles_per_pass="auto", memory=3 * SMALL)
+    torch.testing.assert_close(found.logits, plain.logits)
+    assert max(passes[2:]) < 6 * len(x)
+    loader = [(x[:8], y[:8]), (x[8:], y[8:])]
+    expected = bella.evaluate(posterior, loader)
+    found = bella.evaluate(posterior, loader, particles_per_pass="auto", memory=3 * SMALL)
+    assert found == pytest.approx(expected, rel=1e-4, abs=1e-6, nan_ok=True)
+    with pytest.raises(bella.BellaError, match="the budget is 10"):
+        bella.predict(posterior, x, particles_per_pass="auto", memory=10)
+
+
 def test_values_stay_while_nothing_trains():
     posterior = make(particles=6)
     before = values(posterior)

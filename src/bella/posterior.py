@@ -113,13 +113,15 @@ class Posterior(nn.Module):
 
     def prove(self, *args: Any, **kwargs: Any) -> None:
         """Find out, by one pass of two particles without gradients, whether the prefix can be
-        shared.
+        shared. No random number is used up.
 
         The first pass does so by itself and may run some layers twice; whoever listens to layers
         calls this before. Later calls do nothing.
         """
         if not (self._proven or self._own_inputs or (args and isinstance(args[0], Stream))):
-            with torch.no_grad(), self.subset(self.axis.chosen[:2]):
+            device = next(self.parameters()).device
+            forked = torch.random.fork_rng([device] if device.type == "cuda" else [])
+            with torch.no_grad(), forked, self.subset(self.axis.chosen[:2]):
                 self(*args, **kwargs)
 
     def begun(self, *args: Any, **kwargs: Any) -> tuple[tuple, dict[str, Any]]:

@@ -278,6 +278,8 @@ def predict(
         raise BellaError(
             f"particles_per_pass={particles_per_pass}: give a whole number of at least 1."
         )
+    if memory is not None and particles_per_pass != "auto":
+        raise BellaError("memory is for particles_per_pass='auto': give both, or neither.")
     if stop is not None and not stop >= 0:
         raise BellaError(f"stop={stop}: give a bound in nats, of at least 0.")
     if stop is not None and first < 2:

@@ -139,8 +139,12 @@ class Run:
         )
         if settings.minibatches == "own" and settings.transport == "function":
             raise BellaError("transport 'function' compares predictions on one batch: share it.")
-        # Chosen from the first batch, and part of the checkpoint: free memory differs between runs.
         wanted = settings.particles_per_pass or posterior.particles
+        if settings.memory_budget is not None and wanted != "auto":
+            raise BellaError(
+                "memory_budget is for particles_per_pass='auto': give both, or neither."
+            )
+        # Chosen from the first batch, and part of the checkpoint: free memory differs between runs.
         self.at_once: int | None = None if wanted == "auto" else wanted
         self.step = 0
         self.log_every = max(1, self.steps // 60)
