@@ -15,6 +15,7 @@ from bella.evaluation.early_stop import early_stop_table
 from bella.evaluation.evaluate import collect
 from bella.predictive import Predictive
 from helpers import adapted, batch
+from test_checkpoint import hugging_face, inputs
 from test_fit import Blocks
 
 N, FIRST = 5, 2
@@ -151,6 +152,21 @@ def test_named_inputs_stop_early_too(shared_prefix):
     plain, found = bella.predict(posterior, inputs), bella.predict(posterior, inputs, stop=1e-3)
     assert 0 < found.saved < 1 - FIRST / N
     late = found.weights[-1] > 0
+    torch.testing.assert_close(found.logits[:, late], plain.logits[:, late])
+
+
+def test_masked_tokens_and_a_cache_of_keys_stop_early_too():
+    posterior = hugging_face("gpt", False)
+    tokens = inputs("gpt")
+    mask = torch.ones_like(tokens)
+    mask[2, 6:] = 0
+    batch = {"input_ids": tokens, "attention_mask": mask}
+    plain = bella.predict(posterior, batch)
+    bound = float(plain.stopped(math.inf).mutual_information.median())
+    found = bella.predict(posterior, batch, stop=bound, particles_per_pass=1)
+    late = found.weights[-1] > 0
+    assert found.saved == pytest.approx(0.5 * (~late).double().mean().item())
+    assert 0 < late.sum() < 5
     torch.testing.assert_close(found.logits[:, late], plain.logits[:, late])
 
 

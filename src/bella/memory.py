@@ -47,7 +47,8 @@ four (238 MB), for its products are small."""
 class LiveBytes(TorchDispatchMode):
     """Counts the bytes of the tensors that are made inside the block, as long as they live.
 
-    What an operation takes and gives back within itself is not seen.
+    What an operation takes and gives back within itself is not seen, nor what the allocator loses:
+    on a CPU the process grew by 53 MB a particle where 42 MB were counted (six blocks of a ViT-S).
 
     Attributes:
         now: bytes that live now.
