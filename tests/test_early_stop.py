@@ -137,8 +137,8 @@ def test_all_may_go_first(posterior):
 @pytest.mark.parametrize("size", [1, 2, "auto"])
 def test_chunks_and_streams_stop_early_too(posterior, size):
     expected = bella.predict(posterior, X, stop=BOUND)
-    for inputs in (X, posterior.prefix(X)):
-        found = bella.predict(posterior, inputs, stop=BOUND, particles_per_pass=size)
+    for given in (X, posterior.prefix(X)):
+        found = bella.predict(posterior, given, stop=BOUND, particles_per_pass=size)
         torch.testing.assert_close(found.logits, expected.logits, rtol=1e-10, atol=1e-12)
         assert torch.equal(found.weights, expected.weights)
 
@@ -148,8 +148,8 @@ def test_named_inputs_stop_early_too(shared_prefix):
     posterior = bella.low_rank(
         Named(), N, 2, (r"inner\.blocks\.2\.0",), b_std=1.0, shared_prefix=shared_prefix
     ).double()
-    inputs = {"pixels": X, "scale": torch.tensor([2.0], dtype=torch.double)}
-    plain, found = bella.predict(posterior, inputs), bella.predict(posterior, inputs, stop=1e-3)
+    named = {"pixels": X, "scale": torch.tensor([2.0], dtype=torch.double)}
+    plain, found = bella.predict(posterior, named), bella.predict(posterior, named, stop=1e-3)
     assert 0 < found.saved < 1 - FIRST / N
     late = found.weights[-1] > 0
     torch.testing.assert_close(found.logits[:, late], plain.logits[:, late])
