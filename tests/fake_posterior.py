@@ -28,6 +28,9 @@ class LinearParticles(nn.Module):
         finally:
             self.running = list(range(self.particles))
 
+    def begun(self, *args, **kwargs):
+        return args, kwargs
+
     def forward(self, x, shift=0.0):
         self.passes.append(len(self.running))
         weight = self.weight[self.running]

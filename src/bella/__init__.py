@@ -31,6 +31,8 @@ _PLACES = {
     "Predictive": "bella.predictive",
     "evaluate": "bella.evaluation.evaluate",
     "cost": "bella.evaluation.cost",
+    "chunks": "bella.memory",
+    "checkpoint": "bella.layers.checkpoint",
     "fit": "bella.training.fit",
     "BellaError": "bella.errors",
 }

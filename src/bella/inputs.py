@@ -10,6 +10,7 @@ from torch import Tensor
 
 from bella.errors import BellaError
 from bella.layers.axis import map_tensors
+from bella.layers.prefix import Stream
 
 
 def arguments(inputs: Any) -> tuple[tuple, dict[str, Any]]:
@@ -41,6 +42,18 @@ def split(batch: Any) -> tuple[tuple, dict[str, Any], Tensor]:
         "A batch must be a pair (inputs, labels) or a mapping with 'labels': change the data set's "
         "items or the loader's collate_fn."
     )
+
+
+def rows(inputs: Any, chosen: Tensor, batch: int) -> Any:
+    """The inputs of some examples, of a batch of a known size."""
+
+    def some(x: Any) -> Any:
+        if isinstance(x, Stream):
+            return x.with_carried([carried[chosen] for carried in x.carried()])
+        return map_tensors(lambda t: t[chosen] if t.dim() and len(t) == batch else t, x)
+
+    args, kwargs = inputs
+    return tuple(map(some, args)), {name: some(x) for name, x in kwargs.items()}
 
 
 def to(tree: Any, device: torch.device) -> Any:

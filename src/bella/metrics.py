@@ -18,6 +18,8 @@ Probs = Float[Tensor, "batch classes"]
 ParticleProbs = Float[Tensor, "particles batch classes"]
 Labels = Int[Tensor, " batch"]
 Scores = Float[Tensor, " batch"]
+Weights = Float[Tensor, "particles batch"] | None
+"""What each particle counts for each example, with a sum of 1; ``None`` for all the same."""
 
 
 # ------------------------------------------------------------ what fits together
@@ -103,13 +105,20 @@ def entropy(probs: Float[Tensor, "*shape classes"]) -> Float[Tensor, "*shape"]:
     return torch.special.entr(precise(probs)).sum(-1)
 
 
-def expected_entropy(particle_probs: ParticleProbs) -> Scores:
+def over_particles(values: Float[Tensor, "particles batch *rest"], weights: Weights) -> Tensor:
+    """The mean over the particles, by their weights where there are any."""
+    if weights is None:
+        return values.mean(0)
+    return torch.einsum("nb...,nb->b...", values, weights.to(values.dtype))
+
+
+def expected_entropy(particle_probs: ParticleProbs, weights: Weights = None) -> Scores:
     """mean_i H[p_i]: the uncertainty that every particle sees (aleatoric)."""
     check_particles(particle_probs)
-    return entropy(particle_probs).mean(0)
+    return over_particles(entropy(particle_probs), weights)
 
 
-def mutual_information(particle_probs: ParticleProbs) -> Scores:
+def mutual_information(particle_probs: ParticleProbs, weights: Weights = None) -> Scores:
     """H[p] - mean_i H[p_i] >= 0 with p = mean_i p_i: what the particles dispute (epistemic).
 
     Computed as the equal mean_i KL(p_i || p), which keeps its digits where particles nearly agree:
@@ -120,7 +129,8 @@ def mutual_information(particle_probs: ParticleProbs) -> Scores:
     """
     check_particles(particle_probs)
     particles = precise(particle_probs)
-    return kl(particles, particles.mean(0)).mean(0).clamp_min(0)
+    mean = over_particles(particles, weights)
+    return over_particles(kl(particles, mean), weights).clamp_min(0)
 
 
 def kl(p: Float[Tensor, "*shape classes"], q: Float[Tensor, "*shape classes"]) -> Tensor:
@@ -273,22 +283,26 @@ def aurc(probs: Probs, labels: Labels, uncertainty: Scores) -> float:
 # ------------------------------------------------------------ how different are the particles?
 
 
-def diversity(particle_probs: ParticleProbs) -> float:
+def diversity(particle_probs: ParticleProbs, weights: Weights = None) -> float:
     """Mean over examples of mean_i KL(p || p_i) with p = mean_i p_i (Bella, appendix A)."""
     check_particles(particle_probs)
     particles = precise(particle_probs)
-    return kl(particles.mean(0), particles).double().mean().item()
+    apart = kl(over_particles(particles, weights), particles)
+    return over_particles(apart.double(), weights).mean().item()
 
 
-def disagreement(particle_probs: ParticleProbs) -> float:
+def disagreement(particle_probs: ParticleProbs, weights: Weights = None) -> float:
     """Share of examples on which two particles name different classes, mean over pairs."""
     check_particles(particle_probs)
     votes = particle_probs.argmax(-1)
     n = len(votes)
     if n == 1:
         return 0.0
-    differ = (votes[:, None] != votes[None]).double().mean(-1)
-    return (differ.sum() / (n * (n - 1))).item()
+    counts = torch.ones_like(votes, dtype=torch.double) if weights is None else weights.double()
+    pairs = counts[:, None] * counts[None]
+    pairs.diagonal().zero_()
+    differ = pairs * (votes[:, None] != votes[None])
+    return (differ.sum((0, 1)) / pairs.sum((0, 1))).mean().item()
 
 
 def particle_similarity(particles: Float[Tensor, "particles size"]) -> float:

@@ -16,6 +16,7 @@ from bella import storage
 from bella.errors import BellaError, nearest
 from bella.layers.axis import ParticleAxis, map_tensors, tensors_of
 from bella.layers.base import ParticleLayer, Site
+from bella.layers.checkpoint import checkpointing
 from bella.layers.prefix import SharedPrefix, Stream, entrance_of
 
 
@@ -59,6 +60,7 @@ class Posterior(nn.Module):
         self._proven = False
         self._own_inputs = False
         self.mover: Any = None  # the transport that moves these particles now
+        self.checkpointed: tuple[str, ...] = ()  # modules, see `bella.checkpoint`
         self.train(network.training)
 
     # ------------------------------------------------------------ calling it
@@ -74,8 +76,12 @@ class Posterior(nn.Module):
         Raises:
             BellaError: no tensor among the inputs, or an output that does not carry the particles.
         """
+        with checkpointing(self.network, self.axis, self.checkpointed):
+            return self._call(args, kwargs)
+
+    def _call(self, args: tuple, kwargs: dict) -> Any:
         if args and isinstance(args[0], Stream):
-            return self._resume(args[0])
+            return self._resume(args[0].again())
         tensors = [x for x in tensors_of((args, kwargs)) if x.dim()]
         if not tensors:
             raise BellaError("A posterior needs at least one tensor whose first axis is the batch.")
@@ -99,17 +105,31 @@ class Posterior(nn.Module):
         if self.shared is None:
             raise BellaError("This posterior opens its particle axis at the inputs: no prefix.")
         batch = next(x for x in tensors_of((args, kwargs)) if x.dim()).shape[0]
-        return self.shared.run(args, kwargs, batch)
+        # Nothing frozen needs a graph, and one that passes share can be gone through only once;
+        # transformers may have told the embeddings to begin one.
+        wanted = self.trains_base or any(x.requires_grad for x in tensors_of((args, kwargs)))
+        with torch.set_grad_enabled(wanted and torch.is_grad_enabled()):
+            return self.shared.run(args, kwargs, batch)
 
     def prove(self, *args: Any, **kwargs: Any) -> None:
-        """Find out, by one pass without gradients, whether the prefix can be shared.
+        """Find out, by one pass of two particles without gradients, whether the prefix can be
+        shared. No random number is used up.
 
         The first pass does so by itself and may run some layers twice; whoever listens to layers
         calls this before. Later calls do nothing.
         """
-        if not (self._proven or (args and isinstance(args[0], Stream))):
-            with torch.no_grad():
+        if not (self._proven or self._own_inputs or (args and isinstance(args[0], Stream))):
+            device = next(self.parameters()).device
+            forked = torch.random.fork_rng([device] if device.type == "cuda" else [])
+            with torch.no_grad(), forked, self.subset(self.axis.chosen[:2]):
                 self(*args, **kwargs)
+
+    def begun(self, *args: Any, **kwargs: Any) -> tuple[tuple, dict[str, Any]]:
+        """The same inputs for several passes: with their prefix run, where there is one."""
+        self.prove(*args, **kwargs)
+        if self.shared is None or self._own_inputs or (args and isinstance(args[0], Stream)):
+            return args, kwargs
+        return (self.prefix(*args, **kwargs),), {}
 
     def _resume(self, stream: Stream) -> Any:
         assert self.shared is not None

@@ -8,20 +8,21 @@ mutual information  H[p] - mean_i H[p_i] >= 0                          (epistemi
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from bella import metrics
 from bella.errors import BellaError
-from bella.inputs import arguments
+from bella.inputs import arguments, rows
+from bella.memory import at_once, parts
 from bella.posterior import Posterior
 
 Average = Literal["probs", "logits"]
@@ -96,6 +97,8 @@ class Predictive:
         logits: (particles, batch, classes), in float32 or better.
         average: ``probs``: the mean of the particles' probabilities; ``logits``: the softmax of
             their mean logits. Never mix the two in one table.
+        weights: what each particle counts for each example, (particles, batch) with a sum of 1; 0
+            for those that were skipped. ``None``: all ran on all and count the same.
 
     Raises:
         BellaError: logits of another shape, or not finite.
@@ -103,6 +106,7 @@ class Predictive:
 
     logits: Float[Tensor, "particles batch classes"]
     average: Average = "probs"
+    weights: metrics.Weights = None
 
     def __post_init__(self) -> None:
         if self.logits.dim() != 3:
@@ -126,8 +130,10 @@ class Predictive:
     def log_probs(self) -> Float[Tensor, "batch classes"]:
         """log p(y | x), by log-mean-exp."""
         if self.average == "logits":
-            return torch.log_softmax(self.logits.mean(0), -1)
-        return torch.logsumexp(self.particle_log_probs, 0) - math.log(self.logits.shape[0])
+            return torch.log_softmax(metrics.over_particles(self.logits, self.weights), -1)
+        if self.weights is None:
+            return torch.logsumexp(self.particle_log_probs, 0) - math.log(self.logits.shape[0])
+        return torch.logsumexp(self.particle_log_probs + self.weights.log().unsqueeze(-1), 0)
 
     @cached_property
     def particle_probs(self) -> Float[Tensor, "particles batch classes"]:
@@ -147,7 +153,7 @@ class Predictive:
     @cached_property
     def expected_entropy(self) -> Float[Tensor, " batch"]:
         """mean_i H[p_i], in nats."""
-        return metrics.expected_entropy(self.particle_probs)
+        return metrics.expected_entropy(self.particle_probs, self.weights)
 
     @cached_property
     def mutual_information(self) -> Float[Tensor, " batch"]:
@@ -155,7 +161,7 @@ class Predictive:
 
         With averaged logits too: H[p] - mean_i H[p_i] may be negative there and is no information.
         """
-        return metrics.mutual_information(self.particle_probs)
+        return metrics.mutual_information(self.particle_probs, self.weights)
 
     @property
     def predictions(self) -> Int[Tensor, " batch"]:
@@ -166,6 +172,18 @@ class Predictive:
     def confidence(self) -> Float[Tensor, " batch"]:
         """The largest probability of each example."""
         return self.probs.amax(-1)
+
+    @property
+    def saved(self) -> float:
+        """Share of the passes of a particle over an example that were skipped."""
+        return 0.0 if self.weights is None else (self.weights == 0).double().mean().item()
+
+    def stopped(self, bound: float, first: int = 2) -> Predictive:
+        """What `predict` says with ``stop=bound``, told from what all particles said."""
+        early = agree(self.logits[:first], bound)
+        if first >= len(self.logits) or not early.any():
+            return self
+        return replace(self, weights=early_weights(self.logits, early, first))
 
     def nll(self, labels: Int[Tensor, " batch"]) -> float:
         """Mean negative log-likelihood of the predictive, in nats.
@@ -183,7 +201,12 @@ class Predictive:
         """
         if not temperature > 0:
             raise BellaError(f"temperature={temperature}: give a number above 0.")
-        return Predictive(self.logits / temperature, self.average)
+        return replace(self, logits=self.logits / temperature)
+
+    def cpu(self) -> Predictive:
+        """The same on the CPU."""
+        weights = None if self.weights is None else self.weights.cpu()
+        return Predictive(self.logits.cpu(), self.average, weights)
 
     def __len__(self) -> int:
         return self.logits.shape[1]
@@ -204,7 +227,16 @@ class Predictive:
                 f"Batches of different (particles, classes, average) cannot be joined: "
                 f"{sorted(kinds)}."
             )
-        return Predictive(torch.cat([part.logits for part in parts], 1), parts[0].average)
+        weights = None
+        if any(part.weights is not None for part in parts):
+            weights = torch.cat([part.all_weights() for part in parts], 1)
+        return Predictive(torch.cat([part.logits for part in parts], 1), parts[0].average, weights)
+
+    def all_weights(self) -> Float[Tensor, "particles batch"]:
+        """The weights, where all particles count the same too."""
+        if self.weights is not None:
+            return self.weights
+        return self.logits.new_full(self.logits.shape[:2], 1 / len(self.logits))
 
 
 def predict(
@@ -212,10 +244,13 @@ def predict(
     inputs: Any,
     *,
     draws: int = 1,
-    particles_per_pass: int | None = None,
+    particles_per_pass: int | Literal["auto"] | None = None,
+    memory: int | None = None,
     average: Average = "probs",
+    stop: float | None = None,
+    first: int = 2,
 ) -> Predictive:
-    """Predict a batch with every particle.
+    """Predict a batch with every particle, or with as many as the examples need.
 
     Args:
         posterior: any posterior; left in the mode it was in.
@@ -223,29 +258,91 @@ def predict(
             ``posterior.prefix``.
         draws: samples of the weights of a stochastic posterior; they count as further particles,
             draw by draw. Point particles say the same each time and are run once.
-        particles_per_pass: run so many particles at once, for less memory.
+        particles_per_pass: run so many particles at once, for less memory; ``auto`` for as many as
+            fit into ``memory``, measured on these inputs.
+        memory: bytes for what a pass makes and drops again; see `bella.memory.at_once`.
         average: see `Predictive`.
+        stop: examples on which the mutual information of the ``first`` particles is below this
+            bound (in nats) skip all others, and their predictive is that of the first. 0 skips
+            nothing. See `Predictive.saved` and `bella.evaluation.early_stop`.
+        first: how many particles run on every example, at least 2.
 
     Raises:
-        BellaError: ``draws`` or ``particles_per_pass`` below 1, or outputs without logits.
+        BellaError: ``draws``, ``particles_per_pass`` or ``first`` out of range, outputs without
+            logits, several draws together with ``stop``, or a ``memory`` too small for one
+            particle.
     """
     if draws < 1:
         raise BellaError(f"draws={draws}: give a whole number of at least 1.")
-    if particles_per_pass is not None and particles_per_pass < 1:
+    if particles_per_pass not in (None, "auto") and particles_per_pass < 1:  # type: ignore[operator]
         raise BellaError(
             f"particles_per_pass={particles_per_pass}: give a whole number of at least 1."
         )
+    if memory is not None and particles_per_pass != "auto":
+        raise BellaError("memory is for particles_per_pass='auto': give both, or neither.")
+    if stop is not None and not stop >= 0:
+        raise BellaError(f"stop={stop}: give a bound in nats, of at least 0.")
+    if stop is not None and first < 2:
+        raise BellaError(f"first={first}: one particle agrees with itself, so give at least 2.")
+    draws = draws if posterior.stochastic else 1
+    if stop is not None and draws > 1:
+        raise BellaError("stop skips particles and not draws: leave out draws, or stop.")
     args, kwargs = arguments(inputs)
-    everyone = list(range(posterior.particles))
-    size = particles_per_pass or posterior.particles
-    chunks = [everyone[i : i + size] for i in everyone[::size]]
-    parts = []
+    everyone = range(posterior.particles)
     with evaluating(posterior), torch.inference_mode():
-        for _ in range(draws if posterior.stochastic else 1):
-            for chunk in chunks:
-                with nullcontext() if len(chunks) == 1 else posterior.subset(chunk):
-                    parts.append(logits_of(posterior(*args, **kwargs)))
-    return Predictive(torch.cat(parts), average)
+        if particles_per_pass == "auto":
+            particles_per_pass = particles_at_once(posterior, inputs, memory)
+        size = particles_per_pass or len(everyone)
+        if size < len(everyone) or stop:
+            args, kwargs = posterior.begun(*args, **kwargs)
+
+        def said(particles: Sequence[int], args: tuple, kwargs: dict[str, Any]) -> Tensor:
+            logits = []
+            for part in parts(particles, size):
+                alone = len(part) == len(everyone)
+                with nullcontext() if alone else posterior.subset(part):
+                    logits.append(logits_of(posterior(*args, **kwargs)))
+            return metrics.precise(torch.cat(logits))
+
+        if not stop or first >= len(everyone):
+            return Predictive(
+                torch.cat([said(everyone, args, kwargs) for _ in range(draws)]), average
+            )
+        begin = said(everyone[:first], args, kwargs)
+        early = agree(begin, stop)
+        rest = begin.new_zeros(len(everyone) - first, *begin.shape[1:])
+        if not early.all():
+            doubtful = (~early).nonzero().flatten()
+            rest[:, doubtful] = said(everyone[first:], *rows((args, kwargs), doubtful, len(early)))
+        logits = torch.cat((begin, rest))
+        return Predictive(logits, average, early_weights(logits, early, first))
+
+
+def particles_at_once(posterior: Posterior, inputs: Any, memory: int | None = None) -> int:
+    """How many particles predict these inputs within a budget of memory, in equal passes.
+
+    Raises:
+        BellaError: ``memory`` is not enough for one particle.
+    """
+    args, kwargs = arguments(inputs)
+    with evaluating(posterior), torch.inference_mode():
+        args, kwargs = posterior.begun(*args, **kwargs)
+        return at_once(posterior, lambda: posterior(*args, **kwargs), memory)
+
+
+def agree(logits: Float[Tensor, "first batch classes"], bound: float) -> Bool[Tensor, " batch"]:
+    """The examples on which particles have a mutual information below a bound in nats."""
+    return metrics.mutual_information(logits.softmax(-1)) < bound
+
+
+def early_weights(
+    logits: Float[Tensor, "particles batch classes"], early: Bool[Tensor, " batch"], first: int
+) -> Float[Tensor, "particles batch"]:
+    """1 / particles, and on early examples 1 / first for the first ones and 0 for the others."""
+    weights = logits.new_full(logits.shape[:2], 1 / len(logits))
+    weights[:first, early] = 1 / first
+    weights[first:, early] = 0
+    return weights
 
 
 @contextmanager

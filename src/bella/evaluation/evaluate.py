@@ -15,7 +15,7 @@ from torch import Tensor
 from bella import metrics
 from bella.inputs import split, to
 from bella.posterior import Posterior
-from bella.predictive import Average, Predictive, predict
+from bella.predictive import Predictive, particles_at_once, predict
 
 PATIENCE = 2.0
 """Seconds after which a bar is worth showing."""
@@ -25,20 +25,17 @@ def collect(
     posterior: Posterior,
     loader: Any,
     *,
-    draws: int = 1,
-    particles_per_pass: int | None = None,
-    average: Average = "probs",
     progress: Progress | None = None,
+    **options: Any,
 ) -> tuple[Predictive, Tensor]:
     """Predict a whole loader.
 
     Args:
         posterior: any posterior.
         loader: of (inputs, labels) or mappings with ``labels``.
-        draws: see `bella.predict`.
-        particles_per_pass: see `bella.predict`.
-        average: see `Predictive`.
         progress: a display to show a bar in, from the second second on.
+        **options: those of `bella.predict`: ``draws``, ``average``, ``particles_per_pass``
+            (``auto`` is decided on the first batch), ``stop``, ...
 
     Returns:
         The predictive and the labels of all examples, on the CPU.
@@ -54,10 +51,10 @@ def collect(
     for batch in loader:
         args, kwargs, y = split(batch)
         inputs: Any = to(kwargs or args, device)
-        predictive = predict(
-            posterior, inputs, draws=draws, particles_per_pass=particles_per_pass, average=average
-        )
-        parts.append(Predictive(predictive.logits.cpu(), average))
+        if options.get("particles_per_pass") == "auto":
+            size = particles_at_once(posterior, inputs, options.pop("memory", None))
+            options["particles_per_pass"] = size
+        parts.append(predict(posterior, inputs, **options).cpu())
         labels.append(y.cpu())
         if progress and task is not None:
             progress.update(task, advance=1, visible=time.monotonic() - start > PATIENCE)
@@ -72,10 +69,8 @@ def evaluate(
     *,
     ood: Any = None,
     temperature: float | None = None,
-    draws: int = 1,
-    particles_per_pass: int | None = None,
-    average: Average = "probs",
     progress: Progress | None = None,
+    **options: Any,
 ) -> dict[str, float]:
     """All figures of a posterior.
 
@@ -85,10 +80,8 @@ def evaluate(
         ood: a loader of shifted or foreign data, or a mapping of names to loaders. Their labels
             may be out of range (-1) where there are none.
         temperature: divide all logits by it.
-        draws: see `bella.predict`.
-        particles_per_pass: see `bella.predict`.
-        average: see `Predictive`.
         progress: a display to show bars in.
+        **options: those of `bella.predict`: ``draws``, ``average``, ``particles_per_pass``, ...
 
     Returns:
         The figures of `evaluate_predictive`.
@@ -99,14 +92,7 @@ def evaluate(
     named = ood if isinstance(ood, Mapping) else {} if ood is None else {"ood": ood}
 
     def run(data: Any) -> tuple[Predictive, Tensor]:
-        predictive, labels = collect(
-            posterior,
-            data,
-            draws=draws,
-            particles_per_pass=particles_per_pass,
-            average=average,
-            progress=progress,
-        )
+        predictive, labels = collect(posterior, data, progress=progress, **options)
         return predictive if temperature is None else predictive.tempered(temperature), labels
 
     predictive, labels = run(loader)
@@ -156,8 +142,8 @@ def evaluate_predictive(
         "auroc_errors_entropy": metrics.auroc_errors(probs, labels, predictive.entropy),
         "auroc_errors_mi": metrics.auroc_errors(probs, labels, mi),
         "aurc": metrics.aurc(probs, labels, predictive.entropy),
-        "diversity": metrics.diversity(predictive.particle_probs),
-        "disagreement": metrics.disagreement(predictive.particle_probs),
+        "diversity": metrics.diversity(predictive.particle_probs, predictive.weights),
+        "disagreement": metrics.disagreement(predictive.particle_probs, predictive.weights),
     }
     for name, (other, truth) in (ood or {}).items():
         found[f"auroc_{name}_entropy"] = metrics.auroc_between(predictive.entropy, other.entropy)

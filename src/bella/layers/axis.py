@@ -133,7 +133,8 @@ class ParticleAxis:
         if not self.batch:
             raise BellaError(
                 "A layer of this network has particles, so the network cannot be called by "
-                "itself: call the posterior, or posterior.particle(i) for a plain network."
+                "itself: call the posterior, or posterior.particle(i) for a plain network; where "
+                "the network checkpoints activations in its own way, use bella.checkpoint instead."
             )
         if not self.is_open or (x.shape[0] == self.batch and self.width > 1):
             return False

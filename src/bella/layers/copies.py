@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Collection, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -17,6 +18,7 @@ from torch import Tensor, nn
 from bella.errors import BellaError
 from bella.layers.axis import ParticleAxis, map_tensors, tensors_of
 from bella.layers.base import Dense, ParticleLayer, Site, compute_dtype
+from bella.layers.checkpoint import rerun
 
 
 class Copies(ParticleLayer):
@@ -60,6 +62,7 @@ class Copies(ParticleLayer):
         for path, buffer in module.named_buffers():
             self.register_buffer(_key(path), buffer.detach().expand(n, *buffer.shape).clone())
         self.buffer_paths = [path for path, _ in module.named_buffers()]
+        self.reruns = False
 
     def reset(self, seed: int, within: Sequence[str] = ("",)) -> None:
         """Start every particle differently, by the modules' own ``reset_parameters``.
@@ -108,9 +111,15 @@ class Copies(ParticleLayer):
         ]
 
     def set_mode(self) -> None:
-        """Give the template this layer's mode; frozen batch norms keep their statistics."""
+        """Give the template this layer's mode; frozen batch norms keep their statistics.
+
+        Where transformers was told to checkpoint activations, whole copies run again in backward:
+        a part of the template does not know whose parameters it had.
+        """
         self.template.train(self.training)
         for path, module in self.template.named_modules():
+            if getattr(module, "gradient_checkpointing", False):
+                module.gradient_checkpointing, self.reruns = False, True
             if isinstance(module, nn.modules.batchnorm._BatchNorm) and module.affine:
                 own = [f"{path}.weight".lstrip("."), f"{path}.bias".lstrip(".")]
                 module.train(self.training and any(name in self.paths for name in own))
@@ -122,6 +131,9 @@ class Copies(ParticleLayer):
         carries = axis.carries_particles(first)
         self.set_mode()
         rows = first.shape[0] // axis.width
+        call: Any = partial(torch.func.functional_call, self.template)
+        if self.reruns and self.training and torch.is_grad_enabled():
+            call = partial(rerun, axis, call)
         outputs = []
         for row, state in enumerate(self.states()):
 
@@ -130,7 +142,7 @@ class Copies(ParticleLayer):
                 return x[row * rows : (row + 1) * rows] if mine else x
 
             inputs = map_tensors(own, args), map_tensors(own, kwargs)
-            outputs.append(torch.func.functional_call(self.template, state, *inputs))
+            outputs.append(call(state, *inputs))
         axis.is_open = True
         return join(outputs)
 

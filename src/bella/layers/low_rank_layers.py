@@ -113,6 +113,28 @@ def low_rank_product(
     return LowRankProduct.apply(x.to(dtype), weight.to(dtype), bias, A, B, scale, channels_first)
 
 
+class Heard(torch.autograd.Function):
+    """An output as it is, whose gradient is told to a listener together with the input.
+
+    A hook would do as well, but would keep the input alive where it is computed again in backward.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, y: Tensor, x: Tensor, listener: Listener, ran: tuple[int, ...]) -> Tensor:
+        """``y``, the output for the input ``x`` of the particles that ran."""
+        ctx.save_for_backward(x)
+        ctx.listener, ctx.ran = listener, ran
+        ctx.mark_dirty(y)
+        return y
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None, None]:
+        """The gradient as it is."""
+        ctx.listener(*ctx.saved_tensors, grad, ctx.ran)
+        return grad, None, None, None
+
+
 class LowRankLayer(ParticleLayer):
     """A frozen layer plus n low-rank changes; subclasses say how its kind multiplies.
 
@@ -179,10 +201,9 @@ class LowRankLayer(ParticleLayer):
             y = self.run_shared(x, A, B)
             self.axis.is_open = True
         if self.listener is not None and y.requires_grad:
-            # A hook on a view is lost when the next layer works on it in place.
+            # A view cannot be marked as changed in place.
             y = y.clone() if y._is_view() else y
-            listener, seen, ran = self.listener, x.detach(), self.axis.chosen
-            y.register_hook(lambda grad: listener(seen, grad, ran))
+            y = Heard.apply(y, x.detach(), self.listener, self.axis.chosen)
         return y
 
     def run(self, x: Tensor, A: Tensor, B: Tensor) -> Tensor:

@@ -17,6 +17,8 @@ axis at the inputs of such a network.
 
 from __future__ import annotations
 
+import copy
+import dataclasses
 import math
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
@@ -100,6 +102,11 @@ class Stream:
             {name: map_tensors(shape_only, calls) for name, calls in self.outputs.items()},
         )
 
+    def again(self) -> Stream:
+        """The same stream for one more pass: a pass fills the key-value cache that it is given."""
+        memo = {id(x): x for x in tensors_of(self.arrived)}
+        return dataclasses.replace(self, arrived=copy.deepcopy(self.arrived, memo))
+
     def per_example(self, x: Tensor) -> bool:
         """Whether ``x`` has one row for each example."""
         return x.dim() > 0 and x.shape[0] == self.batch
@@ -182,7 +189,7 @@ class SharedPrefix:
             for self.fill in (math.nan, 1e4, -1e4):
                 with torch.random.fork_rng():
                     torch.manual_seed(0)  # the same dropout each time
-                    found.append(tensors_of(self.resume(stream)))
+                    found.append(tensors_of(self.resume(stream.again())))
         finally:
             self.fill = math.nan
         first, *others = ([x for x in outputs if x.is_floating_point()] for outputs in found)
@@ -213,11 +220,21 @@ class SharedPrefix:
                 output,
             )
 
-        module.forward = answer
-        try:
+        with exchanged(module, "forward", answer):
             yield
-        finally:
-            del module.forward
+
+
+@contextmanager
+def exchanged(module: nn.Module, name: str, value: Any) -> Iterator[None]:
+    """Inside the block the module itself has this attribute, which is no parameter or module."""
+    own, before = vars(module), dict(vars(module))
+    own[name] = value
+    try:
+        yield
+    finally:
+        own.pop(name)
+        if name in before:
+            own[name] = before[name]
 
 
 def placeholder(like: Tensor, rows: int, fill: float = math.nan) -> Tensor:

@@ -17,9 +17,10 @@ from rich.progress import Progress
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
-from bella import transport
+from bella import memory, transport
 from bella.errors import BellaError, require
 from bella.inputs import split, to
+from bella.layers.checkpoint import checkpoint
 from bella.layers.prefix import Stream
 from bella.posterior import Posterior
 from bella.predictive import nll
@@ -107,6 +108,9 @@ class Run:
         if self.accelerator.num_processes > 1:
             raise BellaError("bella.fit runs in one process: start it without a launcher.")
         posterior.to(self.accelerator.device)
+        if settings.checkpoint:
+            named = settings.checkpoint
+            checkpoint(posterior, None if named is True else named)
 
         self.train = loader(train, settings.batch_size, shuffle=True)
         self.validation = (
@@ -135,6 +139,13 @@ class Run:
         )
         if settings.minibatches == "own" and settings.transport == "function":
             raise BellaError("transport 'function' compares predictions on one batch: share it.")
+        wanted = settings.particles_per_pass or posterior.particles
+        if settings.memory_budget is not None and wanted != "auto":
+            raise BellaError(
+                "memory_budget is for particles_per_pass='auto': give both, or neither."
+            )
+        # Chosen from the first batch, and part of the checkpoint: free memory differs between runs.
+        self.at_once: int | None = None if wanted == "auto" else wanted
         self.step = 0
         self.log_every = max(1, self.steps // 60)
         self.trace: list[dict[str, float]] = []
@@ -161,6 +172,7 @@ class Run:
             self.keep(epoch, figures)
             record.history.append(figures)
             record.trace = self.trace
+            record.particles_per_pass = self.at_once
             record.seconds = time.perf_counter() - begun
             self.save_checkpoint(epoch + 1, record)
         bar.remove_task(task)
@@ -267,29 +279,20 @@ class Run:
     ) -> Tensor:
         """Gradients of one batch, in as many passes as the particles need."""
         posterior, settings = self.posterior, self.settings
-        size = settings.particles_per_pass or posterior.particles
-        everyone = list(range(posterior.particles))
-        chunks = [everyone[i : i + size] for i in range(0, len(everyone), size)]
         scaler = self.accelerator.scaler
         self.move.loss_scale = float(scaler.get_scale()) if scaler is not None else 1.0
         self.move.accumulate = parts
+        if self.at_once is None:
+            self.at_once = self.choose_at_once(args, kwargs, labels)
+        chunks = memory.parts(range(posterior.particles), self.at_once)
         total = torch.zeros((), device=self.accelerator.device)
         if len(chunks) > 1:
             with self.accelerator.autocast():
-                ready = bool(args) and isinstance(args[0], Stream)
-                once = posterior.shared is not None and not posterior.trains_base
-                if once and settings.minibatches == "shared" and not ready:
-                    args, kwargs = (posterior.prefix(*args, **kwargs),), {}
+                if settings.minibatches == "shared" and not posterior.trains_base:
+                    args, kwargs = posterior.begun(*args, **kwargs)
                 self.move.prepare(*args, **kwargs)
         for chunk in chunks:
-            with self.accelerator.autocast(), posterior.subset(chunk):
-                if settings.minibatches == "own":
-                    own = [x[chunk] for x in args]
-                    named = {key: value[chunk] for key, value in kwargs.items()}
-                    with posterior.own_inputs():
-                        loss = nll(posterior(*own, **named), labels[chunk])
-                else:
-                    loss = nll(posterior(*args, **kwargs), labels)
+            loss = self.loss(chunk, args, kwargs, labels)
             self.accelerator.backward(loss / parts)
             total += loss.detach() / parts
         if posterior.stochastic:
@@ -299,6 +302,30 @@ class Run:
             )
             self.accelerator.backward(weight * posterior.kl() / parts)
         return total
+
+    def loss(self, chunk: list[int], args: tuple, kwargs: dict[str, Any], labels: Tensor) -> Tensor:
+        """The loss of some particles on a batch."""
+        posterior = self.posterior
+        with self.accelerator.autocast(), posterior.subset(chunk):
+            if self.settings.minibatches == "shared":
+                return nll(posterior(*args, **kwargs), labels)
+            own = [x[chunk] for x in args]
+            named = {key: value[chunk] for key, value in kwargs.items()}
+            with posterior.own_inputs():
+                return nll(posterior(*own, **named), labels[chunk])
+
+    def choose_at_once(self, args: tuple, kwargs: dict[str, Any], labels: Tensor) -> int:
+        """How many particles fit into the budget with this batch."""
+        posterior = self.posterior
+        if self.settings.minibatches == "shared":
+            with memory.undisturbed(posterior), self.accelerator.autocast():
+                posterior.prove(*args, **kwargs)
+
+        def loss() -> Tensor:
+            return self.loss(list(posterior.axis.chosen), args, kwargs, labels)
+
+        step = memory.training_step(posterior, loss)
+        return memory.at_once(posterior, step, self.settings.memory_budget)
 
     # ------------------------------------------------------------ validation and the best epoch
 
@@ -313,7 +340,7 @@ class Run:
             predictive, labels = collect(
                 self.posterior,
                 self.validation,
-                particles_per_pass=self.settings.particles_per_pass,
+                particles_per_pass=self.at_once,
             )
         return {
             "validation_nll": float(predictive.nll(labels)),
@@ -359,6 +386,7 @@ class Run:
             "schedule": self.schedule.state_dict(),
             "scaler": scaler.state_dict() if scaler is not None else {},
             "move": self.move.state_dict(),
+            "particles_per_pass": self.at_once,
             "best": self.best,
             "history": record.history,
             "trace": self.trace,
@@ -407,6 +435,7 @@ class Run:
             self.accelerator.scaler.load_state_dict(state["scaler"])
         self.move.load_state_dict(state["move"])
         self.best, self.step = state["best"], state["step"]
+        self.at_once = record.particles_per_pass = state["particles_per_pass"]
         record.history, record.seconds = state["history"], state["seconds"]
         record.trace = self.trace = state["trace"]
         return state["epoch"]

@@ -29,6 +29,7 @@ class Record:
             two particles.
         best_epoch: the epoch whose particles were kept, counted from 1.
         seconds: wall time of training, validation included.
+        particles_per_pass: how many particles ran at once.
         folder: the run folder, if there is one.
         versions: of the libraries and of Python, and the machine's kind.
     """
@@ -38,6 +39,7 @@ class Record:
     trace: list[dict[str, float]] = field(default_factory=list)
     best_epoch: int = 0
     seconds: float = 0.0
+    particles_per_pass: int | None = None
     folder: Path | None = None
     versions: dict[str, str] = field(default_factory=lambda: versions())
 
@@ -50,6 +52,7 @@ class Record:
             "versions": self.versions,
             "best_epoch": self.best_epoch,
             "seconds": round(self.seconds, 3),
+            "particles_per_pass": self.particles_per_pass,
             "history": self.history,
             "trace": self.trace,
         }

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from bella.errors import BellaError
+
+PerPass = Annotated[int, Field(ge=1)] | Literal["auto"] | None
 
 
 class Settings(BaseModel):
@@ -25,7 +27,12 @@ class Settings(BaseModel):
         clip: largest gradient norm of one particle; ``None`` for no limit.
         precision: ``no`` (as the parameters are), ``bf16`` or ``fp16``.
         accumulate: batches a step.
-        particles_per_pass: run so many particles at once (less memory, the same gradients).
+        particles_per_pass: run so many particles at once (less memory, the same gradients);
+            ``auto`` for as many as fit into ``memory_budget``, measured on the first batch.
+        memory_budget: bytes for what a step makes and drops again, beside parameters, gradients and
+            the optimiser's state; ``None`` for the default of `bella.memory.at_once`.
+        checkpoint: run modules a second time in the backward pass, for less memory: their names, or
+            ``True`` for the blocks with particles (see `bella.checkpoint`).
         minibatches: all particles see the ``shared`` batch, or each its ``own``.
         patience: stop after so many epochs without a better validation NLL.
         keep: the ``best`` epoch by validation NLL, or the ``last``.
@@ -51,7 +58,9 @@ class Settings(BaseModel):
     clip: float | None = Field(1.0, gt=0)
     precision: Literal["no", "bf16", "fp16"] = "no"
     accumulate: int = Field(1, ge=1)
-    particles_per_pass: int | None = Field(None, ge=1)
+    particles_per_pass: PerPass = None
+    memory_budget: int | None = Field(None, ge=1)
+    checkpoint: bool | list[str] = False
     minibatches: Literal["shared", "own"] = "shared"
     patience: int | None = Field(None, ge=1)
     keep: Literal["best", "last"] = "best"

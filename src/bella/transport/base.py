@@ -11,6 +11,8 @@ step descends ∇ℓ_i + (1/N) ∇(-log prior) - (T/N) R(i). T is the posterior'
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any, ClassVar, Literal
 
 import torch
@@ -93,6 +95,7 @@ class Transport:
         self.steps = 0
         self.loss_scale = 1.0
         self.accumulate = 1
+        self.hears = True
         self._log: dict[str, Tensor | float] = {}
 
     # ------------------------------------------------------------ the contract
@@ -141,6 +144,15 @@ class Transport:
 
     def detach(self) -> None:
         """Stop listening to the posterior; done for a transport when another one takes over."""
+
+    @contextmanager
+    def deaf(self) -> Iterator[None]:
+        """Passes inside the block are not heard: they are run to be measured, not to train."""
+        self.hears = False
+        try:
+            yield
+        finally:
+            self.hears = True
 
     def state_dict(self) -> dict[str, Any]:
         """What a resumed run needs."""

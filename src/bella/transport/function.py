@@ -73,7 +73,8 @@ class Function(Transport):
 
     def _listen(self, posterior: Any, inputs: Any, outputs: Any) -> None:
         chosen = posterior.axis.chosen
-        if posterior.particles == 1 or not torch.is_grad_enabled() or not posterior.training:
+        trains = posterior.training and torch.is_grad_enabled()
+        if posterior.particles == 1 or not (trains and self.hears):
             return
         logits = logits_of(outputs)
         if not logits.requires_grad:

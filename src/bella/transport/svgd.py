@@ -75,6 +75,8 @@ class Svgd(Coupled):
         The own gradient is in ``.grad`` already; this is what is missing from it. The particles j
         are those that ran in this pass; the particles i are all.
         """
+        if not self.hears:
+            return
         layer, n = site.layer, self.posterior.particles
         k = self.kernels().k[number][row]
         w = (k / n - torch.eye(n, device=k.device, dtype=k.dtype))[:, list(chosen)].mT  # j, i
