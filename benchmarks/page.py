@@ -28,13 +28,13 @@ class Options:
         device: ``cpu`` or ``cuda``.
         autocast: multiply in bfloat16.
         quick: fewer rounds and smaller cases, to see that all works; writes nothing.
-        chunk: particles a pass in the benchmark of chunks.
+        chunk: particles a pass in the benchmark of chunks; chosen by memory if ``None``.
     """
 
     device: str = "cpu"
     autocast: bool = False
     quick: bool = False
-    chunk: int = 2
+    chunk: int | None = None
 
     @property
     def dtype(self) -> torch.dtype:
@@ -98,7 +98,7 @@ def parser(description: str | None) -> argparse.ArgumentParser:
     made.add_argument("--device", default="cpu", choices=("cpu", "cuda"))
     made.add_argument("--autocast", action="store_true", help="multiply in bfloat16")
     made.add_argument("--quick", action="store_true", help="see that it runs; writes nothing")
-    made.add_argument("--chunk", type=int, default=2, help="particles a pass, in chunks.py")
+    made.add_argument("--chunk", type=int, help="particles a pass, in chunks.py")
     return made
 
 

@@ -20,7 +20,9 @@ class Rank1(Converted):
     def convert(
         self, network: nn.Module, *, pretrained: bool, heads: tuple[str, ...], **options: Any
     ) -> Posterior:
-        """Components around the network's own weights."""
+        """Components around a pre-trained network's weights; wide ones from scratch."""
+        if not pretrained:  # chosen on validation, see docs/results.md
+            options |= {"dropout_rate": 0.3, "prior_std": 0.7}
         return bella.rank1(network, self.particles, **options)
 
 
