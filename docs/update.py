@@ -14,8 +14,9 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from bella.experiments.demo import took
+from bella.experiments.demo import early_stop, took
 from bella.experiments.methods import DEMO
+from bella.experiments.task import task_named
 from bella.report.tables import compact_table, markdown_table, verdict
 from bella.training.record import read_json
 
@@ -64,6 +65,9 @@ def main(folders: list[str]) -> None:
                 shutil.copy(folder / picture, shown / picture)
                 title = picture.removesuffix(".png")
                 text += f"\n\n![{title}](pictures/{results['task']}/{picture})"
+        if demo:
+            stopped = early_stop(task_named(results["task"]), folder)
+            text += f"\n\nStopping early (seed 0, see `report.md`):\n\n{stopped}"
         marker = results["task"] if demo else f"{results['task']}-systems"
         between(ROOT / "docs" / "results.md", marker, text)
         if demo and results["task"] == "elpv":

@@ -12,16 +12,21 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from rich.progress import Progress
+from torch import Tensor
 
 from bella.errors import BellaError
 from bella.evaluation.evaluate import collect, evaluate_predictive
 from bella.posterior import Posterior
+from bella.predictive import Predictive
+
+BOUNDS = (0.001, 0.003, 0.01, 0.03, 0.1, math.inf)
+"""Of the first particles' mutual information, in nats; at the last, nobody waits for the rest."""
 
 
 def early_stop_table(
     posterior: Posterior,
     loader: Any,
-    bounds: Sequence[float] = (0.001, 0.003, 0.01, 0.03, 0.1, math.inf),
+    bounds: Sequence[float] = BOUNDS,
     *,
     first: int = 2,
     ood: Any = None,
@@ -48,16 +53,33 @@ def early_stop_table(
     Raises:
         BellaError: ``first`` is not from 2 to one less than the particles, or no data.
     """
-    if not 2 <= first < posterior.particles:
-        raise BellaError(
-            f"first={first}: of {posterior.particles} particles, 2 to {posterior.particles - 1} "
-            "can go first."
-        )
     named = ood if isinstance(ood, Mapping) else {} if ood is None else {"ood": ood}
     predictive, labels = collect(posterior, loader, progress=progress, **options)
     others = {
         name: collect(posterior, data, progress=progress, **options) for name, data in named.items()
     }
+    return early_stop_rows(predictive, labels, bounds, first=first, ood=others)
+
+
+def early_stop_rows(
+    predictive: Predictive,
+    labels: Tensor,
+    bounds: Sequence[float] = BOUNDS,
+    *,
+    first: int = 2,
+    ood: Mapping[str, tuple[Predictive, Tensor]] | None = None,
+) -> list[dict[str, float]]:
+    """The rows of `early_stop_table` from what `collect` returned.
+
+    Raises:
+        BellaError: ``first`` is not from 2 to one less than the particles, or no data.
+    """
+    particles = len(predictive.logits)
+    if not 2 <= first < particles:
+        raise BellaError(
+            f"first={first}: of {particles} particles, 2 to {particles - 1} can go first."
+        )
+    others = ood or {}
     plain = evaluate_predictive(predictive, labels, ood=others)
     rows = []
     for bound in (0.0, *bounds):

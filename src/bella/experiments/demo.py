@@ -5,13 +5,14 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from bella.evaluation.early_stop import early_stop_rows
 from bella.experiments.bench import read_outputs
 from bella.experiments.compare import compare
 from bella.experiments.methods import DEMO, METHODS
 from bella.experiments.task import Task, task_named
 from bella.predictive import Predictive
 from bella.report import pictures
-from bella.report.tables import markdown_table, verdict
+from bella.report.tables import early_stop_markdown, markdown_table, verdict
 from bella.storage import write_whole
 from bella.training.record import read_json
 
@@ -46,8 +47,8 @@ def demo(
     folder = Path(folder)
     task = task_named(data)
     results = compare(task, DEMO, seeds=seeds, folder=folder, progress=progress, **settings)
-    drawn = draw(task, folder)
-    write_whole(folder / "report.md", lambda path: path.write_text(report(results, drawn)))
+    page = report(results, draw(task, folder), early_stop(task, folder))
+    write_whole(folder / "report.md", lambda path: path.write_text(page))
     return results
 
 
@@ -90,6 +91,14 @@ def draw(task: Task, folder: Path) -> dict[str, Path]:
     return shown
 
 
+def early_stop(task: Task, folder: Path) -> str:
+    """What it saves to leave out particles where the first two agree, from seed 0."""
+    told = read_outputs(folder / "runs" / f"{TOLD}-0")
+    parts = {part: (Predictive(logits), labels) for part, (logits, labels) in told.items()}
+    shifted = {name: parts[part] for name, part in task.shifts.items()}
+    return early_stop_markdown(early_stop_rows(*parts["test"], ood=shifted))
+
+
 def groups(task: Task, predictive: dict[str, Predictive]) -> dict[str, Predictive]:
     """Test examples by right and wrong answer (or expert label), and the shifted parts."""
     test: Any = task.part("test", 0)
@@ -112,8 +121,8 @@ def took(results: dict[str, Any]) -> str:
     return "" if results["seconds"] is None else f", {results['seconds']:.0f} s in all"
 
 
-def report(results: dict[str, Any], drawn: dict[str, Path]) -> str:
-    """The page: table, words and pictures."""
+def report(results: dict[str, Any], drawn: dict[str, Path], stopped: str) -> str:
+    """The page: table, words, pictures, and what stopping early saves."""
     parts = ", ".join(f"{name} {count}" for name, count in results["parts"].items())
     lines = [
         f"# {results['title']}",
@@ -134,4 +143,14 @@ def report(results: dict[str, Any], drawn: dict[str, Path]) -> str:
     ]
     for title, path in drawn.items():
         lines += [f"## {title}", "", f"![{title}]({path.name})", ""]
+    lines += [
+        "## Stopping early",
+        "",
+        f"{METHODS[TOLD].title}, seed 0: the first two particles run on every image, the others "
+        "only where the mutual information of the two is not below the bound (`bella.predict(..., "
+        "stop=bound)`). First row: the figures of all particles; below: what changes.",
+        "",
+        stopped,
+        "",
+    ]
     return "\n".join(lines)

@@ -113,6 +113,21 @@ def markdown_table(results: Results, only: Sequence[str] = tuple(COLUMNS)) -> st
     return "\n".join(out)
 
 
+def early_stop_markdown(rows: Sequence[Mapping[str, float]]) -> str:
+    """What stopping early saves and changes (see `bella.evaluation.early_stop`), for a page."""
+    shown = {name: COLUMNS[name] for name in COLUMNS if name in rows[0]}
+    headings = ["bound on MI", "passes saved", *(heading for heading, _ in shown.values())]
+    lines = ["| " + " | ".join(headings) + " |", "|" + "--:|" * len(headings)]
+    for row in rows:
+        cells = [f"{row['bound']:g}", f"{row['saved']:.1%}"]
+        cells += [
+            form.format(row[name]) if row["bound"] == 0 else f"{row[f'change_{name}']:+.4f}"
+            for name, (_, form) in shown.items()
+        ]
+        lines.append("| " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
 QUESTIONS: tuple[tuple[str, str, bool], ...] = (
     ("accuracy", "accuracy", True),
     ("nll", "NLL", False),
