@@ -6,6 +6,7 @@ file with a subclass of `Transport` and put it in `TRANSPORTS`.
 
 from __future__ import annotations
 
+import inspect
 from typing import Any
 
 from bella.errors import BellaError, nearest
@@ -35,7 +36,18 @@ def by_name(name: str, posterior: Posterior, **options: Any) -> Transport:
         raise BellaError(
             f"transport={name!r} is unknown: near names are {nearest(name, TRANSPORTS)}."
         )
-    try:
-        return TRANSPORTS[name](posterior, **options)
-    except TypeError as error:
-        raise BellaError(f"transport {name!r} does not take these options: {error}.") from None
+    kind = TRANSPORTS[name]
+    for option in options:
+        if option not in options_of(kind):
+            raise BellaError(
+                f"transport {name!r} has no option {option!r}: near names are "
+                f"{nearest(option, options_of(kind))}."
+            )
+    return kind(posterior, **options)
+
+
+def options_of(kind: type[Transport]) -> set[str]:
+    """Names of a transport's options, its own and those that it hands on."""
+    constructors = [base.__init__ for base in kind.__mro__ if issubclass(base, Transport)]
+    parameters = [p for made in constructors for p in inspect.signature(made).parameters.values()]
+    return {p.name for p in parameters if p.kind is inspect.Parameter.KEYWORD_ONLY}
