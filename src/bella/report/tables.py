@@ -158,6 +158,10 @@ def verdict(results: Results) -> list[str]:
         ("bella", "lora-ensemble"),
         ("bella-svgd", "lora-ensemble"),
         ("lora-ensemble", "lora"),
+        ("rank1", "single"),
+        ("rank1", "single+temperature"),
+        ("ssvi", "vi"),
+        ("ssvi-0.05", "vi"),
         ("bella", "probe"),
         ("bella", "probe-ensemble"),
     )

@@ -83,7 +83,8 @@ def machine() -> str:
     """The processor or GPU that results were measured on, in words."""
     if torch.cuda.is_available():
         return torch.cuda.get_device_name()
-    return f"{processor()}, {torch.get_num_threads()} threads"
+    count = torch.get_num_threads()
+    return f"{processor()}, {count} thread{'s' if count > 1 else ''}"
 
 
 def processor() -> str:
