@@ -42,18 +42,8 @@ def vit_s32() -> nn.Module:
 
 
 def efficientnet_lite0() -> nn.Module:
-    """The demo's network, as the demo opens it, its pointwise convolutions as plain ``Conv2d``.
-
-    PEFT cannot adapt the subclass of the package, which asks for the size of the images.
-    """
-    network = bella.models.open_network("efficientnet-lite0", 2, 160).network
-    for name, module in list(network.named_modules()):
-        if isinstance(module, nn.Conv2d) and module.kernel_size == (1, 1):
-            plain = nn.Conv2d(module.in_channels, module.out_channels, 1)
-            plain.load_state_dict(module.state_dict())
-            plain.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-            network.set_submodule(name, plain)
-    return network
+    """The demo's network, as the demo opens it."""
+    return bella.models.open_network("efficientnet-lite0", 2, 160).network
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,8 @@ from bella.errors import BellaError
 from bella.evaluation import evaluate as module
 from bella.evaluation.evaluate import collect, evaluate, evaluate_predictive
 from bella.evaluation.temperature import fit_temperature
-from bella.predictive import Predictive, predict
+from bella.prediction import predict
+from bella.predictive import Predictive
 from fake_posterior import LinearParticles
 
 

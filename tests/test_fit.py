@@ -15,7 +15,8 @@ from torch.utils.data import DataLoader, Dataset, TensorDataset
 import bella
 from bella.training import fit as fit_module
 from bella.training.cache import CachedPrefix
-from bella.training.fit import Run, learning_rate_factor
+from bella.training.fit import Run
+from bella.training.schedule import learning_rate_factor
 from helpers import mlp
 
 

@@ -14,8 +14,8 @@ import transformers
 from torch import nn
 
 import bella
-from bella.layers.low_rank_layers import LowRankProduct
-from bella.predictive import logits_of
+from bella.layers.low_rank_product import LowRankProduct
+from bella.likelihood import logits_of
 from helpers import adapted, batch, changes, gradients, mlp
 
 VISION = {

@@ -9,7 +9,9 @@ from torch import nn
 
 import bella
 from bella.errors import BellaError
-from bella.predictive import Predictive, logits_of, nll, predict
+from bella.likelihood import logits_of, nll
+from bella.prediction import predict
+from bella.predictive import Predictive
 from fake_posterior import LinearParticles
 
 

@@ -13,7 +13,7 @@ from torch.distributions import Normal, kl_divergence
 
 import bella
 from bella.errors import BellaError
-from bella.layers.rank1 import Rank1Layer
+from bella.layers.rank1_layers import Rank1Layer
 from bella.layers.vectors import PointVector, Start
 from bella.models.wide_resnet import WideResNet
 from bella.variational.annealing import kl_weight

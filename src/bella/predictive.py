@@ -8,85 +8,19 @@ mutual information  H[p] - mean_i H[p_i] >= 0                          (epistemi
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Any, Literal
+from typing import Literal
 
 import torch
-import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
-from torch import Tensor, nn
+from torch import Tensor
 
 from bella import metrics
 from bella.errors import BellaError
-from bella.inputs import arguments, rows
-from bella.memory import at_once, parts
-from bella.posterior import Posterior
 
 Average = Literal["probs", "logits"]
-
-
-def logits_of(outputs: Any) -> Tensor:
-    """The logits among a network's outputs.
-
-    Args:
-        outputs: the logits, an object or mapping with ``logits``, or a tuple that begins with them.
-
-    Raises:
-        BellaError: none of these.
-    """
-    if isinstance(outputs, Tensor):
-        return outputs
-    if isinstance(outputs, Mapping) and "logits" in outputs:
-        return outputs["logits"]
-    if isinstance(getattr(outputs, "logits", None), Tensor):
-        return outputs.logits
-    if isinstance(outputs, tuple | list) and outputs and isinstance(outputs[0], Tensor):
-        return outputs[0]
-    raise BellaError(
-        f"The network returned a {type(outputs).__name__} without logits: return a tensor of "
-        "logits, or an object with .logits."
-    )
-
-
-def nll(outputs: Any, labels: Tensor, *, ignore_index: int = -100) -> Tensor:
-    """Negative log-likelihood: MEAN over the batch, SUM over the particles.
-
-    The sum keeps every particle's gradient its own; a mean would divide each by n.
-
-    Args:
-        outputs: a posterior's outputs; logits (particles, batch, ..., classes).
-        labels: class numbers (batch, ...), or (particles, batch, ...) where each particle has its
-            own examples.
-        ignore_index: label of positions that do not count; a particle without any other has 0.
-
-    Returns:
-        A scalar, in nats.
-
-    Raises:
-        BellaError: labels of another shape or type, or out of range (checked on CPU tensors; on a
-            GPU the check would wait for the device).
-    """
-    logits = metrics.precise(logits_of(outputs))
-    if labels.is_floating_point():
-        raise BellaError(f"Labels are {labels.dtype}: give class numbers as integers.")
-    labels = labels.long()
-    if labels.dim() == logits.dim() - 2:
-        labels = labels.expand(logits.shape[0], *labels.shape)
-    if logits.dim() < 3 or labels.shape != logits.shape[:-1]:
-        raise BellaError(
-            f"Labels of shape {tuple(labels.shape)} do not fit logits of shape "
-            f"{tuple(logits.shape)}, which must be (particles, batch, ..., classes)."
-        )
-    if labels.device.type == "cpu":
-        metrics.check_labels(labels, logits.shape[-1], ignore_index)
-    losses = F.cross_entropy(
-        logits.flatten(0, -2), labels.flatten(), ignore_index=ignore_index, reduction="none"
-    ).view(logits.shape[0], -1)
-    counts = (labels != ignore_index).flatten(1).sum(1).clamp_min(1)
-    return (losses.sum(1) / counts).sum()
 
 
 @dataclass(frozen=True, eq=False)
@@ -239,97 +173,6 @@ class Predictive:
         return self.logits.new_full(self.logits.shape[:2], 1 / len(self.logits))
 
 
-def predict(
-    posterior: Posterior,
-    inputs: Any,
-    *,
-    draws: int = 1,
-    particles_per_pass: int | Literal["auto"] | None = None,
-    memory: int | None = None,
-    average: Average = "probs",
-    stop: float | None = None,
-    first: int = 2,
-) -> Predictive:
-    """Predict a batch with every particle, or with as many as the examples need.
-
-    Args:
-        posterior: any posterior; left in the mode it was in.
-        inputs: a tensor, a tuple of arguments, a mapping of named ones, or a stream from
-            ``posterior.prefix``.
-        draws: samples of the weights of a stochastic posterior; they count as further particles,
-            draw by draw. Point particles say the same each time and are run once.
-        particles_per_pass: run so many particles at once, for less memory; ``auto`` for as many as
-            fit into ``memory``, measured on these inputs.
-        memory: bytes for what a pass makes and drops again; see `bella.memory.at_once`.
-        average: see `Predictive`.
-        stop: examples on which the mutual information of the ``first`` particles is below this
-            bound (in nats) skip all others, and their predictive is that of the first. 0 skips
-            nothing. See `Predictive.saved` and `bella.evaluation.early_stop`.
-        first: how many particles run on every example, at least 2.
-
-    Raises:
-        BellaError: ``draws``, ``particles_per_pass`` or ``first`` out of range, outputs without
-            logits, several draws together with ``stop``, or a ``memory`` too small for one
-            particle.
-    """
-    if draws < 1:
-        raise BellaError(f"draws={draws}: give a whole number of at least 1.")
-    if particles_per_pass not in (None, "auto") and particles_per_pass < 1:  # type: ignore[operator]
-        raise BellaError(
-            f"particles_per_pass={particles_per_pass}: give a whole number of at least 1."
-        )
-    if memory is not None and particles_per_pass != "auto":
-        raise BellaError("memory is for particles_per_pass='auto': give both, or neither.")
-    if stop is not None and not stop >= 0:
-        raise BellaError(f"stop={stop}: give a bound in nats, of at least 0.")
-    if stop is not None and first < 2:
-        raise BellaError(f"first={first}: one particle agrees with itself, so give at least 2.")
-    draws = draws if posterior.stochastic else 1
-    if stop is not None and draws > 1:
-        raise BellaError("stop skips particles and not draws: leave out draws, or stop.")
-    args, kwargs = arguments(inputs)
-    everyone = range(posterior.particles)
-    with evaluating(posterior), torch.inference_mode():
-        if particles_per_pass == "auto":
-            particles_per_pass = particles_at_once(posterior, inputs, memory)
-        size = particles_per_pass or len(everyone)
-        if size < len(everyone) or stop:
-            args, kwargs = posterior.begun(*args, **kwargs)
-
-        def said(particles: Sequence[int], args: tuple, kwargs: dict[str, Any]) -> Tensor:
-            logits = []
-            for part in parts(particles, size):
-                alone = len(part) == len(everyone)
-                with nullcontext() if alone else posterior.subset(part):
-                    logits.append(logits_of(posterior(*args, **kwargs)))
-            return metrics.precise(torch.cat(logits))
-
-        if not stop or first >= len(everyone):
-            return Predictive(
-                torch.cat([said(everyone, args, kwargs) for _ in range(draws)]), average
-            )
-        begin = said(everyone[:first], args, kwargs)
-        early = agree(begin, stop)
-        rest = begin.new_zeros(len(everyone) - first, *begin.shape[1:])
-        if not early.all():
-            doubtful = (~early).nonzero().flatten()
-            rest[:, doubtful] = said(everyone[first:], *rows((args, kwargs), doubtful, len(early)))
-        logits = torch.cat((begin, rest))
-        return Predictive(logits, average, early_weights(logits, early, first))
-
-
-def particles_at_once(posterior: Posterior, inputs: Any, memory: int | None = None) -> int:
-    """How many particles predict these inputs within a budget of memory, in equal passes.
-
-    Raises:
-        BellaError: ``memory`` is not enough for one particle.
-    """
-    args, kwargs = arguments(inputs)
-    with evaluating(posterior), torch.inference_mode():
-        args, kwargs = posterior.begun(*args, **kwargs)
-        return at_once(posterior, lambda: posterior(*args, **kwargs), memory)
-
-
 def agree(logits: Float[Tensor, "first batch classes"], bound: float) -> Bool[Tensor, " batch"]:
     """The examples on which particles have a mutual information below a bound in nats."""
     return metrics.mutual_information(logits.softmax(-1)) < bound
@@ -343,15 +186,3 @@ def early_weights(
     weights[:first, early] = 1 / first
     weights[first:, early] = 0
     return weights
-
-
-@contextmanager
-def evaluating(module: nn.Module) -> Iterator[None]:
-    """Evaluation mode inside the block; afterwards every module is in the mode it was in."""
-    modes = [(m, m.training) for m in module.modules()]
-    module.eval()
-    try:
-        yield
-    finally:
-        for m, training in modes:
-            m.training = training

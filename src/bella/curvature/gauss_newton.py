@@ -31,8 +31,8 @@ from bella.curvature.moments import Moment
 from bella.errors import BellaError
 from bella.inputs import split, to
 from bella.layers.base import ParticleLayer
+from bella.likelihood import logits_of
 from bella.posterior import Posterior
-from bella.predictive import logits_of
 
 
 @dataclass

@@ -37,8 +37,10 @@ from bella.errors import BellaError
 from bella.inputs import arguments
 from bella.layers.axis import map_tensors, tensors_of
 from bella.layers.prefix import Stream
+from bella.likelihood import logits_of
 from bella.posterior import Posterior
-from bella.predictive import Predictive, evaluating, logits_of
+from bella.prediction import evaluating
+from bella.predictive import Predictive
 
 How = Literal["linearised", "probit", "weights"]
 

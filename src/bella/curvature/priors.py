@@ -10,7 +10,7 @@ from torch import Tensor
 
 from bella.errors import BellaError
 from bella.inputs import split, to
-from bella.predictive import evaluating
+from bella.prediction import evaluating
 
 if TYPE_CHECKING:
     from bella.curvature.laplace import LaplacePosterior

@@ -35,7 +35,7 @@ from bella.experiments.probe import (
 from bella.experiments.task import Task
 from bella.layers.copies import Copies, LinearCopies
 from bella.posterior import Posterior
-from bella.predictive import predict
+from bella.prediction import predict
 from bella.training.cache import CachedPrefix, is_fixed
 from bella.training.record import read_json
 

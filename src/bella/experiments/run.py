@@ -24,10 +24,12 @@ from bella.errors import BellaError
 from bella.evaluation.evaluate import evaluate
 from bella.models import open_network
 from bella.posterior import Posterior
-from bella.predictive import Predictive, predict
+from bella.prediction import predict
+from bella.predictive import Predictive
 from bella.report.pictures import curves
 from bella.storage import write_whole
-from bella.training.fit import CHECKPOINT, fit
+from bella.training.checkpoint import CHECKPOINT
+from bella.training.fit import fit
 from bella.training.progress import progress_bar
 from bella.training.record import read_json, write_json
 from bella.training.settings import Settings, checked, read_yaml

@@ -6,7 +6,6 @@ Everything here can be had without it: a transport, any torch optimiser and an o
 from __future__ import annotations
 
 import math
-import pickle
 import time
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -17,22 +16,23 @@ from rich.progress import Progress
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
-from bella import memory, transport
+from bella import transport
 from bella.errors import BellaError, require
 from bella.inputs import split, to
 from bella.layers.checkpoint import checkpoint
 from bella.layers.prefix import Stream
 from bella.posterior import Posterior
-from bella.predictive import nll
-from bella.storage import SETTINGS, TENSORS, check_finite, own_tensors, write_whole
+from bella.storage import check_finite, own_tensors
 from bella.training.batches import Data, epoch_seed, loader, own_batches
 from bella.training.cache import CachedPrefix, CacheTooLargeError, is_fixed
+from bella.training.checkpoint import forget, read_checkpoint, write_checkpoint
+from bella.training.gradients import Gradients, clip_particles
 from bella.training.progress import progress_bar
 from bella.training.record import Record
+from bella.training.schedule import learning_rate_factor
 from bella.training.settings import Settings, checked
 from bella.variational.annealing import kl_weight
 
-CHECKPOINT = "checkpoint.pt"
 Skip = Callable[[int], bool]
 
 
@@ -139,13 +139,11 @@ class Run:
         )
         if settings.minibatches == "own" and settings.transport == "function":
             raise BellaError("transport 'function' compares predictions on one batch: share it.")
-        wanted = settings.particles_per_pass or posterior.particles
-        if settings.memory_budget is not None and wanted != "auto":
+        if settings.memory_budget is not None and settings.particles_per_pass != "auto":
             raise BellaError(
                 "memory_budget is for particles_per_pass='auto': give both, or neither."
             )
-        # Chosen from the first batch, and part of the checkpoint: free memory differs between runs.
-        self.at_once: int | None = None if wanted == "auto" else wanted
+        self.gradients = Gradients(posterior, self.accelerator, self.move, settings)
         self.step = 0
         self.log_every = max(1, self.steps // 60)
         self.trace: list[dict[str, float]] = []
@@ -156,8 +154,8 @@ class Run:
     def execute(self, bar: Progress, *, resume: bool) -> Record:
         """All epochs; returns the record."""
         record = Record(self.settings.model_dump(), folder=self.folder)
-        if not resume:
-            self.forget()
+        if not resume and self.folder is not None:
+            forget(self.folder)
         first = self.load_checkpoint(record)
         begun = time.perf_counter() - record.seconds
         self.share_prefix(bar)
@@ -172,7 +170,7 @@ class Run:
             self.keep(epoch, figures)
             record.history.append(figures)
             record.trace = self.trace
-            record.particles_per_pass = self.at_once
+            record.particles_per_pass = self.gradients.at_once
             record.seconds = time.perf_counter() - begun
             self.save_checkpoint(epoch + 1, record)
         bar.remove_task(task)
@@ -255,7 +253,9 @@ class Run:
         total = torch.zeros((), device=self.accelerator.device)
         for batch in group:
             args, kwargs, labels = split(to(batch, self.accelerator.device))
-            total += self.backward(args, kwargs, labels, epoch, len(group))
+            total += self.gradients.add(args, kwargs, labels, len(group))
+        if self.posterior.stochastic:
+            self.add_divergence()
         if not torch.isfinite(total):
             check_finite([examples_of(batch) for batch in group], "The training inputs")
             raise BellaError(
@@ -274,58 +274,13 @@ class Run:
         self.step += 1
         return total
 
-    def backward(
-        self, args: tuple, kwargs: dict[str, Any], labels: Tensor, epoch: int, parts: int
-    ) -> Tensor:
-        """Gradients of one batch, in as many passes as the particles need."""
-        posterior, settings = self.posterior, self.settings
-        scaler = self.accelerator.scaler
-        self.move.loss_scale = float(scaler.get_scale()) if scaler is not None else 1.0
-        self.move.accumulate = parts
-        if self.at_once is None:
-            self.at_once = self.choose_at_once(args, kwargs, labels)
-        chunks = memory.parts(range(posterior.particles), self.at_once)
-        total = torch.zeros((), device=self.accelerator.device)
-        if len(chunks) > 1:
-            with self.accelerator.autocast():
-                if settings.minibatches == "shared" and not posterior.trains_base:
-                    args, kwargs = posterior.begun(*args, **kwargs)
-                self.move.prepare(*args, **kwargs)
-        for chunk in chunks:
-            loss = self.loss(chunk, args, kwargs, labels)
-            self.accelerator.backward(loss / parts)
-            total += loss.detach() / parts
-        if posterior.stochastic:
-            weight = settings.kl_weight / self.data_size
-            weight *= kl_weight(
-                self.step, steps_per_epoch=self.steps_per_epoch, epochs=settings.kl_warmup
-            )
-            self.accelerator.backward(weight * posterior.kl() / parts)
-        return total
-
-    def loss(self, chunk: list[int], args: tuple, kwargs: dict[str, Any], labels: Tensor) -> Tensor:
-        """The loss of some particles on a batch."""
-        posterior = self.posterior
-        with self.accelerator.autocast(), posterior.subset(chunk):
-            if self.settings.minibatches == "shared":
-                return nll(posterior(*args, **kwargs), labels)
-            own = [x[chunk] for x in args]
-            named = {key: value[chunk] for key, value in kwargs.items()}
-            with posterior.own_inputs():
-                return nll(posterior(*own, **named), labels[chunk])
-
-    def choose_at_once(self, args: tuple, kwargs: dict[str, Any], labels: Tensor) -> int:
-        """How many particles fit into the budget with this batch."""
-        posterior = self.posterior
-        if self.settings.minibatches == "shared":
-            with memory.undisturbed(posterior), self.accelerator.autocast():
-                posterior.prove(*args, **kwargs)
-
-        def loss() -> Tensor:
-            return self.loss(list(posterior.axis.chosen), args, kwargs, labels)
-
-        step = memory.training_step(posterior, loss)
-        return memory.at_once(posterior, step, self.settings.memory_budget)
+    def add_divergence(self) -> None:
+        """The gradient of the weighted divergence from the prior, of stochastic posteriors."""
+        weight = self.settings.kl_weight / self.data_size
+        weight *= kl_weight(
+            self.step, steps_per_epoch=self.steps_per_epoch, epochs=self.settings.kl_warmup
+        )
+        self.accelerator.backward(weight * self.posterior.kl())
 
     # ------------------------------------------------------------ validation and the best epoch
 
@@ -340,7 +295,7 @@ class Run:
             predictive, labels = collect(
                 self.posterior,
                 self.validation,
-                particles_per_pass=self.at_once,
+                particles_per_pass=self.gradients.at_once,
             )
         return {
             "validation_nll": float(predictive.nll(labels)),
@@ -373,7 +328,7 @@ class Run:
     # ------------------------------------------------------------ stopping and going on
 
     def save_checkpoint(self, epoch: int, record: Record) -> None:
-        """All that the next epoch depends on; random numbers follow from the seed and the epoch."""
+        """Keep what the next epoch depends on."""
         if self.folder is None:
             return
         scaler = self.accelerator.scaler
@@ -386,40 +341,24 @@ class Run:
             "schedule": self.schedule.state_dict(),
             "scaler": scaler.state_dict() if scaler is not None else {},
             "move": self.move.state_dict(),
-            "particles_per_pass": self.at_once,
+            "particles_per_pass": self.gradients.at_once,
             "best": self.best,
             "history": record.history,
             "trace": self.trace,
             "seconds": record.seconds,
         }
-        write_whole(self.folder / CHECKPOINT, lambda path: torch.save(state, path))
+        write_checkpoint(self.folder, state)
         record.write()
-
-    def forget(self) -> None:
-        """Take away what an earlier run left: stopped early, this one must not go on from there."""
-        if self.folder is not None:
-            for name in (CHECKPOINT, TENSORS, SETTINGS):
-                (self.folder / name).unlink(missing_ok=True)
 
     @torch.no_grad()
     def load_checkpoint(self, record: Record) -> int:
         """Continue from the folder's checkpoint, if it has one; returns the first epoch to run."""
-        path = self.folder / CHECKPOINT if self.folder is not None else None
-        if path is None or not path.exists():
+        if self.folder is None:
             return 0
-        try:
-            state = torch.load(path, weights_only=True, map_location=self.accelerator.device)
-        except (RuntimeError, EOFError, pickle.UnpicklingError):
-            raise BellaError(
-                f"{path} is damaged: begin the run anew with --fresh (resume=False)."
-            ) from None
-        asked, found = self.settings.model_dump(), state["settings"]
-        if found != asked:
-            changed = sorted(name for name in asked if asked[name] != found.get(name))
-            raise BellaError(
-                f"{self.folder} holds a run with other settings ({', '.join(changed)}): name "
-                "another folder, or pass resume=False to begin anew."
-            )
+        asked, device = self.settings.model_dump(), self.accelerator.device
+        state = read_checkpoint(self.folder, asked, device)
+        if state is None:
+            return 0
         own = own_tensors(self.posterior)
         if own.keys() != state["own"].keys() or any(
             own[name].shape != state["own"][name].shape for name in own
@@ -435,38 +374,10 @@ class Run:
             self.accelerator.scaler.load_state_dict(state["scaler"])
         self.move.load_state_dict(state["move"])
         self.best, self.step = state["best"], state["step"]
-        self.at_once = record.particles_per_pass = state["particles_per_pass"]
+        self.gradients.at_once = record.particles_per_pass = state["particles_per_pass"]
         record.history, record.seconds = state["history"], state["seconds"]
         record.trace = self.trace = state["trace"]
         return state["epoch"]
-
-
-def learning_rate_factor(step: int, steps: int, warmup: float) -> float:
-    """Linear rise over the first ``warmup`` of all steps, then a cosine to 0."""
-    rise = warmup * steps
-    if step < rise:
-        return (step + 1) / (rise + 1)
-    progress = (step - rise) / max(steps - rise, 1)
-    return 0.5 * (1 + math.cos(math.pi * min(progress, 1.0)))
-
-
-@torch.no_grad()
-def clip_particles(posterior: Posterior, parameters: Iterable[nn.Parameter], limit: float) -> None:
-    """Clip each particle's gradient norm by itself.
-
-    One common norm would couple the particles: n of them would not train as n single ones do.
-    Parameters that all particles share are clipped together.
-    """
-    stacked = {id(p) for site in posterior.sites() for p in site.parameters}
-    own = [p.grad for p in parameters if p.grad is not None and id(p) in stacked]
-    rest = [p for p in parameters if p.grad is not None and id(p) not in stacked]
-    if own:
-        norms = torch.stack([grad.flatten(1).norm(dim=1) for grad in own]).norm(dim=0)
-        factors = (limit / (norms + 1e-6)).clamp_max(1)
-        for grad in own:
-            grad.mul_(factors.view(-1, *[1] * (grad.dim() - 1)).to(grad.dtype))
-    if rest:
-        nn.utils.clip_grad_norm_(rest, limit)
 
 
 def examples_of(batch: Any) -> Any:

@@ -19,8 +19,8 @@ import torch
 from torch import Tensor
 
 from bella.errors import BellaError
+from bella.likelihood import logits_of
 from bella.posterior import Posterior
-from bella.predictive import logits_of
 from bella.transport import kernels
 from bella.transport.base import Transport
 from bella.transport.gram import differences, inner_dense, square_distances

@@ -15,7 +15,8 @@ from bella.evaluation.cost import PeakMemory, cost
 from bella.evaluation.similarity import weight_similarity
 from bella.experiments.methods.base import Costs, Method, Outputs
 from bella.posterior import Posterior
-from bella.training.fit import CHECKPOINT, fit
+from bella.training.checkpoint import CHECKPOINT
+from bella.training.fit import fit
 from bella.training.settings import Settings, checked
 
 if TYPE_CHECKING:

@@ -1,0 +1,55 @@
+"""Where a stopped run goes on: all that its next epoch depends on, in the run folder.
+
+Random numbers are not in it: they follow from the seed and the epoch.
+"""
+
+from __future__ import annotations
+
+import pickle
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from bella.errors import BellaError
+from bella.storage import SETTINGS, TENSORS, write_whole
+
+CHECKPOINT = "checkpoint.pt"
+
+
+def write_checkpoint(folder: Path, state: dict[str, Any]) -> None:
+    """Replace the folder's checkpoint; what was there stays until the new one is whole."""
+    write_whole(folder / CHECKPOINT, lambda path: torch.save(state, path))
+
+
+def read_checkpoint(
+    folder: Path, settings: dict[str, Any], device: torch.device
+) -> dict[str, Any] | None:
+    """The state that `write_checkpoint` was given; ``None`` if the folder has none.
+
+    Raises:
+        BellaError: it is damaged, or of a run with other settings.
+    """
+    path = folder / CHECKPOINT
+    if not path.exists():
+        return None
+    try:
+        state = torch.load(path, weights_only=True, map_location=device)
+    except (RuntimeError, EOFError, pickle.UnpicklingError):
+        raise BellaError(
+            f"{path} is damaged: begin the run anew with --fresh (resume=False)."
+        ) from None
+    found = state["settings"]
+    if found != settings:
+        changed = sorted(name for name in settings if settings[name] != found.get(name))
+        raise BellaError(
+            f"{folder} holds a run with other settings ({', '.join(changed)}): name another "
+            "folder, or pass resume=False to begin anew."
+        )
+    return state
+
+
+def forget(folder: Path) -> None:
+    """Take away what an earlier run left: stopped early, a new one must not go on from there."""
+    for name in (CHECKPOINT, TENSORS, SETTINGS):
+        (folder / name).unlink(missing_ok=True)
