@@ -9,6 +9,7 @@ import json
 import pytest
 import torch
 from PIL import Image
+from rich.console import Console
 from torch import nn
 from torch.utils.data import Dataset
 
@@ -22,7 +23,7 @@ from bella.experiments.task import Task, fixed, task_named
 from bella.models import Defaults, Opened
 from bella.predictive import Predictive
 from bella.report import pictures
-from bella.report.tables import markdown_table, verdict
+from bella.report.tables import PARTS, markdown_table, rich_table, verdict
 
 
 class Points(Dataset):
@@ -187,7 +188,8 @@ def scratch_task():
 
 
 def test_networks_are_trained_from_scratch_as_well(tmp_path):
-    names = ["single", "single+temperature", "ensemble", "svgd", "rank1", "vi", "ssvi", "ssvi-0.05"]
+    names = ["single", "single+temperature", "ensemble", "svgd", "rank1"]
+    names += ["vi", "ssvi", "ssvi-0.05", "vi-bf16", "ssvi-bf16"]
     results = compare(scratch_task(), names, seeds=1, folder=tmp_path, progress=False)
     assert list(results["methods"]) == names
     found = {
@@ -204,6 +206,10 @@ def test_networks_are_trained_from_scratch_as_well(tmp_path):
     assert found["vi"]["trainable"] == 2 * weights + biases
     active = 3 * round(0.1 * 36) + round(0.1 * 12)
     assert found["ssvi"]["trainable"] == 2 * active + biases
+    assert found["vi-bf16"]["bytes_on_disk"] == found["vi"]["bytes_on_disk"] / 2
+    positions = found["ssvi"]["bytes_on_disk"] - 4 * found["ssvi"]["trainable"]
+    assert found["ssvi-bf16"]["bytes_on_disk"] == 2 * found["ssvi"]["trainable"] + positions
+    assert found["vi-bf16"]["nll"] == pytest.approx(found["vi"]["nll"], abs=0.01)
     assert found["ssvi"]["train_flops_ratio"] > found["vi"]["train_flops_ratio"] == 1
 
 
@@ -261,6 +267,22 @@ def made_up(nll):
 def test_words_say_what_the_figures_say(nll, words):
     assert words in verdict(made_up(nll))[0]
     assert f"| B | {nll:.3f} ±.020 |" in markdown_table(made_up(nll))
+
+
+def test_the_parts_of_a_table_hold_every_figure_once(ran):
+    _, results = ran
+    console = Console(width=180, record=True)
+    console.print(rich_table(results))
+    shown = console.export_text()
+    for part, columns in PARTS.items():
+        assert f"Points, {part}" in shown
+        for name, (heading, _) in columns.items():
+            assert (f" {heading} " in shown) == ("doubt" not in name)
+    assert "…" not in shown
+    page = markdown_table(results)
+    probe = [line for line in page.splitlines() if line.startswith("| linear probe |")]
+    assert len(probe) == len(PARTS)
+    assert probe[0].endswith("| - | - | - | - |")  # one set of weights disputes nothing
 
 
 def test_one_seed_says_nothing_of_differences():

@@ -61,7 +61,7 @@ def _print_comparison(results: dict[str, Any], folder: Path) -> None:
 
     console = Console()
     # A table is worth more whole than wrapped: wider than the terminal if it must be.
-    console.width = max(console.width, 230)
+    console.width = max(console.width, 180)
     console.print(rich_table(results))
     for said in verdict(results):
         print(f"- {said}")

@@ -166,7 +166,7 @@ def fashion_resnet_task() -> Task:
         epochs=6,
         kl_warmup=3,
         batch_size=32,  # a sparse set needs steps to find its place
-        learning_rate=2e-3,
+        learning_rate=1e-2,
     )
 
 

@@ -5,40 +5,55 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from rich.console import Group
 from rich.table import Table
 
 Results = Mapping[str, Any]
 
-COLUMNS: dict[str, tuple[str, str]] = {
-    "accuracy": ("accuracy", "{:.3f}"),
-    "nll": ("NLL", "{:.3f}"),
-    "ece": ("ECE", "{:.3f}"),
-    "brier": ("Brier", "{:.3f}"),
-    "auroc_errors_entropy": ("errors H", "{:.2f}"),
-    "auroc_errors_mi": ("errors MI", "{:.2f}"),
-    "auroc_doubt_entropy": ("doubt H", "{:.2f}"),
-    "auroc_doubt_mi": ("doubt MI", "{:.2f}"),
-    "auroc_shift_entropy": ("shift H", "{:.2f}"),
-    "auroc_shift_mi": ("shift MI", "{:.2f}"),
-    "accuracy_shift": ("shift acc", "{:.2f}"),
-    "nll_shift": ("shift NLL", "{:.2f}"),
-    "trainable": ("trainable", "{:,.0f}"),
-    "bytes_on_disk": ("bytes", "{:,.0f}"),
-    "seconds_training": ("seconds", "{:.0f}"),
-    "mb_training": ("peak MB", "{:,.0f}"),
-    "ms_predicting": ("ms/image", "{:.1f}"),
-    "train_flops_ratio": ("FLOPs cut", "{:.1f}x"),
+PARTS: dict[str, dict[str, tuple[str, str]]] = {
+    "on test images": {
+        "accuracy": ("accuracy", "{:.3f}"),
+        "nll": ("NLL", "{:.3f}"),
+        "ece": ("ECE", "{:.3f}"),
+        "brier": ("Brier", "{:.3f}"),
+        "auroc_errors_entropy": ("errors H", "{:.2f}"),
+        "auroc_errors_mi": ("errors MI", "{:.2f}"),
+        "mi_correct": ("MI if right", "{:.3f}"),
+        "mi_wrong": ("MI if wrong", "{:.3f}"),
+        "diversity": ("diversity", "{:.3f}"),
+    },
+    "on other images": {
+        "auroc_doubt_entropy": ("doubt H", "{:.2f}"),
+        "auroc_doubt_mi": ("doubt MI", "{:.2f}"),
+        "auroc_shift_entropy": ("shift H", "{:.2f}"),
+        "auroc_shift_mi": ("shift MI", "{:.2f}"),
+        "accuracy_shift": ("shift acc", "{:.2f}"),
+        "nll_shift": ("shift NLL", "{:.2f}"),
+    },
+    "costs": {
+        "trainable": ("trainable", "{:,.0f}"),
+        "bytes_on_disk": ("bytes", "{:,.0f}"),
+        "seconds_training": ("seconds", "{:.0f}"),
+        "mb_training": ("peak MB", "{:,.0f}"),
+        "ms_predicting": ("ms/image", "{:.1f}"),
+        "train_flops_ratio": ("FLOPs cut", "{:.1f}x"),
+    },
 }
-"""Columns of the table: figure, heading, format. Those that a task lacks are left out."""
+"""The table's parts and their columns: figure, heading, format. What a task lacks is left out."""
 
-COSTS = (
-    "trainable",
-    "bytes_on_disk",
-    "seconds_training",
-    "mb_training",
-    "ms_predicting",
-    "train_flops_ratio",
+COLUMNS = {name: column for part in PARTS.values() for name, column in part.items()}
+
+DISAGREEMENT = (
+    "auroc_errors_mi",
+    "auroc_doubt_mi",
+    "auroc_shift_mi",
+    "mi_correct",
+    "mi_wrong",
+    "diversity",
 )
+"""Figures that one set of weights does not have."""
+
+COSTS = tuple(PARTS["costs"])
 
 COMPACT = (
     "accuracy",
@@ -53,9 +68,7 @@ COMPACT = (
 """The columns that a first page has room for."""
 
 
-def rows(
-    results: Results, only: Sequence[str] = tuple(COLUMNS)
-) -> tuple[list[str], list[list[str]]]:
+def rows(results: Results, only: Sequence[str]) -> tuple[list[str], list[list[str]]]:
     """Headings and cells: mean, and ± the spread over seeds."""
     methods = results["methods"]
     columns = {
@@ -80,7 +93,7 @@ def is_single(method: Mapping[str, Any]) -> bool:
 
 def cell(figure: Mapping[str, Any] | None, form: str, name: str, *, single: bool) -> str:
     """One cell; a dash where a figure does not exist."""
-    if figure is None or figure["mean"] is None or (single and name.endswith("_mi")):
+    if figure is None or figure["mean"] is None or (single and name in DISAGREEMENT):
         return "-"
     text = form.format(figure["mean"])
     if figure["spread"] is not None and name not in COSTS:
@@ -88,25 +101,38 @@ def cell(figure: Mapping[str, Any] | None, form: str, name: str, *, single: bool
     return text
 
 
-def rich_table(results: Results) -> Table:
-    """The table for a terminal."""
-    headings, lines = rows(results)
-    table = Table(title=f"{results['title']}: mean ± spread over {results['seeds']} seeds")
-    for index, heading in enumerate(headings):
-        table.add_column(heading, justify="left" if index == 0 else "right")
-    for line in lines:
-        table.add_row(*line)
-    return table
+def rich_table(results: Results) -> Group:
+    """The table for a terminal, in its parts."""
+    drawn = []
+    for part, columns in PARTS.items():
+        headings, lines = rows(results, tuple(columns))
+        if len(headings) == 1:
+            continue
+        table = Table(title=f"{results['title']}, {part}", title_justify="left")
+        for index, heading in enumerate(headings):
+            table.add_column(heading, justify="left" if index == 0 else "right", no_wrap=True)
+        for line in lines:
+            table.add_row(*line)
+        drawn.append(table)
+    return Group(*drawn, f"Mean ± spread over {results['seeds']} seeds.")
 
 
 def compact_table(results: Results) -> str:
     """The columns of `COMPACT`, for a page."""
-    return markdown_table(results, COMPACT)
+    return _markdown(*rows(results, COMPACT))
 
 
-def markdown_table(results: Results, only: Sequence[str] = tuple(COLUMNS)) -> str:
-    """The table for a page."""
-    headings, lines = rows(results, only)
+def markdown_table(results: Results) -> str:
+    """The table for a page, in its parts."""
+    parts = {part: rows(results, tuple(columns)) for part, columns in PARTS.items()}
+    return "\n\n".join(
+        _markdown([part, *headings[1:]], lines)
+        for part, (headings, lines) in parts.items()
+        if len(headings) > 1
+    )
+
+
+def _markdown(headings: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
     out = ["| " + " | ".join(headings) + " |"]
     out.append("|" + "|".join([":--", *["--:"] * (len(headings) - 1)]) + "|")
     out += ["| " + " | ".join(line) + " |" for line in lines]
@@ -180,7 +206,7 @@ def sentence(ours: Mapping[str, Any], other: Mapping[str, Any]) -> str:
         a, b = ours["figures"].get(name), other["figures"].get(name)
         if a is None or b is None or a["mean"] is None or b["mean"] is None:
             continue
-        if is_single(other) and name.endswith("_mi"):
+        if is_single(other) and name in DISAGREEMENT:
             b = {"mean": 0.5, "spread": 0.0}  # one set of weights cannot disagree with itself
         margin = (a["spread"] or 0.0) + (b["spread"] or 0.0)
         gain = a["mean"] - b["mean"]

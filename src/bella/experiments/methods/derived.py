@@ -1,4 +1,4 @@
-"""Rows that another row's run gives for nothing: temperature scaling, and the soup."""
+"""Rows that another row's run gives for nothing: temperature scaling, the soup, half the file."""
 
 from __future__ import annotations
 
@@ -7,10 +7,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import torch
+from safetensors.torch import load_file
+
 import bella
 from bella.evaluation.temperature import fit_temperature
 from bella.experiments.methods.base import Costs, Derived, Outputs
-from bella.posterior import Point
+from bella.posterior import Point, Posterior
+from bella.storage import TENSORS
 
 if TYPE_CHECKING:
     from bella.experiments.bench import Bench
@@ -53,8 +57,47 @@ class Soup(Derived):
         }
 
 
+@dataclass(frozen=True, kw_only=True)
+class Half(Derived):
+    """Another run saved in bfloat16, and what is read back from that file.
+
+    Attributes:
+        draws: of a stochastic posterior, for each prediction.
+    """
+
+    draws: int = 1
+
+    @property
+    def from_scratch(self) -> bool:
+        """A file is a file."""
+        return True
+
+    def run(self, bench: Bench, seed: int, place: Path) -> tuple[Outputs, Costs]:
+        """Save, load and predict."""
+
+        def load(folder: Path) -> Posterior:
+            return bella.load(folder, bench.task.open(seed).network)
+
+        whole = load(bench.place(self.of, seed) / "posterior")
+        half = load(whole.save(place / "posterior", dtype=torch.bfloat16))
+        stored = load_file(place / "posterior" / TENSORS).values()
+        size = sum(x.numel() * x.element_size() for x in stored)
+        return bench.predict(half, seed, draws=self.draws), bench.costs_of(self.of, seed) | {
+            "bytes_on_disk": size,
+            "ms_predicting": bench.milliseconds(half, draws=self.draws),
+        }
+
+
 ROWS = (
     Temperature(name="single+temperature", title="single + temperature", of="single"),
     Temperature(name="lora+temperature", title="LoRA + temperature", of="lora"),
     Soup(name="soup", title="soup of Bella", of="bella"),
+    *(
+        Half(name=f"{name}-bf16", title=f"{title}, bf16 file", of=name, draws=5)
+        for name, title in (
+            ("vi", "mean-field VI"),
+            ("ssvi", "SSVI (density 0.1)"),
+            ("ssvi-0.05", "SSVI (density 0.05)"),
+        )
+    ),
 )

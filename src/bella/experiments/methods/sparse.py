@@ -31,7 +31,7 @@ class Sparse(Converted):
     ) -> Posterior:
         """Sparse layers; a pre-trained network's head, which is small, keeps all its weights."""
         if pretrained:
-            options |= {"start": "network", "dense_modules": heads, "prior_std": 0.1}
+            options |= {"start": "network", "dense_modules": heads}
         return bella.sparse_subspace(network, **options)
 
     def options(
@@ -62,7 +62,7 @@ def _row(name: str, title: str, density: float) -> Sparse:
     return Sparse(
         name=name,
         title=title,
-        build={"density": density},
+        build={"density": density, "prior_std": 0.1},
         draws=5,
         # The paper's weight on the divergence, which rises over the first half.
         settings=moved("ensemble") | {"kl_weight": 0.01},
