@@ -144,10 +144,38 @@ def test_one_particle_too_many_is_one_sentence():
 
 
 def test_without_a_budget_at_least_one_particle_runs(monkeypatch):
-    monkeypatch.setattr(memory, "CPU_BUDGET", 10)
+    monkeypatch.setattr(memory, "free_bytes", lambda device: 10)
     assert bella.chunks(adapted(particles=3), batch()[0]) == [[0], [1], [2]]
     monkeypatch.undo()
     assert bella.chunks(adapted(particles=3), batch()[0]) == [[0, 1, 2]]
+
+
+def test_without_a_budget_tensors_stay_small_on_a_cpu(monkeypatch):
+    posterior = adapted(particles=12)
+    x, _ = batch(64)
+    posterior.prove(x)
+    need = measure(posterior, training_step(posterior, lambda: total(posterior(x))))
+    with posterior.subset(range(4)), LiveBytes() as live:
+        total(posterior(x)).backward()
+    assert live.largest == 4 * need.row
+    monkeypatch.setattr(memory, "KEPT", 4 * need.row)
+    assert [len(part) for part in bella.chunks(posterior, x)] == [4, 4, 4]
+
+
+def test_batches_of_one_shape_are_measured_once(monkeypatch):
+    measured = []
+
+    def counted(*args):
+        measured.append(1)
+        return measure(*args)
+
+    monkeypatch.setattr(memory, "measure", counted)
+    posterior = adapted(particles=3).eval()
+    for size in (8, 8, 4, 8):
+        x, _ = batch(size)
+        auto = bella.predict(posterior, x, particles_per_pass="auto")
+        assert torch.equal(auto.logits, bella.predict(posterior, x).logits)
+    assert len(measured) == 2
 
 
 class Noisy(nn.Module):
@@ -231,7 +259,7 @@ def test_the_chosen_number_is_that_of_a_run_that_named_it():
 
 def test_a_resumed_run_keeps_the_number(tmp_path, monkeypatch):
     options = {"particles_per_pass": "auto", "validation": problem(seed=1), "transport": "svgd"}
-    monkeypatch.setattr(memory, "CPU_BUDGET", SMALL)
+    monkeypatch.setattr(memory, "free_bytes", lambda device: 2 * SMALL)
     whole = make(particles=6)
     expected = fit(whole, epochs=4, folder=tmp_path / "whole", **options)
     original = bella.training.fit.Run.run_epoch

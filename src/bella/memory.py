@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import os
 import weakref
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -36,12 +36,10 @@ from bella.posterior import Posterior
 SHARE = 0.5
 """Part of the free memory that a step may take where nobody says."""
 
-CPU_BUDGET = 2**28
-"""Bytes a step takes on a CPU at most where nobody says. What is larger outgrows the allocator: it
-maps fresh pages for every pass, and the system clears them. Two blocks of a ViT-S with 48 particles
-at batch 32, on one thread of an AMD EPYC, took 2.47, 2.47, 2.56 and 2.78 s of processor time in
-chunks of 96, 166, 346 and 841 MB; with six blocks, one particle at a time (63 MB) took 5% more than
-four (238 MB), for its products are small."""
+KEPT = 2**25
+"""Bytes of the largest tensor on a CPU where nobody says: glibc maps larger ones anew each time,
+and the system clears their pages. Fifty particles of a ViT-S took 23.6 s for 32 images three at a
+time (29 MB), 28.5 s five at a time (49 MB) and 30 s all at once (AMD EPYC, two threads)."""
 
 
 class LiveBytes(TorchDispatchMode):
@@ -53,11 +51,12 @@ class LiveBytes(TorchDispatchMode):
     Attributes:
         now: bytes that live now.
         peak: the most that lived at once.
+        largest: the largest of them.
     """
 
     def __init__(self) -> None:
         super().__init__()
-        self.now = self.peak = 0
+        self.now = self.peak = self.largest = 0
         self.known: weakref.WeakSet[torch.UntypedStorage] = weakref.WeakSet()
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -68,6 +67,7 @@ class LiveBytes(TorchDispatchMode):
             if storage not in self.known:
                 self.known.add(storage)
                 self.now += storage.nbytes()
+                self.largest = max(self.largest, storage.nbytes())
                 weakref.finalize(storage, self._forget, storage.nbytes())
         self.peak = max(self.peak, self.now)
         return outputs
@@ -86,17 +86,30 @@ def storages(tree: Any) -> list[torch.UntypedStorage]:
 class Need:
     """The most bytes that live at once in a step of k particles: ``fixed + k * each``.
 
-    Parameters, their gradients from before and the optimiser's state are not among them.
+    Parameters, their gradients from before and the optimiser's state are not among them. Of the
+    largest tensor that grows with k, ``row`` bytes are one particle's.
     """
 
     fixed: int
     each: int
+    row: int = 0
 
     def fitting(self, budget: int, particles: int) -> int:
         """The largest k up to ``particles`` within a budget of bytes; 0 if one does not fit."""
         if self.fixed + self.each > budget:
             return 0
         return min(particles, (budget - self.fixed) // max(self.each, 1))
+
+    def by_default(self, device: torch.device, particles: int) -> int:
+        """The k of a device with nothing said: half of its free memory, on a CPU small tensors."""
+        most = self.fitting(int(SHARE * free_bytes(device)), particles)
+        if device.type == "cpu" and self.row:
+            most = min(most, KEPT // self.row)
+        return max(most, 1)
+
+
+MEASURED: weakref.WeakKeyDictionary[Posterior, dict[Hashable, Need]] = weakref.WeakKeyDictionary()
+"""What steps of which posteriors need, by what decides it."""
 
 
 def measure(posterior: Posterior, step: Callable[[], Any]) -> Need:
@@ -108,17 +121,24 @@ def measure(posterior: Posterior, step: Callable[[], Any]) -> Need:
             (``torch.autograd.grad`` leaves ``.grad`` alone). Random numbers, buffers and what a
             transport has gathered are afterwards as they were.
     """
-    peaks = []
+    peaks, largest = [], []
     with undisturbed(posterior):
         for count in range(1, min(posterior.particles, 2) + 1):
             with posterior.subset(range(count)), LiveBytes() as live:
                 step()
             peaks.append(live.peak)
+            largest.append(live.largest)
     each = peaks[-1] - peaks[0] if len(peaks) > 1 else peaks[0]
-    return Need(max(peaks[0] - each, 0), each)
+    row = largest[-1] // 2 if largest[-1] > largest[0] else 0
+    return Need(max(peaks[0] - each, 0), each, row)
 
 
-def at_once(posterior: Posterior, step: Callable[[], Any], memory: int | None = None) -> int:
+def at_once(
+    posterior: Posterior,
+    step: Callable[[], Any],
+    memory: int | None = None,
+    like: Hashable = None,
+) -> int:
     """How many particles to run at once, so that a step stays within a budget.
 
     The passes get equal numbers, as far as that goes: with room for 9 of 10 particles, it is 5.
@@ -126,23 +146,29 @@ def at_once(posterior: Posterior, step: Callable[[], Any], memory: int | None = 
     Args:
         posterior: whose particles run.
         step: see `measure`.
-        memory: bytes; ``None`` for half of what is free, on a CPU at most `CPU_BUDGET`, and for one
-            particle whatever it needs.
+        memory: bytes; ``None`` for half of what is free, on a CPU in tensors of at most `KEPT`, and
+            for one particle whatever it needs.
+        like: what decides the bytes, if it is known: such a step is measured once.
 
     Raises:
         BellaError: ``memory`` is not enough for one particle.
     """
     if memory is None and posterior.particles == 1:
         return 1
-    need = measure(posterior, step)
-    budget = default_budget(next(posterior.parameters()).device) if memory is None else memory
-    most = need.fitting(budget, posterior.particles)
-    if not most and memory is not None:
+    known = MEASURED.setdefault(posterior, {})
+    need = known.get(like) or measure(posterior, step)
+    if like is not None:
+        known[like] = need
+    if memory is None:
+        most = need.by_default(next(posterior.parameters()).device, posterior.particles)
+    else:
+        most = need.fitting(memory, posterior.particles)
+    if not most:
         raise BellaError(
             f"A step of one particle takes {need.fixed + need.each:,} bytes and the budget is "
             f"{memory:,}: raise it, use smaller batches, or checkpoint activations."
         )
-    passes = -(-posterior.particles // max(most, 1))
+    passes = -(-posterior.particles // most)
     return -(-posterior.particles // passes)
 
 
@@ -162,7 +188,8 @@ def chunks(
         inputs: a tensor, a tuple of arguments, a mapping of named ones, or a stream from
             ``posterior.prefix``.
         memory: bytes for what a step makes and drops again, beside parameters, gradients and the
-            optimiser's state; ``None`` for half of what is free, on a CPU at most `CPU_BUDGET`.
+            optimiser's state; ``None`` for half of what is free, on a CPU in tensors of at most
+            `KEPT`.
         loss: a scalar made of the outputs, if it takes much memory itself; by default their sum.
 
     Raises:
@@ -212,12 +239,6 @@ def undisturbed(posterior: Posterior) -> Iterator[None]:
         finally:
             for buffer, value in before:
                 buffer.copy_(value)
-
-
-def default_budget(device: torch.device) -> int:
-    """Bytes that a step may take where nobody says."""
-    budget = int(SHARE * free_bytes(device))
-    return min(budget, CPU_BUDGET) if device.type == "cpu" else budget
 
 
 def free_bytes(device: torch.device) -> int:

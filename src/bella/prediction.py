@@ -15,6 +15,8 @@ from torch import Tensor, nn
 from bella import metrics
 from bella.errors import BellaError
 from bella.inputs import arguments, rows
+from bella.layers.axis import tensors_of
+from bella.layers.prefix import Stream
 from bella.likelihood import logits_of
 from bella.memory import at_once, parts
 from bella.posterior import Posterior
@@ -73,7 +75,8 @@ def predict(
     everyone = range(posterior.particles)
     with evaluating(posterior), torch.inference_mode():
         if particles_per_pass == "auto":
-            particles_per_pass = particles_at_once(posterior, inputs, memory)
+            args, kwargs = posterior.begun(*args, **kwargs)
+            particles_per_pass = _at_once(posterior, args, kwargs, memory)
         size = particles_per_pass or len(everyone)
         if size < len(everyone) or stop:
             args, kwargs = posterior.begun(*args, **kwargs)
@@ -109,7 +112,16 @@ def particles_at_once(posterior: Posterior, inputs: Any, memory: int | None = No
     args, kwargs = arguments(inputs)
     with evaluating(posterior), torch.inference_mode():
         args, kwargs = posterior.begun(*args, **kwargs)
-        return at_once(posterior, lambda: posterior(*args, **kwargs), memory)
+        return _at_once(posterior, args, kwargs, memory)
+
+
+def _at_once(posterior: Posterior, args: tuple, kwargs: dict[str, Any], memory: int | None) -> int:
+    begun = [*args, *kwargs.values()]
+    carried = [x.carried() if isinstance(x, Stream) else tensors_of(x) for x in begun]
+    shapes = tuple((x.shape, x.dtype) for some in carried for x in some)
+    device = next(posterior.parameters()).device.type
+    like = (shapes, torch.is_autocast_enabled(device) and torch.get_autocast_dtype(device))
+    return at_once(posterior, lambda: posterior(*args, **kwargs), memory, like)
 
 
 @contextmanager
