@@ -16,10 +16,10 @@ from functools import cache
 import torch
 
 from alternatives import ALTERNATIVES, Alternative, Copies, Together
-from memory import megabytes, peak
+from memory import fresh, megabytes, peak
 from networks import DEMO, VIT, Case
 from page import Options, Table, main
-from timing import Product, Seconds, paired, ratios, spread, square
+from timing import Seconds, paired, ratios, spread, square
 
 ROUNDS = {1: 7, 3: 5, 5: 5, 20: 3, 100: 1}
 """Rounds of timing for each n; a round of 100 takes minutes."""
@@ -68,21 +68,27 @@ def cells(seconds: dict[str, Seconds], titles: list[str]) -> list[str]:
     ]
 
 
-def compare(
-    case: Case, members: int, batch: int, options: Options, machine: Product
-) -> list[list[str]]:
-    """The rows of one n."""
-    titles = [kind.title for kind in ALTERNATIVES]
-    room = needed(case, members) < 0.8 * available(options.device)
-    kinds = [kind for kind in ALTERNATIVES if room or kind is not Copies]
+def side_by_side(
+    kinds: list[type[Alternative]], case: Case, members: int, batch: int, options: Options
+) -> tuple[dict[str, Seconds], dict[str, Seconds], dict[str, int]]:
+    """Seconds of steps and of predictions, and bytes of files."""
+    warnings.simplefilter("ignore")  # vmap says where it loops
+    torch.manual_seed(0)
     ways = {kind.title: kind(case, members, batch, options) for kind in kinds}
     rounds = options.rounds(ROUNDS[members])
     label = f"{case.title}, n={members}"
     steps = paired(f"{label}, step", {k: w.step for k, w in ways.items()}, rounds)
-    machine()
     passes = paired(f"{label}, predict", {k: w.predict for k, w in ways.items()}, rounds)
-    files = {title: way.file() for title, way in ways.items()}
-    del ways  # the others' memory is to be free
+    return steps, passes, {title: way.file() for title, way in ways.items()}
+
+
+def compare(case: Case, members: int, batch: int, options: Options) -> list[list[str]]:
+    """The rows of one n."""
+    titles = [kind.title for kind in ALTERNATIVES]
+    room = needed(case, members) < 0.8 * available(options.device)
+    kinds = [kind for kind in ALTERNATIVES if room or kind is not Copies]
+    # In a process of its own: what a hundred members leave behind would be missing for the next.
+    steps, passes, files = fresh(side_by_side, kinds, case, members, batch, options)
     peaks = {}
     for kind in kinds:
         count = 1 if kind.one_in_memory else members
@@ -100,7 +106,6 @@ def compare(
 
 def measure(options: Options) -> tuple[float, list[Table]]:
     """Both networks."""
-    warnings.simplefilter("ignore")  # vmap says where it loops
     machine = square(options.device, options.dtype)
     header = ("n", "", *(kind.title for kind in ALTERNATIVES))
     tables = []
@@ -108,8 +113,9 @@ def measure(options: Options) -> tuple[float, list[Table]]:
         rows = [
             row
             for members in ((3,) if options.quick else ROUNDS)
-            for row in compare(case, members, batch, options, machine)
+            for row in compare(case, members, batch, options)
         ]
+        machine()
         rounds = ", ".join(f"{count} at n={n}" for n, count in ROUNDS.items())
         title = f"{case.title}, batch {batch}; times as multiples of bella's, rounds: {rounds}."
         tables.append(Table(title, header, rows))

@@ -32,11 +32,16 @@ def peak(build: Callable[..., Callable[[], object]], *arguments: Any, warmup: in
     before = {name: os.environ.get(name) for name in MALLOC}
     os.environ |= MALLOC
     try:
-        with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as fresh:
-            return fresh.submit(measure, build, arguments, warmup).result()
+        return fresh(measure, build, arguments, warmup)
     finally:
         for name, value in before.items():
             os.environ.pop(name) if value is None else os.environ.update({name: value})
+
+
+def fresh(function: Callable[..., Any], *arguments: Any) -> Any:
+    """What a module's function returns in a process of its own, whose memory is then free again."""
+    with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as process:
+        return process.submit(function, *arguments).result()
 
 
 def measure(build: Callable[..., Callable[[], object]], arguments: tuple, warmup: int) -> int:
