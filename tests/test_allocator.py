@@ -47,4 +47,5 @@ def test_peak_memory_is_what_was_needed_at_once():
     with PeakMemory() as peak:
         for _ in range(3):
             torch.ones(2**25)  # 128 MiB, three times, one after another
-    assert 2**27 <= peak.bytes < 2**28
+    # The kernel counts pages for each core by itself and adds them up late.
+    assert 0.99 * 2**27 <= peak.bytes < 2**28
