@@ -37,8 +37,8 @@ SHARE = 0.5
 """Part of the free memory that a step may take where nobody says."""
 
 KEPT = 2**24
-"""Bytes of the largest tensor on a CPU where nobody says: it stays in the cache, and far below the 32
-MB above which glibc maps memory anew for every use. A ViT-S took 10.9 s for 24 particles and 32
+"""Bytes of the largest tensor on a CPU where nobody says: it stays in the cache, and far below the
+32 MB above which glibc maps memory anew for every use. A ViT-S took 10.9 s for 24 particles and 32
 images one at a time (10 MB), 12.0 s three at a time (29 MB), 13.9 s all at once (AMD EPYC)."""
 
 
