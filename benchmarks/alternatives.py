@@ -1,4 +1,4 @@
-"""Five ways to train and run n members: the same network, data, rank and targets."""
+"""Six ways to train and run n members: the same network, data, rank and targets."""
 
 from __future__ import annotations
 
@@ -265,6 +265,34 @@ class Together(Alternative):
         return saved(self.posterior)
 
 
+class Chunked(Together):
+    """bella, as many particles a pass as it chooses where nobody says; the prefix runs once."""
+
+    title = "bella, in chunks"
+
+    def __init__(self, case: Case, members: int, batch: int, options: Options):
+        super().__init__(case, members, batch, options)
+        with options.precision():
+            self.chunks = bella.memory.chunks(self.posterior, self.x)
+
+    def step(self, inputs: Any = None) -> None:
+        """Gradients chunk by chunk, then one step of all particles."""
+        self.optimizer.zero_grad()
+        with self.options.precision():
+            stream = self.posterior.prefix(self.x)
+        for chunk in self.chunks:
+            with self.posterior.subset(chunk):
+                self.gradients(stream)
+        self.move.step()
+        self.optimizer.step()
+
+    @torch.no_grad()
+    def predict(self) -> Tensor:
+        """Chunk by chunk."""
+        with self.options.precision():
+            return bella.predict(self.posterior, self.x, particles_per_pass="auto").logits
+
+
 def saved(posterior: bella.Posterior, dtype: torch.dtype | None = None) -> int:
     """Bytes of a saved posterior, its settings included."""
     with tempfile.TemporaryDirectory() as folder:
@@ -272,4 +300,11 @@ def saved(posterior: bella.Posterior, dtype: torch.dtype | None = None) -> int:
         return sum(path.stat().st_size for path in Path(folder).iterdir())
 
 
-ALTERNATIVES: tuple[type[Alternative], ...] = (Sequential, Switched, Stacked, Copies, Together)
+ALTERNATIVES: tuple[type[Alternative], ...] = (
+    Sequential,
+    Switched,
+    Stacked,
+    Copies,
+    Together,
+    Chunked,
+)

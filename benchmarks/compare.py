@@ -1,10 +1,11 @@
-"""Five ways to have n networks, side by side: time, memory and bytes.
+"""Six ways to have n networks, side by side: time, memory and bytes.
 
     python benchmarks/compare.py [--quick] [--device cuda] [--autocast]
 
 All on the same network, data, rank 4 and targets: n LoRA trainings of PEFT one after the other,
 one PEFT network with n adapters that are switched, LoRA stacked by ``torch.func.vmap``, n full
-copies, and bella. Times take turns in one process; memory is that of fresh processes.
+copies, and bella in one pass and in chunks. Times take turns in one process; memory is that of
+fresh processes.
 """
 
 from __future__ import annotations

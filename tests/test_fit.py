@@ -216,6 +216,15 @@ def test_own_minibatches_train_particles_on_orders_of_their_own():
     assert any(not torch.allclose(v[0], v[1], atol=1e-3) for v in values(own).values())
 
 
+def test_own_minibatches_of_a_cached_prefix_are_refused():
+    posterior = make()
+    x, y = problem()
+    kept = CachedPrefix(posterior, DataLoader(TensorDataset(x, y), batch_size=8), limit=10**6)
+    data = DataLoader(kept, batch_size=8, shuffle=True, collate_fn=kept.batch)
+    with pytest.raises(bella.BellaError, match="without a cached prefix"):
+        fit(posterior, data, minibatches="own")
+
+
 class Noisy(Dataset):
     """Augmented data: never the same twice."""
 

@@ -82,7 +82,11 @@ def own_batches(loader: DataLoader, particles: int, seed: int) -> Iterator[Any]:
 
 
 def stack(trees: Sequence[Any]) -> Any:
-    """Stack equal trees of tensors along a new first axis."""
+    """Stack equal trees of tensors along a new first axis.
+
+    Raises:
+        BellaError: they hold something other than tensors that is not the same in all of them.
+    """
     first = trees[0]
     if isinstance(first, Tensor):
         return torch.stack(list(trees))
@@ -90,4 +94,10 @@ def stack(trees: Sequence[Any]) -> Any:
         return {key: stack([tree[key] for tree in trees]) for key in first}
     if isinstance(first, tuple | list):
         return type(first)(stack(column) for column in zip(*trees, strict=True))
+    plain = first is None or isinstance(first, bool | int | float | str)
+    if not plain or any(tree != first for tree in trees):
+        raise BellaError(
+            f"minibatches='own' stacks tensors, and the batches hold a {type(first).__name__}: "
+            "collate them into tensors, without a cached prefix."
+        )
     return first
