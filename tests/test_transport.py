@@ -512,6 +512,29 @@ def test_unknown_transports_and_priors_are_refused():
         transport.svgd(adapted(), data_size=10, prior="factors")
 
 
+@pytest.mark.parametrize("name", ["ensemble", "repulsive", "svgd"])
+def test_what_is_frozen_stays_and_the_rest_moves_as_before(name):
+    found = []
+    for frozen in (False, True):
+        posterior = bella.low_rank(mlp(), 3, 2, ("0",), modules_to_save=("2",), b_std=0.1, seed=0)
+        head = posterior.layers()["2"]
+        head.requires_grad_(not frozen)
+        move = transport.by_name(name, posterior, data_size=8, prior="delta")
+        x, y = batch()
+        bella.nll(posterior(x), y).backward()
+        move.step()
+        found.append(posterior.layers()["0"].A.grad)
+    torch.testing.assert_close(*found)
+    assert all(p.grad is None for p in head.parameters())
+
+
+def test_a_coupling_of_frozen_particles_is_refused():
+    posterior = bella.low_rank(mlp(), 3, 2, ("0",), modules_to_save=("2",), b_std=0.1)
+    posterior.layers()["0"].requires_grad_(False)
+    with pytest.raises(bella.BellaError, match="is frozen"):
+        transport.repulsive(posterior, data_size=8)
+
+
 def test_a_new_transport_takes_over_from_the_old_one():
     x, y = batch()
     posterior = adapted()

@@ -160,16 +160,21 @@ class Bench:
             )
         return self.probes[seed, count]
 
-    def start_heads(self, parameters: Mapping[str, Tensor], seed: int) -> None:
+    def start_heads(self, parameters: Mapping[str, Tensor], seed: int) -> bool:
         """Start the network's head from probes, where it is one Linear; others start as they are.
 
         Args:
             parameters: stacked (particles, ...), by name.
             seed: of the probes.
+
+        Returns:
+            Whether the heads are probes now.
         """
-        if self.linear_head is not None:
-            count = len(parameters[f"{self.linear_head}.weight"])
-            start_heads(parameters, self.linear_head, self.probes_of(seed, count))
+        if self.linear_head is None:
+            return False
+        count = len(parameters[f"{self.linear_head}.weight"])
+        start_heads(parameters, self.linear_head, self.probes_of(seed, count))
+        return True
 
     @cached_property
     def linear_head(self) -> str | None:

@@ -35,6 +35,8 @@ class Task:
         settings: of `bella.fit`, for every method alike; chosen on validation data.
         build: of `bella.low_rank`, for every method alike; chosen on validation data as well.
         rank: of the low-rank changes.
+        frozen_heads: whether the heads of low-rank particles stay the probes that they start as:
+            each has seen a resample of its own, and training on the same data brings them together.
         pretrained: whether the network is; otherwise all methods train it from scratch.
     """
 
@@ -47,6 +49,7 @@ class Task:
     settings: Mapping[str, Any] = field(default_factory=dict)
     build: Mapping[str, Any] = field(default_factory=dict)
     rank: int = 4
+    frozen_heads: bool = False
     pretrained: bool = True
 
     @property
@@ -107,6 +110,7 @@ def elpv_task(shift_limit: int = 400) -> Task:
         {"doubt": "doubt", "shift": "poly"},
         {"epochs": 3, "learning_rate": 1e-3},
         {"gain": 10.0},
+        frozen_heads=True,
     )
 
 
@@ -126,7 +130,7 @@ def fashion_task() -> Task:
         fixed(parts),
         {"shift": "corrupted"},
         {"epochs": 3, "learning_rate": 1e-3},
-        {"gain": 20.0},
+        {"gain": 10.0},
     )
 
 

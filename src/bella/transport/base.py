@@ -30,7 +30,8 @@ class Transport:
     """Base of all transports; by itself it adds prior, noise and scaling, and no coupling.
 
     Args:
-        posterior: whose particles move.
+        posterior: whose particles move. What is frozen now, a head with ``requires_grad`` off say,
+            stays as it is.
         data_size: number of training data N.
         temperature: T of the posterior p(θ | D)^(1/T); 1 is Bayes'. 0 turns the coupling off.
         gamma: the paper's γ instead of a temperature: T = γ N / n.
@@ -91,7 +92,9 @@ class Transport:
         self.warmup = warmup
         self.langevin = langevin
         self.damping = damping
-        self.groups: list[Group] = groups_of(posterior.sites())
+        self.groups: list[Group] = groups_of(
+            [site for site in posterior.sites() if all(p.requires_grad for p in site.parameters)]
+        )
         self.steps = 0
         self.loss_scale = 1.0
         self.accumulate = 1

@@ -149,8 +149,17 @@ class Coupling:
 
     @torch.no_grad()
     def measure(self) -> Measurement:
-        """Kernel matrices of the parameters as they are now."""
+        """Kernel matrices of the parameters as they are now.
+
+        Raises:
+            BellaError: everything that distances count is frozen.
+        """
         moving = [group for group in self.groups if group.in_kernel]
+        if not moving:
+            raise BellaError(
+                "Every weight in which the particles differ is frozen: let some of them train "
+                "(requires_grad), or choose transport 'ensemble'."
+            )
         # All layers' pairs in one (layers, n, n); the groups take their rows back at the end.
         d2 = torch.cat([gram.square_distances(group.inner()) for group in moving])
         share = torch.ones_like(d2[:, :1, :1])

@@ -19,9 +19,13 @@ class LowRank(Trained):
     """`bella.low_rank` on the task's layers; linear heads start from probes."""
 
     def key(self, bench: Bench, seed: int) -> dict[str, Any]:
-        """With the task's rank and start of the factors."""
+        """With what the task says of low-rank changes and heads."""
         build = dict(bench.task.build) | dict(self.build)
-        return super().key(bench, seed) | {"rank": bench.task.rank, "build": build}
+        return super().key(bench, seed) | {
+            "rank": bench.task.rank,
+            "build": build,
+            "frozen_heads": bench.task.frozen_heads,
+        }
 
     def posterior(self, bench: Bench, seed: int) -> Posterior:
         """Particles of the task's rank."""
@@ -35,7 +39,10 @@ class LowRank(Trained):
             seed=seed,
             **(dict(bench.task.build) | dict(self.build)),
         )
-        bench.start_heads(stacked(posterior), seed)
+        heads = stacked(posterior)
+        if bench.start_heads(heads, seed) and bench.task.frozen_heads:
+            for head in heads.values():
+                head.requires_grad_(False)
         return posterior
 
 
