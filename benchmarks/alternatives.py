@@ -273,7 +273,7 @@ class Chunked(Together):
     def __init__(self, case: Case, members: int, batch: int, options: Options):
         super().__init__(case, members, batch, options)
         with options.precision():
-            self.chunks = bella.memory.chunks(self.posterior, self.x)
+            self.chunks = bella.chunks(self.posterior, self.x)
 
     def step(self, inputs: Any = None) -> None:
         """Gradients chunk by chunk, then one step of all particles."""
