@@ -84,6 +84,7 @@ def compare(
         "title": task.title,
         "seeds": seeds,
         "settings": bench.settings,
+        "low_rank": {"rank": task.rank, **task.build, "frozen_heads": task.frozen_heads},
         "parts": {name: len(positions) for name, (_, positions) in task.split(0).items()},
         "versions": versions(),
         "date": date.today().isoformat(),

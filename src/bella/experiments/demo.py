@@ -72,11 +72,13 @@ def draw(task: Task, folder: Path) -> dict[str, Path]:
         folder / "densities.png", groups(task, predictive), f"{METHODS[TOLD].title}: {task.title}"
     )
     compared = ("lora", "lora+temperature", "lora-ensemble", "bella", "bella-svgd")
+    colours = pictures.colours_of(METHODS[name].title for name in compared)
     outputs = {name: read_outputs(folder / "runs" / f"{name}-0") for name in compared}
     shown["Reliability on the test set"] = pictures.reliability(
         folder / "reliability.png",
         {METHODS[name].title: Predictive(found["test"][0]) for name, found in outputs.items()},
         told["test"][1],
+        colours,
     )
     moved = ("lora-ensemble", "bella", "bella-svgd")
     shown["Distance of two particles"] = pictures.distances(
@@ -87,6 +89,7 @@ def draw(task: Task, folder: Path) -> dict[str, Path]:
             )["trace"]
             for name in moved
         },
+        colours,
     )
     return shown
 
@@ -123,16 +126,20 @@ def took(results: dict[str, Any]) -> str:
 
 def report(results: dict[str, Any], drawn: dict[str, Path], stopped: str) -> str:
     """The page: table, words, pictures, and what stopping early saves."""
-    parts = ", ".join(f"{name} {count}" for name, count in results["parts"].items())
+    parts, settings, low_rank = (
+        ", ".join(f"{name} {value}" for name, value in results[kind].items())
+        for kind in ("parts", "settings", "low_rank")
+    )
     lines = [
         f"# {results['title']}",
         "",
         f"{results['seeds']} seeds{took(results)}, on "
-        f"{results['versions']['machine']}. Images: {parts}. Settings: {results['settings']}.",
+        f"{results['versions']['machine']}. Images: {parts}. Training: {settings}. Low-rank "
+        f"changes: {low_rank}.",
         "",
         markdown_table(results),
         "",
-        "`±` is the standard deviation over seeds. All heads start from the probe. "
+        "`±` is the standard deviation over seeds. All heads start from probes. "
         "H: entropy, MI: mutual information, as a score for errors, doubt and shift (AUROC; "
         "0.5 is chance). NLL in nats, Brier from 0 to 2.",
         "",

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from itertools import cycle
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,11 @@ from bella.predictive import Predictive
 from bella.storage import write_whole
 
 COLOURS = ("#3b6ea5", "#d1495b", "#edae49", "#00798c", "#6a4c93", "#8d99ae")
+
+
+def colours_of(names: Iterable[str]) -> dict[str, str]:
+    """A colour for each name; give one such mapping to pictures that show the same methods."""
+    return dict(zip(names, cycle(COLOURS), strict=False))
 
 
 def _figure(width: float, height: float, rows: int = 1, columns: int = 1) -> tuple[Any, Any]:
@@ -78,15 +84,16 @@ def densities(path: Path, groups: Mapping[str, Predictive], title: str) -> Path:
     Drawn as the share of examples above each value, which needs no bandwidth.
     """
     figure, axes = _figure(10, 3.8, 1, 2)
+    colours = colours_of(groups)
     for axis, (name, words) in zip(
         axes[0],
         (("entropy", "entropy (nats)"), ("mutual_information", "mutual information (nats)")),
         strict=True,
     ):
-        for (group, predictive), colour in zip(groups.items(), COLOURS, strict=False):
+        for group, predictive in groups.items():
             values = getattr(predictive, name).sort().values
             share = 1 - torch.arange(len(values)) / len(values)
-            axis.plot(values, share, label=f"{group} ({len(values)})", color=colour)
+            axis.plot(values, share, label=f"{group} ({len(values)})", color=colours[group])
         axis.set_xlabel(words)
         axis.set_ylabel("share of cells above" if "cells" in title else "share of images above")
         if name == "mutual_information":
@@ -96,29 +103,40 @@ def densities(path: Path, groups: Mapping[str, Predictive], title: str) -> Path:
     return _save(figure, path)
 
 
-def reliability(path: Path, methods: Mapping[str, Predictive], labels: Tensor) -> Path:
+def reliability(
+    path: Path,
+    methods: Mapping[str, Predictive],
+    labels: Tensor,
+    colours: Mapping[str, str] | None = None,
+) -> Path:
     """Accuracy against confidence of each method's predictive."""
+    colours = colours or colours_of(methods)
     figure, axes = _figure(5, 4.6)
     axis = axes[0, 0]
     axis.plot([0, 1], [0, 1], color="#bbbbbb", linewidth=1)
-    for (name, predictive), colour in zip(methods.items(), COLOURS, strict=False):
+    for name, predictive in methods.items():
         confidence, accuracy, _ = metrics.reliability(predictive.probs, labels, bins=10)
         error = metrics.ece(predictive.probs, labels)
-        axis.plot(confidence, accuracy, "o-", label=f"{name} (ECE {error:.3f})", color=colour)
+        label = f"{name} (ECE {error:.3f})"
+        axis.plot(confidence, accuracy, "o-", label=label, color=colours[name])
     lowest = 1 / next(iter(methods.values())).probs.shape[1]
     axis.set(xlabel="confidence", ylabel="accuracy", xlim=(lowest, 1.01), ylim=(0, 1.02))
     axis.legend(frameon=False, fontsize=8)
     return _save(figure, path)
 
 
-def distances(path: Path, traces: Mapping[str, Sequence[Mapping[str, float]]]) -> Path:
+def distances(
+    path: Path,
+    traces: Mapping[str, Sequence[Mapping[str, float]]],
+    colours: Mapping[str, str] | None = None,
+) -> Path:
     """Distance of two particles over training, one line a method."""
+    colours = colours or colours_of(traces)
     figure, axes = _figure(6, 3.8)
     axis = axes[0, 0]
-    for (name, trace), colour in zip(traces.items(), COLOURS, strict=False):
-        axis.plot(
-            [p["step"] for p in trace], [p["distance"] for p in trace], label=name, color=colour
-        )
+    for name, trace in traces.items():
+        steps, values = ([p[key] for p in trace] for key in ("step", "distance"))
+        axis.plot(steps, values, label=name, color=colours[name])
     axis.set(xlabel="step", ylabel="distance of two particles, ‖Δᵢ - Δⱼ‖")
     axis.legend(frameon=False)
     return _save(figure, path)

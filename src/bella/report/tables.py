@@ -210,8 +210,11 @@ def sentence(ours: Mapping[str, Any], other: Mapping[str, Any]) -> str:
             b = {"mean": 0.5, "spread": 0.0}  # one set of weights cannot disagree with itself
         margin = (a["spread"] or 0.0) + (b["spread"] or 0.0)
         gain = a["mean"] - b["mean"]
-        text = f"{words} ({b['mean']:.3f} to {a['mean']:.3f})"
-        (same if abs(gain) <= margin else better if (gain > 0) == more else worse).append(text)
+        if abs(gain) <= margin:
+            same.append(words)
+        else:
+            text = f"{words} ({b['mean']:.3f} to {a['mean']:.3f})"
+            (better if (gain > 0) == more else worse).append(text)
     parts = [
         f"{label}: {', '.join(group)}"
         for label, group in (("better", better), ("worse", worse), ("within the spread", same))
