@@ -248,7 +248,7 @@ class Together(Alternative):
         bella.nll(outputs, self.y).backward()
 
     def step(self, inputs: Any = None) -> None:
-        """All at once."""
+        """Gradients of all particles, then one step."""
         self.optimizer.zero_grad()
         self.gradients(inputs)
         self.move.step()
@@ -266,25 +266,37 @@ class Together(Alternative):
 
 
 class Chunked(Together):
-    """bella, as many particles a pass as it chooses where nobody says; the prefix runs once."""
+    """bella, some particles a pass; the prefix runs once.
+
+    Args:
+        case: the network.
+        members: n.
+        batch: images.
+        options: device and precision.
+        chunks: the particles of each pass; by default what bella chooses where nobody says.
+    """
 
     title = "bella, in chunks"
 
-    def __init__(self, case: Case, members: int, batch: int, options: Options):
+    def __init__(
+        self,
+        case: Case,
+        members: int,
+        batch: int,
+        options: Options,
+        chunks: Sequence[Sequence[int]] | None = None,
+    ):
         super().__init__(case, members, batch, options)
         with options.precision():
-            self.chunks = bella.chunks(self.posterior, self.x)
+            self.chunks = bella.chunks(self.posterior, self.x) if chunks is None else chunks
 
-    def step(self, inputs: Any = None) -> None:
-        """Gradients chunk by chunk, then one step of all particles."""
-        self.optimizer.zero_grad()
+    def gradients(self, inputs: Any = None) -> None:
+        """Chunk by chunk."""
         with self.options.precision():
-            stream = self.posterior.prefix(self.x)
+            stream = self.posterior.prefix(self.x) if inputs is None else inputs
         for chunk in self.chunks:
             with self.posterior.subset(chunk):
-                self.gradients(stream)
-        self.move.step()
-        self.optimizer.step()
+                super().gradients(stream)
 
     @torch.no_grad()
     def predict(self) -> Tensor:

@@ -10,10 +10,10 @@ moments, coupling and an AdamW step. What recomputing takes in time is measured 
 from __future__ import annotations
 
 import statistics
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import bella
-from alternatives import Copies, Together
+from alternatives import Chunked, Copies, Together
 from memory import megabytes, peak
 from networks import VIT
 from page import TARGETED, Options, Table, against, main
@@ -22,35 +22,24 @@ from timing import paired, ratios, spread, square
 FUNCTIONS = ("activation_fn",)  # of every block: elementwise, so that running them again is cheap
 
 
-def together(particles: int, batch: int, options: Options, *recomputed: str) -> Together:
-    """Particles of which some modules keep only their inputs; "blocks" is every block."""
-    work = Together(VIT, particles, batch, options)
-    if recomputed:
-        bella.checkpoint(work.posterior.train(), None if "blocks" in recomputed else recomputed)
+def recomputing(work: Together, modules: Sequence[str]) -> Together:
+    """Of these modules only the inputs are kept; "blocks" is every block."""
+    if modules:
+        bella.checkpoint(work.posterior.train(), None if "blocks" in modules else modules)
     return work
 
 
 def in_chunks(
     particles: int, chunk: int, batch: int, options: Options, *recomputed: str
 ) -> Callable[[], None]:
-    """A training step of all particles, so many at a time."""
-    work = together(particles, batch, options, *recomputed)
+    """A training step, so many particles at a time; the first two passes and the last stand for
+    all, which are alike."""
     firsts = range(0, particles, chunk)
     chunks = [range(i, min(i + chunk, particles)) for i in sorted({*firsts[:2], firsts[-1]})]
+    work = recomputing(Chunked(VIT, particles, batch, options, chunks), recomputed)
     with work.posterior.subset(range(min(2, particles))):
         work.posterior.prove(work.x[:1])
-
-    def step() -> None:
-        work.optimizer.zero_grad()
-        with options.precision():
-            stream = work.posterior.prefix(work.x)
-        for some in chunks:
-            with work.posterior.subset(some):
-                work.gradients(stream)
-        work.move.step()
-        work.optimizer.step()
-
-    return step
+    return work.step
 
 
 def full(batch: int, options: Options, *recomputed: str) -> Callable[[], None]:
@@ -90,9 +79,12 @@ def measure(options: Options) -> tuple[float, list[Table]]:
     title = f"{VIT.title}, 12 blocks, batch {batch}, peak of a training step."
     machine = square(options.device, options.dtype)
     steps = {
-        "nothing": together(1, batch, options).step,
-        "activation functions": together(1, batch, options, *FUNCTIONS).step,
-        "blocks": together(1, batch, options, "blocks").step,
+        name: recomputing(Together(VIT, 1, batch, options), modules).step
+        for name, modules in {
+            "nothing": (),
+            "activation functions": FUNCTIONS,
+            "blocks": ("blocks",),
+        }.items()
     }
     seconds = paired("recomputing", {**steps, "product": machine}, options.rounds(7))
     times = [

@@ -1,9 +1,8 @@
 """How many particles fit into one pass: their bytes are measured, not guessed.
 
-One step is run with one particle and with two while every tensor that it makes is counted, so the
-most bytes that live at once (what backward needs, gradients and working tensors) are known as
-``fixed + k * each`` for k particles. The largest k within a budget follows. Only shapes and dtypes
-decide, and the step leaves no trace.
+A step is run with one particle, two, four, ... while every tensor that it makes is counted, until
+the most bytes that live at once (what backward needs, gradients and working tensors) reach the
+budget. Only shapes and dtypes decide, and the steps leave no trace.
 
     for chunk in bella.chunks(posterior, x, memory=2**30):
         with posterior.subset(chunk):
@@ -84,55 +83,80 @@ def storages(tree: Any) -> list[torch.UntypedStorage]:
 
 
 @dataclass(frozen=True)
-class Need:
-    """The most bytes that live at once in a step of k particles: ``fixed + k * each``.
+class Counted:
+    """A step's bytes. Parameters, their gradients from before and the optimiser's state are not
+    among them.
 
-    Parameters, their gradients from before and the optimiser's state are not among them. Of the
-    largest tensor that grows with k, ``row`` bytes are one particle's.
+    Attributes:
+        peak: the most that lived at once.
+        sizes: of every tensor that was made.
     """
 
-    fixed: int
-    each: int
-    row: int = 0
-
-    def fitting(self, budget: int, particles: int) -> int:
-        """The largest k up to ``particles`` within a budget of bytes; 0 if one does not fit."""
-        if self.fixed + self.each > budget:
-            return 0
-        return min(particles, (budget - self.fixed) // max(self.each, 1))
-
-    def by_default(self, device: torch.device, particles: int) -> int:
-        """The k of a device with nothing said: half of its free memory, on a CPU small tensors."""
-        most = self.fitting(int(SHARE * free_bytes(device)), particles)
-        if device.type == "cpu" and self.row:
-            most = min(most, KEPT // self.row)
-        return max(most, 1)
+    peak: int
+    sizes: frozenset[int]
 
 
-MEASURED: weakref.WeakKeyDictionary[Posterior, dict[Hashable, Need]] = weakref.WeakKeyDictionary()
-"""What steps of which posteriors need, by what decides it."""
+MEASURED: weakref.WeakKeyDictionary[Posterior, dict[Hashable, dict[int, Counted]]] = (
+    weakref.WeakKeyDictionary()
+)
+"""What steps of which posteriors took, by what decides it and the number of particles."""
 
 
-def measure(posterior: Posterior, step: Callable[[], Any]) -> Need:
-    """Count the bytes of a step.
+def measure(posterior: Posterior, step: Callable[[], Any], count: int) -> Counted:
+    """Count the bytes of a step of the first ``count`` particles.
 
     Args:
-        posterior: whose particles run; of several, the first and the first two.
+        posterior: whose particles run.
         step: runs those of them that are chosen, forward and, if it is to be counted, backward
             (``torch.autograd.grad`` leaves ``.grad`` alone). Random numbers, buffers and what a
             transport has gathered are afterwards as they were.
+        count: how many.
     """
-    peaks, sizes = [], []
-    with undisturbed(posterior):
-        for count in range(1, min(posterior.particles, 2) + 1):
-            with posterior.subset(range(count)), LiveBytes() as live:
-                step()
-            peaks.append(live.peak)
-            sizes.append(live.sizes)
-    each = peaks[-1] - peaks[0] if len(peaks) > 1 else peaks[0]
+    with undisturbed(posterior), posterior.subset(range(count)), LiveBytes() as live:
+        step()
+    return Counted(live.peak, frozenset(live.sizes))
+
+
+def row(one: Counted, two: Counted) -> int:
+    """One particle's bytes of the largest tensor that grows with the particles, from a step of one
+    particle and of two; 0 if none does."""
     # Gradients of the stacked factors are as large with one particle as with all of them.
-    row = max(sizes[-1] - sizes[0], default=0) // 2
-    return Need(max(peaks[0] - each, 0), each, row)
+    return max(two.sizes - one.sizes, default=0) // 2
+
+
+def largest(peak: Callable[[int], int], budget: int, wanted: int) -> int:
+    """The largest number of particles up to ``wanted`` whose step stays within a budget.
+
+    ``peak`` is the most of what lives at the moments of a step, each of which takes so much and so
+    much more a particle: activations grow with the particles, the gradients of all particles do
+    not. Hence it bends upwards (a line through two numbers of particles is too low beyond them and
+    too high between them), and the share of each particle falls. It is never asked for more than
+    twice what is known to fit.
+
+    Args:
+        peak: bytes of a step by its number of particles.
+        budget: bytes.
+        wanted: particles, at least 1.
+
+    Returns:
+        0 if one does not fit. Where ``peak`` has a bend just before the budget, somewhat less than
+        the largest.
+    """
+    if peak(1) > budget:
+        return 0
+    fits, before = 1, 0
+    while wanted * peak(fits) > fits * budget:  # otherwise the falling share says that all fit
+        more = min(2 * fits, wanted)
+        if before:
+            each = (peak(fits) - peak(before)) / (fits - before)
+            more = min(more, fits + int((budget - peak(fits)) / max(each, 1)))
+        if more == fits:
+            return fits
+        if peak(more) > budget:
+            each = (peak(more) - peak(fits)) / (more - fits)
+            return fits + int((budget - peak(fits)) / each)
+        fits, before = more, fits
+    return wanted
 
 
 def at_once(
@@ -157,18 +181,30 @@ def at_once(
     """
     if memory is None and posterior.particles == 1:
         return 1
-    known = MEASURED.setdefault(posterior, {})
-    need = known.get(like) or measure(posterior, step)
+    runs: dict[int, Counted] = {}
     if like is not None:
-        known[like] = need
+        runs = MEASURED.setdefault(posterior, {}).setdefault(like, runs)
+
+    def run(count: int) -> Counted:
+        if count not in runs:
+            runs[count] = measure(posterior, step, count)
+        return runs[count]
+
+    def peak(count: int) -> int:
+        return run(count).peak
+
+    wanted = posterior.particles
     if memory is None:
-        most = need.by_default(next(posterior.parameters()).device, posterior.particles)
+        device = next(posterior.parameters()).device
+        if device.type == "cpu" and (grows := row(run(1), run(2))):
+            wanted = min(wanted, max(KEPT // grows, 1))
+        most = max(largest(peak, int(SHARE * free_bytes(device)), wanted), 1)
     else:
-        most = need.fitting(memory, posterior.particles)
+        most = largest(peak, memory, wanted)
     if not most:
         raise BellaError(
-            f"A step of one particle takes {need.fixed + need.each:,} bytes and the budget is "
-            f"{memory:,}: raise it, use smaller batches, or checkpoint activations."
+            f"A step of one particle takes {peak(1):,} bytes and the budget is {memory:,}: raise "
+            "it, use smaller batches, or checkpoint activations."
         )
     passes = -(-posterior.particles // most)
     return -(-posterior.particles // passes)
