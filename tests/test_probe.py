@@ -32,11 +32,20 @@ def features(classes, count=90):
 def test_a_probe_is_scikit_learns_logistic_regression(classes):
     x, y = features(classes)
     probe = fit_probe((x, y), 0.1)
-    scale = x.std(0)
+    scale = x.var(0).mean().sqrt()
     model = LogisticRegression(C=0.1, max_iter=1000).fit((x / scale).numpy(), y.numpy())
     expected = torch.from_numpy(model.predict_proba((x / scale).numpy())).float()
     torch.testing.assert_close(probe.logits(x)[0].softmax(-1), expected, rtol=1e-4, atol=1e-5)
     assert probe.weight.shape == (classes, 6)
+
+
+def test_a_feature_that_hardly_spoke_in_training_cannot_shout_later():
+    x, y = features(2)
+    speaks_once = torch.zeros(len(x), 1)
+    speaks_once[0] = 0.01
+    plain, more = fit_probe((x, y), 0.1), fit_probe((torch.cat([x, speaks_once], 1), y), 0.1)
+    loud = torch.cat([x, torch.ones_like(speaks_once)], 1)
+    torch.testing.assert_close(more.logits(loud), plain.logits(x), atol=0.1, rtol=0)
 
 
 def test_the_strength_is_the_best_on_validation_data():

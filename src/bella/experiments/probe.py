@@ -20,8 +20,8 @@ from bella.layers.base import Dense
 from bella.posterior import Posterior
 from bella.predictive import Predictive
 
-STRENGTHS = (1e-4, 3e-4, 1e-3, 3e-3, 1e-2)
-"""Inverse strengths of the L2 penalty on standardised features to choose from, on validation."""
+STRENGTHS = (1e-3, 3e-3, 1e-2, 3e-2, 1e-1)
+"""Inverse strengths of the L2 penalty to choose from, on validation."""
 
 Features = tuple[Tensor, Tensor]
 """Features (count, size) and labels (count,)."""
@@ -45,7 +45,11 @@ class Probe:
 
 
 def fit_probe(train: Features, strength: float, weights: Tensor | None = None) -> Probe:
-    """Logistic regression on standardised features.
+    """Logistic regression with an L2 penalty.
+
+    All features are divided by one scale, the root of their mean variance. Each by its own would
+    make as much of those that are nearly silent in the training data, and on other data those are
+    the first to speak up.
 
     Args:
         train: features and labels.
@@ -54,7 +58,7 @@ def fit_probe(train: Features, strength: float, weights: Tensor | None = None) -
     """
     linear = require("sklearn.linear_model", "fit")
     x, y = train
-    scale = x.std(0).clamp_min(1e-6)
+    scale = x.var(0).mean().sqrt().clamp_min(1e-6)
     model = linear.LogisticRegression(C=strength, max_iter=1000)
     counts = None if weights is None else weights.numpy()
     model.fit((x / scale).numpy(), y.numpy(), sample_weight=counts)
