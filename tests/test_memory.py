@@ -204,6 +204,16 @@ def test_gradients_of_all_particles_do_not_pass_for_a_pass(particles):
     assert row(one, two) == 64 * 6 * 8  # the widest activation of one particle, in float64
 
 
+def test_a_tensor_of_twice_the_size_does_not_hide_the_largest_of_a_particle():
+    network = nn.Sequential(nn.Linear(4, 12), nn.Linear(12, 6), nn.Tanh(), nn.Linear(6, 2)).double()
+    posterior = bella.low_rank(network, 3, 2, ("1", "3"))
+    x, _ = batch(64)
+    posterior.prove(x)
+    assert posterior.shared is not None  # what its first layer makes is 12 wide, once for all
+    one, two = (measure(posterior, step_of(posterior, x), count) for count in (1, 2))
+    assert row(one, two) == 64 * 6 * 8
+
+
 def test_batches_of_one_shape_are_measured_once(monkeypatch):
     measured = []
 

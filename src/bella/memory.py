@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import os
 import weakref
+from collections import Counter
 from collections.abc import Callable, Hashable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
@@ -50,13 +51,13 @@ class LiveBytes(TorchDispatchMode):
     Attributes:
         now: bytes that live now.
         peak: the most that lived at once.
-        sizes: the bytes of each of them.
+        sizes: how many were made of each number of bytes.
     """
 
     def __init__(self) -> None:
         super().__init__()
         self.now = self.peak = 0
-        self.sizes: set[int] = set()
+        self.sizes: Counter[int] = Counter()
         self.known: weakref.WeakSet[torch.UntypedStorage] = weakref.WeakSet()
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -67,7 +68,7 @@ class LiveBytes(TorchDispatchMode):
             if storage not in self.known:
                 self.known.add(storage)
                 self.now += storage.nbytes()
-                self.sizes.add(storage.nbytes())
+                self.sizes[storage.nbytes()] += 1
                 weakref.finalize(storage, self._forget, storage.nbytes())
         self.peak = max(self.peak, self.now)
         return outputs
@@ -89,11 +90,11 @@ class Counted:
 
     Attributes:
         peak: the most that lived at once.
-        sizes: of every tensor that was made.
+        sizes: how many tensors were made of each number of bytes.
     """
 
     peak: int
-    sizes: frozenset[int]
+    sizes: Counter[int]
 
 
 MEASURED: weakref.WeakKeyDictionary[Posterior, dict[Hashable, dict[int, Counted]]] = (
@@ -114,13 +115,14 @@ def measure(posterior: Posterior, step: Callable[[], Any], count: int) -> Counte
     """
     with undisturbed(posterior), posterior.subset(range(count)), LiveBytes() as live:
         step()
-    return Counted(live.peak, frozenset(live.sizes))
+    return Counted(live.peak, live.sizes)
 
 
 def row(one: Counted, two: Counted) -> int:
     """One particle's bytes of the largest tensor that grows with the particles, from a step of one
     particle and of two; 0 if none does."""
-    # Gradients of the stacked factors are as large with one particle as with all of them.
+    # As many of the others are made: what comes before the particles, and gradients of the stacked
+    # factors, which are as large with one particle as with all of them.
     return max(two.sizes - one.sizes, default=0) // 2
 
 
