@@ -15,7 +15,7 @@ import torch
 from rich.console import Console
 from rich.table import Table as Drawn
 
-from bella.training.record import machine
+from bella.host import machine
 
 PAGE = Path(__file__).parents[1] / "docs" / "performance.md"
 

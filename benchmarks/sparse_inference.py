@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 import bella
-from bella.training.progress import progress_bar
+from bella.console import progress_bar
 from page import Options, Table, main
 from timing import square, timed
 

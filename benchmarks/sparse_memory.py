@@ -15,8 +15,8 @@ import torch
 from torch import nn
 
 import bella
+from bella.posteriors.sparse.topology import Topology
 from bella.storage import TENSORS
-from bella.variational.topology import Topology
 from memory import megabytes, peak
 from page import Options, Table, main
 from timing import square

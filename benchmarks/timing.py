@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 
 import torch
 
-from bella.training.progress import progress_bar
+from bella.console import progress_bar
 
 Seconds = list[float]
 

@@ -16,9 +16,9 @@ from typing import Any
 
 from bella.experiments.demo import early_stop, took
 from bella.experiments.methods import DEMO
-from bella.experiments.task import task_named
+from bella.experiments.tasks import task_named
+from bella.files import read_json
 from bella.report.tables import compact_table, markdown_table, verdict
-from bella.training.record import read_json
 
 ROOT = Path(__file__).parents[1]
 # Without the cells themselves: their licence is not this project's.

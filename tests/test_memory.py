@@ -8,14 +8,14 @@ from itertools import pairwise
 
 import pytest
 import torch
+from fit_cases import Blocks, assert_same, fit, make, problem, values
+from helpers import adapted, batch, gradients
+from layer_cases import CASES, grads_of
 from torch import nn
 
 import bella
 from bella import memory
 from bella.memory import LiveBytes, at_once, largest, measure, row, total, training_step
-from helpers import adapted, batch, gradients
-from layer_cases import CASES, grads_of
-from test_fit import Blocks, assert_same, fit, make, problem, values
 
 SMALL = 2_000
 """Bytes for some of six particles of `make` on eight examples."""

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from bella.errors import BellaError
-from bella.layers.axis import map_tensors
-from bella.layers.prefix import Stream
+from bella.particles.prefix import Stream
+from bella.trees import map_tensors
 
 
 def arguments(inputs: Any) -> tuple[tuple, dict[str, Any]]:

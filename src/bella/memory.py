@@ -14,13 +14,11 @@ lines: then what the particles share runs once.
 
 from __future__ import annotations
 
-import os
 import weakref
 from collections import Counter
 from collections.abc import Callable, Hashable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -29,9 +27,10 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from bella.errors import BellaError
+from bella.host import free_bytes
 from bella.inputs import arguments
-from bella.layers.axis import tensors_of
 from bella.posterior import Posterior
+from bella.trees import tensors_of
 
 SHARE = 0.5
 """Part of the free memory that a step may take where nobody says."""
@@ -279,17 +278,3 @@ def undisturbed(posterior: Posterior) -> Iterator[None]:
         finally:
             for buffer, value in before:
                 buffer.copy_(value)
-
-
-def free_bytes(device: torch.device) -> int:
-    """Free memory of an accelerator (what PyTorch holds unused counts as free) or of the host."""
-    if device.type == "cuda":
-        held = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
-        return torch.cuda.mem_get_info(device)[0] + held
-    try:
-        for line in Path("/proc/meminfo").read_text().splitlines():
-            if line.startswith("MemAvailable:"):
-                return 1024 * int(line.split()[1])
-    except OSError:
-        pass
-    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")

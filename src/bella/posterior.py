@@ -14,10 +14,11 @@ from torch import Tensor, nn
 
 from bella import storage
 from bella.errors import BellaError, nearest
-from bella.layers.axis import ParticleAxis, map_tensors, tensors_of
-from bella.layers.base import ParticleLayer, Site
-from bella.layers.checkpoint import checkpointing
-from bella.layers.prefix import SharedPrefix, Stream, entrance_of
+from bella.particles.axis import ParticleAxis
+from bella.particles.layer import ParticleLayer, Site
+from bella.particles.prefix import SharedPrefix, Stream, entrance_of
+from bella.particles.recompute import checkpointing
+from bella.trees import map_tensors, tensors_of
 
 
 class Posterior(nn.Module):

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 from safetensors import SafetensorError
@@ -17,24 +16,13 @@ from torch import Tensor, nn
 
 import bella
 from bella.errors import BellaError
-from bella.layers.axis import map_tensors
+from bella.files import write_whole
 
 if TYPE_CHECKING:
     from bella.posterior import Posterior
 
 TENSORS = "posterior.safetensors"
 SETTINGS = "posterior.json"
-
-
-def write_whole(path: Path, write: Callable[[Path], object]) -> None:
-    """Write a file beside ``path`` and move it there, so that no half-written file stays."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        write(unfinished)
-        os.replace(unfinished, path)
-    finally:
-        unfinished.unlink(missing_ok=True)
 
 
 def own_tensors(posterior: Posterior) -> dict[str, Tensor]:
@@ -154,17 +142,3 @@ def builder(kind: str) -> Callable[..., Posterior]:
         )
     make = getattr(bella, kind)
     return getattr(sys.modules[make.__module__], "rebuild", make)
-
-
-def check_finite(tree: Any, what: str) -> None:
-    """Raise if a floating tensor of ``tree`` holds a NaN or an infinity.
-
-    Raises:
-        BellaError: it does; the sentence begins with ``what``.
-    """
-
-    def check(x: Tensor) -> None:
-        if x.is_floating_point() and not torch.isfinite(x).all():
-            raise BellaError(f"{what} hold NaN or infinite values: clean them first.")
-
-    map_tensors(check, tree)

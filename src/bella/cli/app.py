@@ -9,8 +9,8 @@ from typing import Annotated, Any
 
 import typer
 
-from bella.allocator import keep_freed_memory
 from bella.errors import BellaError, MissingExtraError
+from bella.host import keep_freed_memory
 
 app = typer.Typer(
     help="Turn a pre-trained network into a Bayesian one, and measure what that bought.",
@@ -38,7 +38,7 @@ def main() -> None:
 
 
 def _print_json(content: Any) -> None:
-    from bella.training.record import plain
+    from bella.files import plain
 
     print(json_module.dumps(plain(content), indent=2))
 
@@ -117,7 +117,7 @@ def fit(
     quiet: Quiet = False,
 ) -> None:
     """Train a posterior on your own images; run it again to continue an interrupted run."""
-    from bella.experiments.run import read_config, train
+    from bella.runs import read_config, train
 
     flags: dict[str, Any] = {
         "data": data,
@@ -149,8 +149,8 @@ def evaluate(
     json: Json = False,
 ) -> None:
     """Accuracy, calibration and uncertainty of a run on labelled images."""
-    from bella.experiments.run import open_run
-    from bella.training.progress import progress_bar
+    from bella.console import progress_bar
+    from bella.runs import open_run
 
     with progress_bar(not json) as bar:
         found = open_run(run).evaluate(data, ood, bar)
@@ -168,8 +168,8 @@ def predict(
     json: Json = False,
 ) -> None:
     """Class, probability, entropy, mutual information and rank by uncertainty of each image."""
-    from bella.experiments.run import open_run
-    from bella.training.progress import progress_bar
+    from bella.console import progress_bar
+    from bella.runs import open_run
 
     with progress_bar(not json) as bar:
         predictions = open_run(run).predict(images, bar)
@@ -217,7 +217,7 @@ def compare(
 ) -> None:
     """Methods side by side on the same data, budget and seeds; continues where it stopped."""
     from bella.experiments.compare import compare as run
-    from bella.experiments.task import TASKS, folder_task, task_named
+    from bella.experiments.tasks import TASKS, folder_task, task_named
 
     task = task_named(data) if data in TASKS else folder_task(data, network, image_size=image_size)
     asked = {"epochs": epochs, "learning_rate": learning_rate}
@@ -246,8 +246,8 @@ def export(
     """Write one plain network's weights: the soup of all particles, or one of them."""
     from safetensors.torch import save_file
 
-    from bella.experiments.run import open_run
-    from bella.storage import write_whole
+    from bella.files import write_whole
+    from bella.runs import open_run
 
     posterior = open_run(run).posterior
     plain = posterior.soup() if particle is None else posterior.particle(particle)
@@ -260,7 +260,7 @@ def export(
 def cost(run: Run, json: Json = False) -> None:
     """Trainable parameters, bytes on disk and peak memory of a run's posterior."""
     from bella.evaluation.cost import cost as count
-    from bella.experiments.run import open_run
+    from bella.runs import open_run
 
     found = count(open_run(run).posterior)
     if json:

@@ -15,8 +15,8 @@ from torch import Tensor
 from bella import metrics
 from bella.inputs import split, to
 from bella.posterior import Posterior
-from bella.prediction import particles_at_once, predict
-from bella.predictive import Predictive
+from bella.prediction.predict import particles_at_once, predict
+from bella.prediction.predictive import Predictive
 
 PATIENCE = 2.0
 """Seconds after which a bar is worth showing."""

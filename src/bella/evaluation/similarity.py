@@ -6,7 +6,7 @@ import math
 
 import torch
 
-from bella.layers.base import Factors
+from bella.particles.layer import Factors
 from bella.posterior import Posterior
 from bella.transport.gram import inner_dense, inner_low_rank
 

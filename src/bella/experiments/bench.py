@@ -32,12 +32,12 @@ from bella.experiments.probe import (
     head_inputs,
     start_heads,
 )
-from bella.experiments.task import Task
-from bella.layers.copies import Copies, LinearCopies
+from bella.experiments.tasks.task import Task
+from bella.files import read_json
+from bella.particles.copies import Copies, LinearCopies
 from bella.posterior import Posterior
-from bella.prediction import predict
+from bella.prediction.predict import predict
 from bella.training.cache import CachedPrefix, is_fixed
-from bella.training.record import read_json
 
 Batches = Callable[[list[int]], Any]
 

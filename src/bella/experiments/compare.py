@@ -17,15 +17,15 @@ from typing import Any
 import torch
 from safetensors.torch import save_file
 
+from bella.console import progress_bar
 from bella.errors import BellaError
 from bella.evaluation.evaluate import evaluate_predictive
 from bella.experiments.bench import Bench
 from bella.experiments.methods import Method, methods_named
-from bella.experiments.task import Task
-from bella.predictive import Predictive
-from bella.storage import write_whole
-from bella.training.progress import progress_bar
-from bella.training.record import plain, read_json, versions, write_json
+from bella.experiments.tasks.task import Task
+from bella.files import plain, read_json, write_json, write_whole
+from bella.host import versions
+from bella.prediction.predictive import Predictive
 from bella.training.settings import Settings, checked
 
 

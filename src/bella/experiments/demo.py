@@ -5,16 +5,16 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from bella.evaluation.early_stop import early_stop_rows
 from bella.experiments.bench import read_outputs
 from bella.experiments.compare import compare
 from bella.experiments.methods import DEMO, METHODS
-from bella.experiments.task import Task, task_named
-from bella.predictive import Predictive
+from bella.experiments.tasks import task_named
+from bella.experiments.tasks.task import Task
+from bella.files import read_json, write_whole
+from bella.prediction.early_stop import early_stop_rows
+from bella.prediction.predictive import Predictive
 from bella.report import pictures
 from bella.report.tables import early_stop_markdown, markdown_table, verdict
-from bella.storage import write_whole
-from bella.training.record import read_json
 
 TOLD = "bella"
 """The method whose uncertainties the pictures show."""

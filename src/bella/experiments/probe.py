@@ -16,9 +16,9 @@ from torch.utils.data import DataLoader
 
 from bella.errors import BellaError, require
 from bella.inputs import split
-from bella.layers.base import Dense
+from bella.particles.layer import Dense
 from bella.posterior import Posterior
-from bella.predictive import Predictive
+from bella.prediction.predictive import Predictive
 
 STRENGTHS = (1e-3, 3e-3, 1e-2, 3e-2, 1e-1)
 """Inverse strengths of the L2 penalty to choose from, on validation."""

@@ -12,8 +12,8 @@ from torch import Tensor
 
 from bella import metrics
 from bella.errors import require
-from bella.predictive import Predictive
-from bella.storage import write_whole
+from bella.files import write_whole
+from bella.prediction.predictive import Predictive
 
 COLOURS = ("#3b6ea5", "#d1495b", "#edae49", "#00798c", "#6a4c93", "#8d99ae")
 

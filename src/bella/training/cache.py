@@ -17,10 +17,10 @@ from torch.utils.data import DataLoader, Dataset
 
 from bella.errors import BellaError
 from bella.inputs import split, to
-from bella.layers.axis import map_tensors, tensors_of
-from bella.layers.prefix import Stream, placeholder
+from bella.particles.prefix import Stream, placeholder
 from bella.posterior import Posterior
 from bella.training.batches import Data, as_dataset
+from bella.trees import map_tensors, tensors_of
 
 
 class CacheTooLargeError(BellaError):

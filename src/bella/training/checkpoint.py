@@ -12,7 +12,8 @@ from typing import Any
 import torch
 
 from bella.errors import BellaError
-from bella.storage import SETTINGS, TENSORS, write_whole
+from bella.files import write_whole
+from bella.storage import SETTINGS, TENSORS
 
 CHECKPOINT = "checkpoint.pt"
 

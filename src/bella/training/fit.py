@@ -17,21 +17,22 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from bella import transport
+from bella.console import progress_bar
 from bella.errors import BellaError, require
 from bella.inputs import split, to
-from bella.layers.checkpoint import checkpoint
-from bella.layers.prefix import Stream
+from bella.particles.prefix import Stream
+from bella.particles.recompute import checkpoint
 from bella.posterior import Posterior
-from bella.storage import check_finite, own_tensors
+from bella.storage import own_tensors
+from bella.training.annealing import kl_weight
 from bella.training.batches import Data, epoch_seed, loader, own_batches
 from bella.training.cache import CachedPrefix, CacheTooLargeError, is_fixed
 from bella.training.checkpoint import forget, read_checkpoint, write_checkpoint
 from bella.training.gradients import Gradients, clip_particles
-from bella.training.progress import progress_bar
 from bella.training.record import Record
 from bella.training.schedule import learning_rate_factor
 from bella.training.settings import Settings, checked
-from bella.variational.annealing import kl_weight
+from bella.trees import check_finite
 
 Skip = Callable[[int], bool]
 

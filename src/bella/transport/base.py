@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from bella.errors import BellaError
-from bella.layers.base import Factors
+from bella.particles.layer import Factors
 from bella.posterior import Posterior
 from bella.transport.coupling import Group, add_to_grad, groups_of, mean_distance, wide
 

@@ -12,7 +12,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from bella.errors import BellaError
-from bella.layers.base import Factors, Site
+from bella.particles.layer import Factors, Site
 from bella.transport import gram
 from bella.transport.kernels import bandwidth, kernel_named, median
 

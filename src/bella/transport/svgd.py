@@ -25,10 +25,10 @@ import torch
 from torch import Tensor
 
 from bella.errors import BellaError
-from bella.layers.base import Factors
+from bella.particles.layer import Factors
 from bella.posterior import Posterior
+from bella.transport.coupled import Coupled
 from bella.transport.coupling import Group, Measurement, add_to_grad
-from bella.transport.repulsive import Coupled
 
 
 class Svgd(Coupled):

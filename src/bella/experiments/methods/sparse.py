@@ -13,10 +13,10 @@ import bella
 from bella.experiments.methods.base import Costs
 from bella.experiments.methods.converted import Converted
 from bella.experiments.methods.trained import moved
-from bella.layers.sparse_subspace import SparsePosterior
 from bella.posterior import Posterior
-from bella.variational.flops import flops
-from bella.variational.topology import Topology
+from bella.posteriors.sparse.flops import flops
+from bella.posteriors.sparse.posterior import SparsePosterior
+from bella.posteriors.sparse.topology import Topology
 
 CHANGES = 20
 """How often the active set moves in a training."""

@@ -1,1 +1,0 @@
-"""Curvature at a trained particle: Kronecker factors, and the Laplace approximation on them."""

@@ -1,0 +1,1 @@
+"""What one pass is: the particle axis, its layers, the shared prefix, choosing and exchanging."""

@@ -1,0 +1,92 @@
+"""What every layer with particles answers, and what a transport may move."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from bella.particles.axis import ParticleAxis
+
+
+@dataclass(frozen=True)
+class Factors:
+    """Particle i's change of one weight matrix is ``scale * B[i] @ A[i]``.
+
+    Attributes:
+        name: the layer's name in the network.
+        A: (particles, rank, in).
+        B: (particles, out, rank).
+        scale: alpha / rank, or alpha / sqrt(rank).
+        layer: the layer itself; svgd listens to its inputs and output gradients.
+    """
+
+    name: str
+    A: nn.Parameter
+    B: nn.Parameter
+    scale: float
+    layer: Any
+
+    @property
+    def parameters(self) -> tuple[nn.Parameter, ...]:
+        """The stacked parameters of this site."""
+        return (self.A, self.B)
+
+
+@dataclass(frozen=True)
+class Dense:
+    """A parameter of which every particle owns a whole copy, stacked to (particles, ...).
+
+    Attributes:
+        name: the parameter's name in the network.
+        value: (particles, ...).
+        in_kernel: whether distances between particles count it. A head's copies do not: they move
+            with the kernel of the adapted layers.
+    """
+
+    name: str
+    value: nn.Parameter
+    in_kernel: bool = True
+
+    @property
+    def parameters(self) -> tuple[nn.Parameter, ...]:
+        """The stacked parameters of this site."""
+        return (self.value,)
+
+
+Site = Factors | Dense
+
+Listener = Callable[[Tensor, Tensor, tuple[int, ...]], None]
+"""Called in the backward pass with a layer's input, its output's gradient, and who ran."""
+
+
+def compute_dtype(x: Tensor) -> torch.dtype:
+    """The dtype a matrix product of ``x`` runs in here, autocast included."""
+    kind = x.device.type
+    return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else x.dtype
+
+
+class ParticleLayer(nn.Module, ABC):
+    """A layer that looks at which particle a row belongs to.
+
+    Args:
+        name: the layer's name in the network.
+        axis: the posterior's particle axis.
+    """
+
+    def __init__(self, name: str, axis: ParticleAxis):
+        super().__init__()
+        self.name = name
+        self.axis = axis
+
+    @abstractmethod
+    def sites(self) -> list[Site]:
+        """What of this layer a transport may move."""
+
+    @abstractmethod
+    def merged(self, particle: int | None) -> nn.Module:
+        """A plain layer: one particle's, or the average of their weights for ``None``."""

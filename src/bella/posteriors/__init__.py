@@ -1,0 +1,1 @@
+"""How particles differ: a folder, or a file, for each way."""

@@ -1,0 +1,1 @@
+"""SSVI: a Gaussian on a small active set of the weights, sparse from start to end."""

@@ -1,0 +1,1 @@
+"""What particles say together."""

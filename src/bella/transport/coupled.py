@@ -1,0 +1,66 @@
+"""What transports with kernels between particles share: kernels, and repulsion by weights."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from bella.posterior import Posterior
+from bella.transport.base import Transport
+from bella.transport.coupling import Coupling, Measurement, Scope
+from bella.transport.gram import differences
+
+
+class Coupled(Transport):
+    """A transport with kernels between particles in the space of their parameters.
+
+    Args:
+        posterior: whose particles move.
+        kernel: ``rbf``, ``imq`` or ``laplace``.
+        bandwidth: ``median`` of square distances, ``liu-wang``, or σ as a number.
+        scope: ``global``, one kernel over all layers, or ``layer``, one for each.
+        normalize: divide each layer's square distances by their median before they are summed.
+        min_bandwidth: smallest σ² and smallest median.
+        **options: those of `Transport`; ``data_size`` is needed.
+    """
+
+    def __init__(
+        self,
+        posterior: Posterior,
+        *,
+        kernel: str = "rbf",
+        bandwidth: str | float = "median",
+        scope: Scope = "global",
+        normalize: bool = True,
+        min_bandwidth: float = 1e-12,
+        **options: Any,
+    ):
+        super().__init__(posterior, **options)
+        self.coupling = Coupling(
+            self.groups,
+            kernel=kernel,
+            rule=bandwidth,
+            scope=scope,
+            normalize=normalize,
+            floor=min_bandwidth,
+        )
+        if posterior.particles > 1:
+            self.coupling.measure()  # an unknown bandwidth rule is refused here, not in training
+
+    def repel(self, measured: Measurement, weights: list[torch.Tensor], coefficient: float) -> None:
+        """Add -coefficient Σ_j weights_ij (Δ_i - Δ_j) to the gradients, and log."""
+        own = [p.grad for g in self.groups for s in g.sites for p in s.parameters]
+        gradient = sum(g.float().square().sum() for g in own if g is not None)
+        repulsion = torch.zeros(())
+        for group, weight in zip(self.groups, weights, strict=True):
+            if group.in_kernel and coefficient:
+                forces = group.pull(differences(weight))
+                repulsion = repulsion.to(weight.device) + sum(f.square().sum() for f in forces)
+                group.add_to_grad(forces, -coefficient)
+        self._log |= {
+            "distance": measured.distance.sqrt(),
+            "bandwidth": measured.width.sqrt(),
+            "mean_kernel": measured.mean_k,
+            "repulsion_ratio": coefficient * (repulsion / (gradient + 1e-30)) ** 0.5,
+        }

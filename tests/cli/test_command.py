@@ -1,0 +1,578 @@
+"""The command: images in, files and figures out, and one sentence for each mistake."""
+
+import csv
+import json
+import math
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from own_images import CLASSES, write_images, write_network, write_table
+from PIL import Image
+from safetensors.torch import load_file
+from typer.testing import CliRunner
+
+import bella
+from bella.cli import main
+from bella.cli.app import app
+from bella.data import ImageList
+from bella.models import open_network
+from bella.runs import open_run
+
+FILES = {
+    "checkpoint.pt",
+    "config.yaml",
+    "curves.png",
+    "figures.json",
+    "history.csv",
+    "model.json",
+    "posterior.json",
+    "posterior.safetensors",
+    "run.json",
+}
+COMMANDS = ("demo", "fit", "evaluate", "predict", "compare", "export", "cost")
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory):
+    """Images, a table of them, two networks, and a run on the first."""
+    root = tmp_path_factory.mktemp("own")
+    write_table(root / "table.csv", write_images(root / "images"))
+    write_network(root / "network", seed=0)
+    write_network(root / "other", seed=1)
+    fitted = CliRunner().invoke(app, fit_arguments(root, root / "run", "--json"))
+    assert fitted.exit_code == 0, fitted.stderr
+    (root / "printed.json").write_text(fitted.stdout)
+    return root
+
+
+def fit_arguments(root, out, *more, data="images", network="network"):
+    """A short run; what is given later goes over it."""
+    options = {
+        "--data": root / data,
+        "--network": f"hf:{root / network}",
+        "--out": out,
+        "--particles": 3,
+        "--rank": 2,
+        "--epochs": 4,
+        "--learning-rate": 0.03,
+        "--batch-size": 8,
+    }
+    return ["fit", *(str(x) for pair in options.items() for x in pair), *map(str, more)]
+
+
+def succeed(*arguments):
+    """Standard output of a command that has to work."""
+    result = CliRunner().invoke(app, list(map(str, arguments)), catch_exceptions=False)
+    assert result.exit_code == 0, result.stderr
+    return result.stdout
+
+
+def refused(monkeypatch, capsys, *arguments):
+    """The sentence with which the whole command ends at bad input."""
+    monkeypatch.setattr(sys, "argv", ["bella", *map(str, arguments)])
+    capsys.readouterr()
+    with pytest.raises(SystemExit) as stopped:
+        main()
+    out, err = capsys.readouterr()
+    assert stopped.value.code == 2
+    assert out == ""
+    assert "Traceback" not in err
+    (sentence,) = [line for line in err.splitlines() if line.startswith("bella: ")]
+    assert err.rstrip().endswith(sentence)
+    return sentence
+
+
+def shell(*arguments, **environment):
+    """``python -m bella`` in a process of its own."""
+    source = str(Path(bella.__file__).parents[1])
+    return subprocess.run(
+        [sys.executable, "-m", "bella", *map(str, arguments)],
+        capture_output=True,
+        text=True,
+        env=os.environ | {"PYTHONPATH": source, "OMP_NUM_THREADS": "1"} | environment,
+        check=False,
+    )
+
+
+def hidden(folder):
+    return [path.name for path in folder.rglob(".*")] if folder.exists() else []
+
+
+# ---------------------------------------------------------------- fit
+
+
+def test_fit_fills_the_run_folder(place):
+    run = place / "run"
+    assert {path.name for path in run.iterdir()} == FILES
+    config = yaml.safe_load((run / "config.yaml").read_text())
+    assert config["particles"] == 3
+    assert config["data"] == str(place / "images")
+    assert json.loads((run / "model.json").read_text())["classes"] == list(CLASSES)
+    record = json.loads((run / "run.json").read_text())
+    rows = list(csv.DictReader((run / "history.csv").open()))
+    assert [row["epoch"] for row in rows] == ["1", "2", "3", "4"]
+    assert [float(row["loss"]) for row in rows] == [row["loss"] for row in record["history"]]
+    assert record["versions"]["torch"] == torch.__version__
+    with Image.open(run / "curves.png") as picture:
+        assert min(picture.size) > 100
+    assert len(load_file(run / "posterior.safetensors")) > 0
+    settings = json.loads((run / "posterior.json").read_text())["settings"]
+    assert (settings["particles"], settings["rank"]) == (3, 2)
+
+
+def test_fit_tells_day_from_night_and_prints_the_figures_of_the_file(place):
+    figures = json.loads((place / "run" / "figures.json").read_text())
+    assert json.loads((place / "printed.json").read_text()) == figures
+    assert figures["accuracy"] == 1.0
+    assert figures["nll"] < math.log(2) / 2  # half of what guessing costs
+
+
+def test_fit_again_gives_the_same_figures_and_fresh_begins_anew(place, tmp_path):
+    run = tmp_path / "run"
+    shutil.copytree(place / "run", run)
+    before = (run / "figures.json").read_text()
+    trained = (run / "checkpoint.pt").stat().st_mtime_ns
+    assert json.loads(succeed(*fit_arguments(place, run, "--json"))) == json.loads(before)
+    assert (run / "checkpoint.pt").stat().st_mtime_ns == trained  # no epoch was run again
+    fresh = succeed(*fit_arguments(place, run, "--json", "--fresh", "--epochs", 1))
+    assert json.loads(fresh)["nll"] != json.loads(before)["nll"]
+    assert (run / "checkpoint.pt").stat().st_mtime_ns > trained
+    assert len(json.loads((run / "run.json").read_text())["history"]) == 1
+
+
+def test_an_interrupted_fit_goes_on_to_the_same_bits(place, tmp_path, monkeypatch):
+    from bella.training import fit
+
+    run = tmp_path / "run"
+    save = fit.Run.save_checkpoint
+
+    def stop(self, epoch, record):
+        save(self, epoch, record)
+        if epoch == 2:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(fit.Run, "save_checkpoint", stop)
+    monkeypatch.setattr(sys, "argv", ["bella", *fit_arguments(place, run)])
+    with pytest.raises(SystemExit) as stopped:
+        main()
+    assert stopped.value.code == 130
+    assert not (run / "posterior.safetensors").exists()
+    monkeypatch.setattr(fit.Run, "save_checkpoint", save)
+    succeed(*fit_arguments(place, run, "--json"))
+    for name in ("figures.json", "posterior.safetensors", "history.csv"):
+        assert (run / name).read_bytes() == (place / "run" / name).read_bytes()
+
+
+def test_fit_takes_a_table_as_it_takes_a_folder(place, tmp_path):
+    found = json.loads(succeed(*fit_arguments(place, tmp_path, "--json", data="table.csv")))
+    assert found == json.loads((place / "run" / "figures.json").read_text())
+
+
+def test_flags_go_over_the_yaml(place, tmp_path):
+    config = tmp_path / "config.yaml"
+    content = {
+        "data": str(place / "images"),
+        "network": f"hf:{place / 'network'}",
+        "particles": 4,
+        "rank": 3,
+        "epochs": 1,
+        "transport": "svgd",
+        "transport_options": {"temperature": 0.5, "prior_std": 2.0},
+    }
+    config.write_text(yaml.safe_dump(content))
+    flags = ("--config", config, "--particles", 2, "--temperature", 0.1)
+    printed = succeed("fit", *flags, "--out", tmp_path / "run", "--quiet")
+    assert "accuracy" in printed
+    assert str(tmp_path / "run") in printed.replace("\n", "")
+    written = yaml.safe_load((tmp_path / "run" / "config.yaml").read_text())
+    options = {"temperature": 0.1, "prior_std": 2.0}
+    asked = content | {"particles": 2, "transport_options": options}
+    assert {name: written[name] for name in asked} == asked
+    assert open_run(tmp_path / "run").posterior.particles == 2
+
+
+def test_fit_adapts_efficientnet_lite0(place, tmp_path):
+    options = ("--image-size", 64, "--epochs", 1, "--particles", 2, "--network")
+    arguments = fit_arguments(place, tmp_path / "run", *options, "efficientnet-lite0", "--json")
+    found = json.loads(succeed(*arguments))
+    assert 0 <= found["accuracy"] <= 1
+    run = open_run(tmp_path / "run")
+    assert (run.preprocess.height, run.posterior.particles) == (64, 2)
+
+
+# ---------------------------------------------------------------- evaluate, predict, cost
+
+
+def test_evaluate_measures_the_run_and_the_shift(place):
+    known = json.loads(succeed("evaluate", place / "run", "--data", place / "table.csv", "--json"))
+    assert known["accuracy"] == 1.0
+    options = ("--data", place / "images", "--ood", place / "images" / "day")
+    shifted = json.loads(succeed("evaluate", place / "run", *options, "--json"))
+    assert {name: shifted[name] for name in known} == known
+    assert shifted["entropy_ood"] != shifted["entropy"]
+    assert 0 <= shifted["auroc_ood_mi"] <= 1
+    assert "auroc ood mi" in succeed("evaluate", place / "run", *options)
+
+
+def test_predict_writes_one_row_an_image_ranked_by_entropy(place, tmp_path):
+    out = tmp_path / "predictions.csv"
+    lone = place / "images" / "day" / "00.png"
+    printed = succeed("predict", place / "run", place / "images", lone, "--out", out, "--json")
+    with out.open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    columns = ["image", "class", "probability", "entropy", "mutual_information", "rank"]
+    assert list(rows[0]) == columns
+    images = [*sorted((place / "images").rglob("*.png")), lone]
+    assert [row["image"] for row in rows] == list(map(str, images))
+    assert [row["class"] for row in rows] == [path.parent.name for path in images]
+    entropies = [float(row["entropy"]) for row in rows]
+    ranks = [int(row["rank"]) for row in rows]
+    assert sorted(ranks) == list(range(1, 26))
+    by_rank = [entropy for _, entropy in sorted(zip(ranks, entropies, strict=True))]
+    assert by_rank == sorted(entropies, reverse=True)
+    assert json.loads(printed) == [
+        {name: kind(row[name]) for name, kind in zip(columns, KINDS, strict=True)} for row in rows
+    ]
+    for row in rows:
+        p = float(row["probability"])
+        entropy = -p * math.log(p) - (1 - p) * math.log(1 - p)
+        assert float(row["entropy"]) == pytest.approx(entropy, abs=2e-5)
+        assert 0 <= float(row["mutual_information"]) <= float(row["entropy"])
+
+
+KINDS = (str, str, float, float, float, int)
+
+
+def test_predict_shows_the_least_certain_images(place, tmp_path):
+    out = tmp_path / "p.csv"
+    printed = succeed("predict", place / "run", place / "images", "--out", out)
+    assert "least certain of 24 images" in printed
+    assert printed.endswith(f"All are in {out}\n")
+
+
+def test_cost_counts_the_run(place):
+    found = json.loads(succeed("cost", place / "run", "--json"))
+    # Query and value of 2 layers at 2 x (32 + 32), a head of 32 x 2 + 2.
+    per_particle = 4 * 2 * 64 + 66
+    assert found["trainable_per_particle"] == per_particle
+    assert found["trainable"] == 3 * per_particle
+    assert found["bytes_on_disk"] == 3 * per_particle * 4
+    assert "1,734" in succeed("cost", place / "run")
+
+
+def test_compare_prints_its_results(place, tmp_path):
+    options = ("--methods", "probe,lora", "--seeds", 1, "--epochs", 1, "--out", tmp_path)
+    task = ("--data", place / "images", "--network", f"hf:{place / 'network'}")
+    found = json.loads(succeed("compare", *task, *options, "--json"))
+    assert set(found["methods"]) == {"probe", "lora"}
+    assert found == json.loads((tmp_path / "results.json").read_text())
+
+
+# ---------------------------------------------------------------- export
+
+
+def plain_network(place):
+    return open_network(f"hf:{place / 'network'}", 2).network
+
+
+def inputs(place):
+    images = ImageList(place / "images", open_run(place / "run").preprocess)
+    return torch.stack([images[i] for i in range(0, 24, 4)])
+
+
+def test_export_writes_the_mean_of_the_changes(place, tmp_path):
+    out = tmp_path / "soup.safetensors"
+    assert "numbers" in succeed("export", place / "run", "--out", out)
+    soup = load_file(out)
+    network = plain_network(place)
+    network.load_state_dict(soup, strict=True)
+    base = plain_network(place).state_dict()
+    posterior = open_run(place / "run").posterior
+    singles = [posterior.particle(i).state_dict() for i in range(3)]
+    changed = 0
+    for name, value in base.items():
+        mean = torch.stack([single[name] - value for single in singles]).mean(0)
+        torch.testing.assert_close(soup[name], value + mean, atol=1e-6, rtol=1e-5)
+        changed += bool(mean.abs().max() > 1e-4)
+    assert changed == 6  # four projections, the head's weight and bias
+
+
+def test_export_of_one_particle_gives_its_outputs(place, tmp_path):
+    x = inputs(place)
+    with torch.no_grad():
+        together = open_run(place / "run").posterior(x).logits
+    for particle in range(3):
+        out = tmp_path / f"{particle}.safetensors"
+        succeed("export", place / "run", "--out", out, "--particle", particle)
+        network = plain_network(place)
+        network.load_state_dict(load_file(out), strict=True)
+        with torch.no_grad():
+            torch.testing.assert_close(network(x).logits, together[particle], atol=1e-5, rtol=1e-5)
+    assert (together[0] - together[1]).abs().max() > 1e-4
+
+
+# ---------------------------------------------------------------- mistakes
+
+
+@pytest.mark.parametrize(
+    ("more", "said"),
+    [
+        (("--data", "no/such/place"), ("no/such/place", "folder")),
+        (("--network", "efficientnet-lite9"), ("'efficientnet-lite9'", "'efficientnet-lite0'")),
+        (("--network", "hf:"), ("'hf:'", "behind the colon")),
+        (("--target-modules", "q_projj"), ("'q_projj'", "'q_proj'")),
+        (("--rank", 0), ("rank=0", "1")),
+        (("--rank", 33), ("rank=33", "1 to 32")),
+        (("--particles", 0), ("particles=0", "1")),
+        (("--epochs", 0), ("epochs=0", "1")),
+        (("--learning-rate", -1), ("learning_rate=-1", "0")),
+        (("--image-size", 0), ("image_size=0", "1")),
+        (("--transport", "svdg"), ("'svdg'", "'svgd'")),
+        (("--seed", -1), ("seed=-1", "0")),
+    ],
+)
+def test_fit_refuses_bad_flags(place, tmp_path, monkeypatch, capsys, more, said):
+    run = tmp_path / "run"
+    sentence = refused(monkeypatch, capsys, *fit_arguments(place, run, *more))
+    assert all(word in sentence for word in said), sentence
+    assert hidden(tmp_path) == []
+    assert not (run / "posterior.safetensors").exists()
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("epoch: 3", ("'epoch'", "epochs")),
+        ("- epochs", ("mapping",)),
+        ("", ("mapping",)),
+        ("epochs: [1", ("not valid YAML",)),
+        ("rank: four", ("rank='four'",)),
+        ("transport_options: 3", ("transport_options=3",)),
+        ("transport_options: {temprature: 1}", ("temprature",)),
+    ],
+)
+def test_fit_refuses_bad_configurations(place, tmp_path, monkeypatch, capsys, text, said):
+    config = tmp_path / "config.yaml"
+    config.write_text(text)
+    arguments = fit_arguments(place, tmp_path / "run", "--config", config)
+    rank = arguments.index("--rank")  # a flag would go over the file's
+    del arguments[rank : rank + 2]
+    sentence = refused(monkeypatch, capsys, *arguments)
+    assert all(word in sentence for word in said), sentence
+
+
+def test_fit_wants_data_and_a_configuration_that_is_there(tmp_path, monkeypatch, capsys):
+    assert "--data" in refused(monkeypatch, capsys, "fit", "--out", tmp_path / "run")
+    missing = tmp_path / "none.yaml"
+    assert "none.yaml" in refused(monkeypatch, capsys, "fit", "--config", missing)
+    assert str(tmp_path) in refused(monkeypatch, capsys, "fit", "--config", tmp_path)
+
+
+def test_fit_refuses_folders_without_images(place, tmp_path, monkeypatch, capsys):
+    empty = tmp_path / "empty"
+    empty.mkdir()
+    run = tmp_path / "run"
+    arguments = fit_arguments(place, run, "--data", empty)
+    assert "no class folders" in refused(monkeypatch, capsys, *arguments)
+    (empty / "day").mkdir()
+    assert "holds no images" in refused(monkeypatch, capsys, *arguments)
+    assert not run.exists()
+
+
+@pytest.mark.parametrize(
+    ("count", "classes", "said"), [(2, 2, "too few images"), (12, 1, "one class alone, 'day'")]
+)
+def test_too_few_images_or_classes_are_refused(
+    place, tmp_path, monkeypatch, capsys, count, classes, said
+):
+    images = write_images(tmp_path / "images", count)
+    for name in CLASSES[classes:]:
+        shutil.rmtree(images / name)
+    arguments = fit_arguments(place, tmp_path / "run", "--data", images)
+    assert said in refused(monkeypatch, capsys, *arguments)
+    network = f"hf:{place / 'network'}"
+    arguments = ("compare", "--data", images, "--network", network, "--out", tmp_path / "run")
+    assert said in refused(monkeypatch, capsys, *arguments)
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("content", [b"no image", b"\x89PNG\r\n\x1a\n"])
+def test_fit_names_the_image_that_it_cannot_read(place, tmp_path, monkeypatch, capsys, content):
+    images = write_images(tmp_path / "images")
+    for name in CLASSES:  # whichever part it falls into
+        for index in range(6):
+            (images / name / f"broken{index}.png").write_bytes(content)
+    run = tmp_path / "run"
+    sentence = refused(monkeypatch, capsys, *fit_arguments(place, run, "--data", images))
+    assert "broken" in sentence
+    assert hidden(run) == []
+    assert not (run / "posterior.safetensors").exists()
+    # With the images mended, the same command works.
+    for path in images.rglob("broken*"):
+        path.unlink()
+    succeed(*fit_arguments(place, run, "--data", images, "--json"))
+    assert {path.name for path in run.iterdir()} == FILES
+
+
+@pytest.mark.parametrize(
+    "more",
+    [
+        ("--rank", 4),
+        ("--epochs", 5),
+        ("--seed", 1),
+        ("--particles", 4),
+        ("--network", "efficientnet-lite0"),
+    ],
+)
+def test_fit_leaves_the_run_that_it_cannot_continue(place, tmp_path, monkeypatch, capsys, more):
+    run = tmp_path / "run"
+    shutil.copytree(place / "run", run)
+    before = {path.name: path.read_bytes() for path in run.iterdir()}
+    sentence = refused(monkeypatch, capsys, *fit_arguments(place, run, *more))
+    assert more[0].strip("-") in sentence
+    assert "--fresh" in sentence
+    assert {path.name: path.read_bytes() for path in run.iterdir()} == before
+
+
+@pytest.mark.parametrize("command", ["evaluate", "predict", "export", "cost"])
+def test_a_folder_that_is_no_run_is_refused(place, tmp_path, monkeypatch, capsys, command):
+    more = {
+        "evaluate": ("--data", place / "images"),
+        "predict": (place / "images", "--out", tmp_path / "out"),
+        "export": ("--out", tmp_path / "out"),
+        "cost": (),
+    }[command]
+    for folder in (place / "images", tmp_path / "none", place / "table.csv"):
+        assert str(folder) in refused(monkeypatch, capsys, command, folder, *more)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_posterior_of_another_network_is_refused(place, tmp_path, monkeypatch, capsys):
+    run = tmp_path / "run"
+    shutil.copytree(place / "run", run)
+    model = json.loads((run / "model.json").read_text())
+    (run / "model.json").write_text(json.dumps(model | {"network": f"hf:{place / 'other'}"}))
+    assert "another network" in refused(monkeypatch, capsys, "cost", run)
+
+
+@pytest.mark.parametrize("name", ["model.json", "posterior.json", "posterior.safetensors"])
+@pytest.mark.parametrize("content", [None, "{", "{}"])
+def test_a_damaged_run_is_refused(place, tmp_path, monkeypatch, capsys, name, content):
+    run = tmp_path / "run"
+    shutil.copytree(place / "run", run)
+    (run / name).unlink()
+    if content is not None:
+        (run / name).write_text(content)
+    assert str(run) in refused(monkeypatch, capsys, "cost", run)
+
+
+def test_a_damaged_checkpoint_is_refused(place, tmp_path, monkeypatch, capsys):
+    run = tmp_path / "run"
+    shutil.copytree(place / "run", run)
+    (run / "checkpoint.pt").write_bytes((run / "checkpoint.pt").read_bytes()[:500])
+    assert "checkpoint.pt" in refused(monkeypatch, capsys, *fit_arguments(place, run))
+
+
+@pytest.mark.parametrize("particle", [3, -1])
+def test_export_refuses_a_particle_out_of_range(place, tmp_path, monkeypatch, capsys, particle):
+    out = tmp_path / "out.safetensors"
+    arguments = ("export", place / "run", "--out", out, "--particle", particle)
+    sentence = refused(monkeypatch, capsys, *arguments)
+    assert f"no particle {particle}" in sentence
+    assert "0 to 2" in sentence
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_predict_and_evaluate_name_what_they_cannot_read(place, tmp_path, monkeypatch, capsys):
+    broken = tmp_path / "broken.png"
+    broken.write_bytes(b"no image")
+    out = tmp_path / "p.csv"
+    for image in (broken, tmp_path / "none.png", tmp_path / "nowhere"):
+        arguments = ("predict", place / "run", image, "--out", out)
+        assert str(image) in refused(monkeypatch, capsys, *arguments)
+    assert not out.exists()
+    strange = write_images(tmp_path / "strange", count=1)
+    (strange / "day").rename(strange / "dawn")
+    sentence = refused(monkeypatch, capsys, "evaluate", place / "run", "--data", strange)
+    assert "dawn" in sentence
+    assert "'day'" in sentence
+
+
+def test_an_output_that_cannot_be_written_is_one_sentence(place, monkeypatch, capsys):
+    inside = place / "table.csv" / "out.safetensors"
+    sentence = refused(monkeypatch, capsys, "export", place / "run", "--out", inside)
+    assert "table.csv" in sentence
+
+
+def test_demo_and_compare_know_their_names(place, tmp_path, monkeypatch, capsys):
+    assert "'elpv'" in refused(monkeypatch, capsys, "demo", "--data", "elvp")
+    own = ("--data", place / "images", "--network", f"hf:{place / 'network'}", "--out", tmp_path)
+    sentence = refused(monkeypatch, capsys, "compare", *own, "--methods", "probe,lorra")
+    assert "'lorra'" in sentence
+    assert "'lora'" in sentence
+    assert "seeds=0" in refused(monkeypatch, capsys, "compare", *own, "--seeds", 0)
+    assert "nowhere" in refused(monkeypatch, capsys, "compare", "--data", "nowhere")
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("module", "extra", "command"),
+    [("accelerate", "fit", "fit"), ("transformers", "hf", "fit"), ("elpv_dataset", "demo", "demo")],
+)
+def test_a_missing_library_is_named_with_its_extra(
+    place, tmp_path, monkeypatch, capsys, module, extra, command
+):
+    monkeypatch.setitem(sys.modules, module, None)
+    run = tmp_path / "run"
+    arguments = fit_arguments(place, run) if command == "fit" else ("demo", "--out", run)
+    sentence = refused(monkeypatch, capsys, *arguments)
+    assert module in sentence
+    assert f"bella-bnn[{extra}]" in sentence
+    assert hidden(tmp_path) == []
+
+
+# ---------------------------------------------------------------- as a process
+
+
+def test_the_process_prints_json_and_nothing_else(place):
+    done = shell("cost", place / "run", "--json")
+    assert done.returncode == 0
+    assert json.loads(done.stdout)["particles"] == 3
+
+
+def test_the_process_ends_with_status_2_and_a_sentence(place):
+    done = shell("cost", place / "images")
+    sentence = f"bella: {place / 'images'} holds no model.json: is it a run folder?\n"
+    assert (done.returncode, done.stdout, done.stderr) == (2, "", sentence)
+
+
+def test_help_names_every_command_and_needs_no_torch():
+    done = shell("--help", COLUMNS="100", PYTHONPROFILEIMPORTTIME="1")
+    assert done.returncode == 0
+    assert all(command in done.stdout for command in COMMANDS)
+    imported = {line.rpartition("|")[2].strip() for line in done.stderr.splitlines()}
+    assert "typer" in imported
+    assert not imported & {"torch", "numpy", "pydantic"}
+
+
+def test_importing_bella_imports_no_optional_library():
+    optional = "transformers timm datasets matplotlib sklearn torchmetrics accelerate peft"
+    code = (
+        "import sys, bella; bella.low_rank; bella.transport; bella.load; bella.predict; "
+        f"print(*[name for name in '{optional}'.split() if name in sys.modules])"
+    )
+    source = str(Path(bella.__file__).parents[1])
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        capture_output=True,
+        text=True,
+        env=os.environ | {"PYTHONPATH": source},
+        check=True,
+    )
+    assert done.stdout.split() == []

@@ -1,0 +1,94 @@
+"""Linear probes, and how alike particles are."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from helpers import adapted, changes, mlp
+from sklearn.linear_model import LogisticRegression
+
+import bella
+from bella.evaluation.similarity import weight_similarity
+from bella.experiments.probe import (
+    STRENGTHS,
+    bootstrap,
+    choose_strength,
+    fit_probe,
+    stacked,
+    start_heads,
+)
+
+
+def features(classes, count=90):
+    generator = torch.Generator().manual_seed(classes)
+    x = torch.randn(count, 6, generator=generator)
+    y = (x[:, 0] + 0.5 * torch.randn(count, generator=generator)).argsort().argsort()
+    return x, y * classes // count
+
+
+@pytest.mark.parametrize("classes", [2, 3])
+def test_a_probe_is_scikit_learns_logistic_regression(classes):
+    x, y = features(classes)
+    probe = fit_probe((x, y), 0.1)
+    scale = x.var(0).mean().sqrt()
+    model = LogisticRegression(C=0.1, max_iter=1000).fit((x / scale).numpy(), y.numpy())
+    expected = torch.from_numpy(model.predict_proba((x / scale).numpy())).float()
+    torch.testing.assert_close(probe.logits(x)[0].softmax(-1), expected, rtol=1e-4, atol=1e-5)
+    assert probe.weight.shape == (classes, 6)
+
+
+def test_a_feature_that_hardly_spoke_in_training_cannot_shout_later():
+    x, y = features(2)
+    speaks_once = torch.zeros(len(x), 1)
+    speaks_once[0] = 0.01
+    plain, more = fit_probe((x, y), 0.1), fit_probe((torch.cat([x, speaks_once], 1), y), 0.1)
+    loud = torch.cat([x, torch.ones_like(speaks_once)], 1)
+    torch.testing.assert_close(more.logits(loud), plain.logits(x), atol=0.1, rtol=0)
+
+
+def test_the_strength_is_the_best_on_validation_data():
+    x, y = features(2)
+    held = features(2, 400)
+    chosen = choose_strength((x, y), held)
+
+    def loss(strength):
+        logits = fit_probe((x, y), strength).logits(held[0])[0]
+        return torch.nn.functional.cross_entropy(logits, held[1])
+
+    assert all(loss(chosen) <= loss(other) for other in STRENGTHS)
+
+
+def test_resampled_probes_differ_and_repeat_with_their_seed():
+    data = features(2)
+    first, again, other = (bootstrap(data, 0.1, 3, seed) for seed in (0, 0, 1))
+    assert torch.equal(first[1].weight, again[1].weight)
+    assert not torch.allclose(first[0].weight, first[1].weight)
+    assert not torch.allclose(first[0].weight, other[0].weight)
+
+
+def test_probes_start_the_heads_of_particles():
+    x, y = features(3)
+    posterior = bella.low_rank(mlp(dtype=torch.float32), 2, 2, ("0",), modules_to_save=("2",))
+    probes = bootstrap((x, y), 0.1, 2, 0)
+    parameters = stacked(posterior)
+    start_heads(parameters, "2", probes)
+    for i, probe in enumerate(probes):
+        assert torch.equal(posterior.particle(i)[2].weight, probe.weight)
+        assert torch.equal(posterior.particle(i)[2].bias, probe.bias)
+    with pytest.raises(bella.BellaError, match="linear head"):
+        start_heads(parameters, "2", probes[:1])
+    with pytest.raises(bella.BellaError, match="linear head"):
+        start_heads(parameters, "1", probes)
+
+
+def test_similarity_is_the_mean_cosine_of_the_changes():
+    posterior = adapted()
+    flat = torch.cat([delta.flatten(1) for delta in changes(posterior)], 1)
+    unit = flat / flat.norm(dim=1, keepdim=True)
+    cosine = unit @ unit.mT
+    expected = cosine[~torch.eye(4, dtype=torch.bool)].mean().item()
+    assert weight_similarity(posterior) == pytest.approx(expected)
+    assert math.isnan(weight_similarity(adapted(particles=1)))
+    assert math.isnan(weight_similarity(adapted(b_std=0.0)))
