@@ -57,6 +57,8 @@ class Posterior(nn.Module):
     learns its statistics."""
     loops_by_design: ClassVar[str] = ""
     """Why its particles run one after another whatever the network; empty where they need not."""
+    settles_passes: ClassVar[bool] = True
+    """Whether its constructor takes ``shared_prefix``, ``folding`` and ``batch_axes``."""
     stochastic: bool = False
     """Whether two calls draw different weights; then `bella.predict` may take several draws."""
 
@@ -73,6 +75,9 @@ class Posterior(nn.Module):
         super().__init__()
         self.network = network
         self.axis = axis
+        if self.settles_passes:
+            axes = batch_axes and {str(name): role for name, role in batch_axes.items()}
+            settings |= {"shared_prefix": shared_prefix, "folding": folding, "batch_axes": axes}
         self.settings = settings
         entrances = self._entrances(shared_prefix)
         self.passes = Passes(
@@ -309,6 +314,7 @@ class Point(Posterior):
     """
 
     kind = "point"
+    settles_passes = False
 
     def __init__(self, network: nn.Module, shared_prefix: bool | str = False):
         super().__init__(network, ParticleAxis(1), {}, shared_prefix=shared_prefix)

@@ -110,11 +110,15 @@ class ParticleAxis:
     # ---------------------------------------------------------------- which particles
 
     @property
+    def asked(self) -> tuple[int, ...]:
+        """The particles that the next pass of this thread is to run."""
+        return self.everyone if self._local.chosen is None else self._local.chosen
+
+    @property
     def chosen(self) -> tuple[int, ...]:
         """The particles that run now, in the order asked for."""
-        if self._local.running is not None:
-            return self._local.running.chosen
-        return self.everyone if self._local.chosen is None else self._local.chosen
+        running = self._local.running
+        return self.asked if running is None else running.chosen
 
     @property
     def width(self) -> int:

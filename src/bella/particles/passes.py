@@ -259,14 +259,14 @@ class Passes:
         refuse_caches((args, kwargs))
         if torch.compiler.is_compiling():
             plan = self.plan(args, kwargs)
-            if plan.from_inputs and self.axis.width > 1:
+            if plan.from_inputs and len(self.axis.asked) > 1:
                 return self.folded(plan, args, kwargs)
             return self.loop(plan, args, kwargs)
         if self.axis.particles == 1 and not self.needs_examples:
             self.candidates(args, kwargs)  # refuses inputs without examples
             return self.loop(Plan("looped"), args, kwargs)
         plan = self.plan(args, kwargs)
-        if self.axis.width == 1:
+        if len(self.axis.asked) == 1:
             return self.loop(plan, args, kwargs)
         try:
             if plan.how == "folded":
@@ -285,7 +285,7 @@ class Passes:
         Raises:
             BellaError: a tensor does not begin with the running particles.
         """
-        width = self.axis.width
+        width = len(self.axis.asked)
         for x in tensors_of((args, kwargs)):
             if x.dim() < 2 or x.shape[0] != width:
                 raise BellaError(
@@ -313,6 +313,8 @@ class Passes:
         assert self.prefix is not None
         assert plan.places is not None
         batch = self.batch(plan, args, kwargs)
+        if plan.in_place:
+            args, kwargs = map_tensors(torch.clone, (args, kwargs))
         stream = self.prefix.run(args, kwargs, batch, plan.places)
         if stream.sort == plan.sort:
             return plan, stream
@@ -347,7 +349,7 @@ class Passes:
         self, plan: Plan, args: tuple, kwargs: dict[str, Any], *, repeated: bool = False
     ) -> Any:
         """All chosen particles in one pass from the inputs on."""
-        axis, chosen = self.axis, self.axis.chosen
+        axis, chosen = self.axis, self.axis.asked
         batch = self.batch(plan, args, kwargs) // (len(chosen) if repeated else 1)
         with axis.run(self.one(chosen, batch, plan, True)):
             if not repeated:
@@ -362,7 +364,7 @@ class Passes:
 
     def resume(self, stream: Stream, plan: Plan | None = None) -> Any:
         """The chosen particles from a stream on."""
-        chosen = self.axis.chosen
+        chosen = self.axis.asked
         needed = len(chosen) > 1 or self.needs_examples
         if plan is None:
             plan = self.plan_resuming(stream) if needed else Plan("shared, looped")
@@ -392,14 +394,14 @@ class Passes:
         keep: bool = True,
     ) -> Any:
         """One particle after another: right for every network."""
-        chosen = self.axis.chosen
+        chosen = self.axis.asked
         batch = self.batch(plan, args, kwargs) if plan.inputs and own is None else 1
         if own is not None:
             batch = tensors_of(own[0])[0].shape[0]
         outputs = []
         for row, particle in enumerate(chosen):
             mine = fresh((args, kwargs) if own is None else own[row])
-            if len(chosen) > 1:  # a network may work in place on what it is given
+            if plan.in_place:
                 mine = map_tensors(torch.clone, mine)
             with self.axis.run(self.one((particle,), batch, plan, True)):
                 said = self.network(*mine[0], **mine[1])

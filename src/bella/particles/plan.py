@@ -31,6 +31,7 @@ class Plan:
         layers: what each particle layer meets.
         places: roles of what a shared prefix holds.
         from_inputs: whether folding from the inputs on is proven, whatever is done by default.
+        in_place: whether the network may change its inputs.
         sort: what kinds of things arrive at the entrance; see `Stream.sort`.
         others: plans for the same inputs where other things arrive.
     """
@@ -43,6 +44,7 @@ class Plan:
     layers: dict[str, Layer] = field(default_factory=dict)
     places: Places | None = None
     from_inputs: bool = False
+    in_place: bool = True
     sort: tuple[str, ...] = ()
     others: dict[tuple[str, ...], Plan] = field(default_factory=dict)
 

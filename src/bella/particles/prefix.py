@@ -296,7 +296,7 @@ class SharedPrefix:
         stream = Stream(batch, (args, kwargs), places)
         finished: dict[str, list[Any]] = {}
         trains = torch.is_grad_enabled() and network.training
-        one = Pass(axis.chosen[:1], batch, trains=trains)
+        one = Pass(axis.asked[:1], batch, trains=trains)
         watched = (
             {name: network.get_submodule(name) for name in places.outputs}
             if places.entrance

@@ -90,6 +90,7 @@ class Prover:
         for layer in self.layers.values():
             self.values |= layer.distinct(3, generator)
         self.fold = self.axis.particles > 1
+        self.in_place = False  # whether the network changed its inputs
 
     # ------------------------------------------------------------ whole proofs
 
@@ -133,6 +134,7 @@ class Prover:
                 return Plan("looped", why)
             layers = self.layers_of(first, second, few, fewer)
             plan = Plan("looped", "", inputs=roles, outputs=outputs, layers=layers)
+            plan.in_place = self.in_place
             self.notice_idle(first)
             some = take(roles, 0)
             other = self.see(lambda: self.single(*some, few, 1)) if self.fold else first
@@ -260,8 +262,11 @@ class Prover:
     def single(self, args: tuple, kwargs: dict, batch: int, variant: int) -> Any:
         """The network of one particle."""
         args, kwargs = fresh(map_tensors(torch.clone, (args, kwargs)))
+        before = versions((args, kwargs))
         with self.axis.run(self.one(batch, (variant,), (variant,), is_open=True)):
-            return self.network(*args, **kwargs)
+            outputs = self.network(*args, **kwargs)
+        self.in_place |= None in before or versions((args, kwargs)) != before
+        return outputs
 
     def folded(
         self, args: tuple, kwargs: dict, batch: int, plan: Plan, which: tuple[int, ...]
@@ -530,6 +535,11 @@ def split(outputs: Any, roles: Sequence[Role], width: int) -> list[list[Tensor]]
         else:
             found.append(list(x.chunk(width, role)))
     return found
+
+
+def versions(inputs: Any) -> list[int | None]:
+    """How often each tensor was changed in place; ``None`` where torch does not count."""
+    return [None if x.is_inference() else x._version for x in tensors_of(inputs)]
 
 
 def clean(x: Tensor) -> Tensor:

@@ -18,6 +18,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.weak import WeakIdKeyDictionary
+
+from bella.trees import tensors_of
 
 aten = torch.ops.aten
 
@@ -62,18 +65,35 @@ class Sober(TorchDispatchMode):
     def __init__(self, told: Callable[[], None] | None = None):
         super().__init__()
         self.told = told
+        self.chance = WeakIdKeyDictionary()  # tensors that follow from what was drawn alone
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Run an operation, or answer with its mean."""
         kwargs = kwargs or {}
-        if func in MEANS:
-            return MEANS[func](*args, **kwargs)
         packet = func.overloadpacket
+        if func in MEANS:
+            return self.drawn(MEANS[func](*args, **kwargs))
         if packet in FILLED:
             options = {k: v for k, v in kwargs.items() if k != "generator"}
-            return torch.full(args[0], FILLED[packet], **options)
-        if self.told is not None and (packet in DEPENDENT or _selects(packet, args)):
+            return self.drawn(torch.full(args[0], FILLED[packet], **options))
+        if self.told is None:
+            return self.without_dropout(func, args, kwargs)
+        read = tensors_of((args, kwargs))
+        chance = bool(read) and all(x in self.chance for x in read)
+        if not chance and (packet in DEPENDENT or _selects(packet, args)):
             self.told()
+        outputs = self.without_dropout(func, args, kwargs)
+        return self.drawn(outputs) if chance else outputs
+
+    def drawn(self, outputs: Any) -> Any:
+        """Note that these are chance and nothing else."""
+        for x in tensors_of(outputs):
+            if x.dim() == 0:
+                self.chance[x] = True
+        return outputs
+
+    def without_dropout(self, func: Any, args: tuple, kwargs: dict[str, Any]) -> Any:
+        """Run an operation; attention that drops weights keeps them all."""
         names = [argument.name for argument in func._schema.arguments]
         if "dropout_p" in names:
             place = names.index("dropout_p")

@@ -21,6 +21,7 @@ class FullPosterior(Posterior):
 
     kind = "full"
 
+    settles_passes = False
     loops_by_design = "each particle is a whole copy of the network"
 
 

@@ -17,6 +17,7 @@ from bella.particles import targets
 from bella.particles.axis import ParticleAxis
 from bella.particles.copies import copies_of
 from bella.particles.layer import ParticleLayer
+from bella.particles.passes import BatchAxes, Folding
 from bella.posterior import Posterior, check_prefix
 from bella.posteriors.low_rank.layers import LowRankLayer, layer_kind
 
@@ -81,6 +82,8 @@ def low_rank(
     b_std: float = 0.0,
     head_init: Literal["copy", "reset"] = "copy",
     shared_prefix: bool | str = True,
+    folding: Folding = "auto",
+    batch_axes: BatchAxes | None = None,
     seed: int = 0,
 ) -> LowRankPosterior:
     """Give a network n particles that differ by low-rank changes of chosen layers.
@@ -104,6 +107,9 @@ def low_rank(
             ``reset_parameters``, differently for each particle.
         shared_prefix: run what comes before the first adapted block once for all particles; the
             name of a module opens the axis there; ``False`` opens it at the inputs.
+        folding: whether particles run in one pass: ``auto`` where that is proven to be right,
+            ``never``, or ``always``; see `bella.Posterior`.
+        batch_axes: which arguments carry the batch, for a caller who knows; see `bella.Posterior`.
         seed: decides every start; particle i starts the same whatever ``particles`` is.
 
     Returns:
@@ -170,9 +176,10 @@ def low_rank(
         "alpha": alpha,
         "rslora": rslora,
         "modules_to_save": targets.as_list(modules_to_save),
-        "shared_prefix": shared_prefix,
     }
-    return LowRankPosterior(network, axis, settings, shared_prefix=shared_prefix)
+    return LowRankPosterior(
+        network, axis, settings, shared_prefix=shared_prefix, folding=folding, batch_axes=batch_axes
+    )
 
 
 def start_(A: Tensor, init: Init, gain: float, generator: torch.Generator) -> None:
