@@ -45,7 +45,7 @@ def show(found: Found, *, everything: bool) -> None:
     """Print verdicts, and how many there are of each kind."""
     for case, verdicts in found.items():
         for verdict in verdicts:
-            if everything or verdict.kind in ("wrong", "raised") or verdict.how == "looped":
+            if everything or verdict.kind in ("wrong", "raised") or "looped" in verdict.how:
                 print(case.name, verdict.batch, verdict.kind, verdict.how, verdict.said, sep="\t")
     calls = [verdict for verdicts in found.values() for verdict in verdicts]
     print(dict(Counter(v.kind for v in calls)), dict(Counter(v.how for v in calls if v.how)))
@@ -64,13 +64,15 @@ def page(found: Found) -> str:
     ran = how.total()
     looped: dict[str, set[str]] = {}
     for case, verdicts in found.items():
-        if any(verdict.how == "looped" for verdict in verdicts):
+        if any("looped" in verdict.how for verdict in verdicts):
             looped.setdefault(case.architecture, set()).add(case.suffix)
     lines = [
         f"{len(ZOO)} architectures, {len(found)} cases of one suffix in one mode, {len(calls)} "
         f"calls: {refused} are refused in a sentence; of the {ran} others "
-        f"{how['prefix'] / ran:.1%} fold behind a shared prefix, {how['folded'] / ran:.1%} fold "
-        f"from the inputs on and {how['looped'] / ran:.1%} loop.",
+        f"{how['shared'] / ran:.1%} fold behind a shared prefix, "
+        f"{how['folded'] / ran:.1%} fold from the inputs on, "
+        f"{how['shared, looped'] / ran:.1%} loop behind a shared prefix and "
+        f"{how['looped'] / ran:.1%} loop from the inputs on.",
         "",
     ]
     if looped:

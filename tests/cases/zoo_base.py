@@ -49,12 +49,27 @@ class Architecture:
     def network(self, name: str) -> nn.Module:
         """The network in evaluation mode, the same for the same name."""
         torch.manual_seed(zlib.crc32(name.encode()))
-        network = self.build().eval().requires_grad_(False)
-        return stir(network)
+        network = self.build().requires_grad_(False)
+        stir(network)
+        self.settle(network)
+        return network.eval()
+
+    @torch.no_grad()
+    def settle(self, network: nn.Module) -> None:
+        """Give batch norm the statistics of a batch, or signals die from layer to layer."""
+        norms = [m for m in network.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
+        if norms:
+            momenta = [norm.momentum for norm in norms]
+            for norm in norms:
+                norm.momentum = 1.0
+            args, kwargs = self.inputs(8)
+            network.train()(*args, **kwargs)
+            for norm, momentum in zip(norms, momenta, strict=True):
+                norm.momentum = momentum
 
 
 @torch.no_grad()
-def stir(network: nn.Module) -> nn.Module:
+def stir(network: nn.Module) -> None:
     """Draw all weights at a size at which they count.
 
     What libraries start with is so small (0.02) or so special (zeros, ones, 1e-6) that attention
@@ -65,11 +80,6 @@ def stir(network: nn.Module) -> nn.Module:
             parameter.normal_(0, parameter[0].numel() ** -0.5)
         else:
             parameter.add_(0.1 * torch.randn_like(parameter))
-    for module in network.modules():
-        if isinstance(module, nn.modules.batchnorm._BatchNorm):
-            module.running_mean.normal_(0, 0.1)
-            module.running_var.uniform_(0.5, 1.5)
-    return network
 
 
 def generator(batch: int) -> torch.Generator:

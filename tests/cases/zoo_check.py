@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import copy
-import math
 import re
 import warnings
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from functools import cache
 from typing import Any
 
@@ -14,22 +14,20 @@ import torch
 from torch import Tensor, nn
 from zoo import ZOO
 from zoo_base import Inputs
-from zoo_oracle import (
-    Factors,
-    Leaves,
-    caches,
-    directions,
-    gradients,
-    leaves,
-    run_plain,
-    suffixes,
+from zoo_compare import (
+    ROUNDING,
+    Fault,
+    caches_differ,
+    differs,
+    gradients_differ,
+    outputs_differ,
 )
+from zoo_oracle import Factors, Leaves, caches, directions, gradients, leaves, run_plain, suffixes
 
 import bella
 
 PARTICLES = 3
 BATCHES = (4, 1, 3, 1)
-TOLERANCE = 1e-5
 CALLS = 6  # in training, of a network that skips layers at random; each with a seed of its own
 TRIES = 40  # in which the layers that were kept must be met
 
@@ -54,14 +52,16 @@ class Verdict:
     Attributes:
         batch: its size; 0 where no posterior was made.
         kind: "right", "refused", "wrong" or "raised" (an error that is not bella's).
-        how: how it ran, where it ran: "folded", "prefix" (folded behind a shared prefix), "looped".
+        how: how it ran, where it ran, in the words of `bella.particles.plan`.
         said: what is wrong, or the sentence of the refusal.
+        size: by how much of a tensor's size it is off.
     """
 
     batch: int
     kind: str
     how: str = ""
     said: str = ""
+    size: float = 0.0
 
 
 @cache
@@ -83,8 +83,20 @@ def some_cases(architecture: str) -> list[Case]:
 
 def check(case: Case) -> list[Verdict]:
     """A verdict for every call, or one for a posterior that is not made."""
+    found = run(case, torch.float32)
+    if any(verdict.kind == "wrong" and verdict.size < ROUNDING for verdict in found):
+        again = run(case, torch.float64)
+        found = [
+            replace(exact, how=verdict.how) if 0 < verdict.size < ROUNDING else verdict
+            for verdict, exact in zip(found, again, strict=True)
+        ]
+    return found
+
+
+def run(case: Case, dtype: torch.dtype) -> list[Verdict]:
+    """`check` in one dtype."""
     try:
-        trial = Trial(case)
+        trial = Trial(case, dtype)
     except bella.BellaError as error:
         return [Verdict(0, "refused", said=str(error))]
     except ImportError:
@@ -102,10 +114,10 @@ class Trial:
         BellaError: the posterior is refused.
     """
 
-    def __init__(self, case: Case):
-        self.architecture = ZOO[case.architecture]
+    def __init__(self, case: Case, dtype: torch.dtype = torch.float32):
+        self.architecture, self.dtype = ZOO[case.architecture], dtype
         self.skips = self.architecture.skips_layers and case.training
-        self.plain = copy.deepcopy(network_of(case.architecture))
+        self.plain = copy.deepcopy(network_of(case.architecture)).to(dtype)
         names = suffixes(self.plain)[case.suffix]
         weights = [self.plain.get_submodule(name).weight for name in names]
         rank = min(2, *(min(weight.shape[0], weight[0].numel()) for weight in weights))
@@ -139,7 +151,7 @@ class Trial:
         """
         own_args, own_kwargs = self.architecture.inputs(batch)
         given = {key: x for key, x in {**own_kwargs, **other}.items() if x is not None}
-        inputs = (own_args, given)
+        inputs = map_floats(lambda x: x.to(self.dtype), (own_args, given))
         args, kwargs = copy.deepcopy(inputs)
         torch.manual_seed(seed)
         try:
@@ -148,42 +160,48 @@ class Trial:
                 outputs = self.posterior(*args, **kwargs)
             found, held = dict(leaves(outputs)), caches(outputs)
             if self.skips:
-                said = self.compare_skipping(inputs, found)
+                fault = self.compare_skipping(inputs, found)
             else:
-                said = self.compare(inputs, found, held)
+                fault = self.compare(inputs, found, held)
         except bella.BellaError as error:
             return Verdict(batch, "refused", said=str(error))
         except Exception as error:
             return Verdict(batch, "raised", said=short(error))
-        kind = "wrong" if said else "right"
-        return Verdict(batch, kind, how_it_ran(self.posterior), said or "")
+        if fault:
+            return Verdict(batch, "wrong", self.how(inputs), fault.said, fault.size)
+        return Verdict(batch, "right", self.how(inputs))
 
-    def compare(self, inputs: Inputs, found: Leaves, held: Leaves) -> str | None:
+    def how(self, inputs: Inputs) -> str:
+        """How particles run on these inputs."""
+        args, kwargs = copy.deepcopy(inputs)
+        if not hasattr(self.posterior, "plan_for"):
+            return "folded" if self.posterior.shared is None else "shared"
+        return self.posterior.plan_for(*args, **kwargs).how
+
+    def compare(self, inputs: Inputs, found: Leaves, held: Leaves) -> Fault | None:
         """What differs from the loop: outputs, caches, a merged particle, gradients."""
         own = [self.particle(i) for i in range(PARTICLES)]
         runs = [run_plain(self.plain, factors, self.scale, inputs) for factors in own]
-        alone = [outputs for outputs, _ in runs]
-        expected = {path: torch.stack([one[path] for one in alone]) for path in alone[0]}
-        if said := differ(found, expected):
-            return said
+        alone, states = zip(*runs, strict=True)
+        expected = stacked(alone)
+        if fault := outputs_differ(found, expected):
+            return fault
         if not any(differs(value[0], value[1]) for value in expected.values()):
-            return "the particles do not differ and nothing was said: the case shows nothing"
-        for path, state in held.items():
-            value = torch.stack([caches_of[path] for _, caches_of in runs])
-            whole = state.numel() == value.numel()  # particles and batch may be one axis
-            if said := differs(state.reshape(value.shape) if whole else state, value):
-                return f"cache {path}: {said}"
+            return Fault("the particles do not differ and nothing was said: the case shows nothing")
         along = directions(alone[0], PARTICLES)
-        want = [
-            gradients(alone[i], {path: w[i] for path, w in along.items()}, own[i])
-            for i in range(PARTICLES)
-        ]
-        stacked = {key: torch.stack([one[key] for one in want]) for key in self.factors}
-        if said := gradients_differ(gradients(found, along, self.factors), stacked):
-            return said
-        return self.merged_differs(inputs, alone[1])
+        want = stacked(
+            [
+                gradients(alone[i], {path: w[i] for path, w in along.items()}, own[i])
+                for i in range(PARTICLES)
+            ]
+        )
+        return (
+            caches_differ(held, stacked(states))
+            or gradients_differ(gradients(found, along, self.factors), want)
+            or self.merged_differs(inputs, alone[1])
+        )
 
-    def merged_differs(self, inputs: Inputs, expected: Leaves) -> str | None:
+    def merged_differs(self, inputs: Inputs, expected: Leaves) -> Fault | None:
         """Whether particle 1 as a plain network is another one."""
         merged = self.posterior.particle(1).train(self.posterior.training)
         for module in merged.modules():
@@ -191,73 +209,42 @@ class Trial:
                 module.eval()
         args, kwargs = copy.deepcopy(inputs)
         with torch.no_grad():
-            said = differ(dict(leaves(merged(*args, **kwargs))), expected)
-        return f"posterior.particle(1): {said}" if said else None
+            fault = outputs_differ(dict(leaves(merged(*args, **kwargs))), expected)
+        return fault.at("posterior.particle(1)") if fault else None
 
-    def compare_skipping(self, inputs: Inputs, found: Leaves) -> str | None:
+    def compare_skipping(self, inputs: Inputs, found: Leaves) -> Fault | None:
         """The same where layers are skipped at random: what each particle gives is what its network
         gives with some of its layers skipped, whichever."""
         along = directions({path: x[0] for path, x in found.items()}, PARTICLES)
         got = gradients(found, along, self.factors)
         for i in range(PARTICLES):
             mine = {path: x[i] for path, x in found.items()}
-            own, said = self.particle(i), None
+            own, fault = self.particle(i), None
             for seed in range(TRIES):
                 torch.manual_seed(seed)
                 run, _ = run_plain(self.plain, own, self.scale, inputs)
-                said = differ(mine, run)
-                if said is None:
+                fault = outputs_differ(mine, run)
+                if fault is None:
                     want = gradients(run, {path: w[i] for path, w in along.items()}, own)
-                    said = gradients_differ({key: g[i] for key, g in got.items()}, want)
+                    fault = gradients_differ({key: g[i] for key, g in got.items()}, want)
                     break
-            if said:
-                return f"particle {i} is no choice of its layers: {said}"
+            if fault:
+                return Fault(f"particle {i} is no choice of its layers: {fault.said}")
         return None
 
 
-def differ(found: Leaves, expected: Leaves) -> str | None:
-    """How outputs are not what they should be, or None."""
-    if set(found) != set(expected):
-        return f"outputs {sorted(found)} where {sorted(expected)} were expected"
-    for path, value in expected.items():
-        if said := differs(found[path], value):
-            return f"output {path or 'tensor'}: {said}"
-    return None
+def stacked(of_particles: Sequence[Leaves]) -> Leaves:
+    """Tensors of each particle with a particle axis before the others."""
+    return {path: torch.stack([one[path] for one in of_particles]) for path in of_particles[0]}
 
 
-def differs(found: Tensor, expected: Tensor) -> str | None:
-    """How a tensor is not what it should be, or None."""
-    found, expected = found.detach(), expected.detach()
-    if found.shape != expected.shape:
-        return f"shape {tuple(found.shape)} where {tuple(expected.shape)} was expected"
-    if not expected.is_floating_point():
-        return None if torch.equal(found, expected) else "other whole numbers"
-    if not expected.isfinite().all():
-        raise ArithmeticError("the particles alone are not finite: mend the case")
-    return off(float((found - expected).abs().max()), float(expected.abs().max()))
-
-
-def gradients_differ(found: Leaves, expected: Leaves) -> str | None:
-    """How gradients differ, measured by the largest of their kind (A or B)."""
-    for part in "AB":
-        keys = [key for key in expected if key.endswith(f".{part}")]
-        largest = max(float(expected[key].abs().max()) for key in keys)
-        for key in keys:
-            if said := off(float((found[key] - expected[key]).abs().max()), largest):
-                return f"gradient of {key}: {said}"
-    return None
-
-
-def off(distance: float, magnitude: float) -> str | None:
-    if math.isnan(distance):
-        return "NaN"
-    relative = distance / max(magnitude, TOLERANCE)
-    return f"off by {relative:.1e} of its size" if relative > TOLERANCE else None
-
-
-def how_it_ran(posterior: bella.Posterior) -> str:
-    """Where the posterior opened its axis in its last call."""
-    return "prefix" if posterior.shared is not None else "folded"
+def map_floats(function: Callable[[Tensor], Tensor], tree: Any) -> Any:
+    """A tree of tuples and dicts with its floating tensors exchanged."""
+    if isinstance(tree, Tensor):
+        return function(tree) if tree.is_floating_point() else tree
+    if isinstance(tree, dict):
+        return {key: map_floats(function, value) for key, value in tree.items()}
+    return tuple(map_floats(function, x) for x in tree) if isinstance(tree, tuple) else tree
 
 
 def short(error: Exception) -> str:

@@ -96,7 +96,7 @@ def directions(outputs: Leaves, particles: int) -> Leaves:
     """One random direction for every floating output of every particle: (particles, ...)."""
     draw = torch.Generator().manual_seed(17)
     return {
-        path: torch.randn(particles, *x.shape, generator=draw) / max(x.numel(), 1) ** 0.5
+        path: (torch.randn(particles, *x.shape, generator=draw) / x.numel() ** 0.5).to(x.dtype)
         for path, x in outputs.items()
         if x.is_floating_point()
     }
