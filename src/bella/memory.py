@@ -237,6 +237,8 @@ def chunks(
     args, kwargs = arguments(inputs)
     with undisturbed(posterior):
         posterior.prove(*args, **kwargs)
+    if not posterior.plan_for(*args, **kwargs).folds:  # then one at a time costs nothing more
+        return parts(range(posterior.particles), 1)
     step = training_step(posterior, lambda: (loss or total)(posterior(*args, **kwargs)))
     return parts(range(posterior.particles), at_once(posterior, step, memory))
 

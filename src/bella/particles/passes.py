@@ -79,6 +79,7 @@ class Passes:
         self.needs_examples = False
         self.plans: dict[Any, Plan] = {}
         self.resumes: dict[Any, Plan] = {}
+        self.kept: dict[str, dict[str, Any]] = {}  # plans of an earlier session, by their kind
         self.not_shared = ""
         self.idle: set[str] = set()
 
@@ -92,6 +93,33 @@ class Passes:
         """All plans so far."""
         plans = (*self.plans.values(), *self.resumes.values())
         return Plans(other for plan in plans for other in (plan, *plan.others.values()))
+
+    def state(self) -> dict[str, Any]:
+        """All plans as JSON values: a run that goes on takes them instead of proving anew."""
+        plans = {repr(kind): plan for kind, plan in (self.plans | self.resumes).items()}
+        return {
+            "folding": self.folding,
+            "plans": self.kept | {kind: plan.to_json() for kind, plan in plans.items()},
+        }
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Run as the session that `state` was taken in.
+
+        Raises:
+            BellaError: it ran with another ``folding``.
+        """
+        if state["folding"] != self.folding:
+            raise BellaError(
+                f"The run was begun with folding={state['folding']!r} and this posterior has "
+                f"folding={self.folding!r}: make it with the same."
+            )
+        self.kept = dict(state["plans"])
+        self.plans, self.resumes = {}, {}
+
+    def remembered(self, kind: Any, places_kind: Any) -> Plan | None:
+        """The plan of an earlier session for a kind of pass."""
+        kept = self.kept.get(repr(kind))
+        return None if kept is None else Plan.from_json(kept, places_kind)
 
     def plan(self, args: tuple, kwargs: dict[str, Any]) -> Plan:
         """How such a pass runs; proven first where that is not known yet.
@@ -107,8 +135,9 @@ class Passes:
         reason="call posterior.prove(inputs) before compiling with fullgraph=True"
     )
     def prove(self, kind: Any, args: tuple, kwargs: dict[str, Any]) -> Plan:
-        """Prove a kind of pass, and keep the plan."""
-        plan = self.plans[kind] = self.find(kind, args, kwargs)
+        """Prove a kind of pass, or remember what was proven, and keep the plan."""
+        plan = self.remembered(kind, kind) or self.find(kind, args, kwargs)
+        self.plans[kind] = plan
         plan.words = describe(args, kwargs, self.network.training)
         return plan
 
@@ -177,6 +206,10 @@ class Passes:
         known = self.resumes.get(kind)
         if known is not None:
             return known
+        plan = self.remembered(kind, stream.places.kind)
+        if plan is not None:
+            self.resumes[kind] = plan
+            return plan
         made = self.plans.get((stream.places.kind[0], self.network.training))
         same = made is not None and made.places is stream.places
         if made is not None and same and (stream.batch == 1) == stream.places.single:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
+from bella.errors import BellaError
 from bella.particles.prefix import Places
 from bella.particles.roles import Layer, Role
 
@@ -66,6 +67,78 @@ class Plan:
     def __str__(self) -> str:
         said = WORDS[self.how].format(entrance=self.entrance)
         return f"{self.words}: {said}" + (f" ({self.why})" if self.why else "")
+
+    def to_json(self) -> dict[str, Any]:
+        """The plan as JSON values, for a run folder and a checkpoint."""
+        places = self.places
+        return {
+            "how": self.how,
+            "why": self.why,
+            "words": self.words,
+            "inputs": list(self.inputs),
+            "outputs": list(self.outputs),
+            "layers": {name: asdict(layer) for name, layer in self.layers.items()},
+            "places": None
+            if places is None
+            else {
+                "inputs": list(places.inputs),
+                "single": places.single,
+                "entrance": places.entrance,
+                "arrived": list(places.arrived),
+                "outputs": {k: [list(c) for c in calls] for k, calls in places.outputs.items()},
+            },
+            "from_inputs": self.from_inputs,
+            "in_place": self.in_place,
+            "sort": list(self.sort),
+            "others": [[list(sort), plan.to_json()] for sort, plan in self.others.items()],
+        }
+
+    @staticmethod
+    def from_json(kept: dict[str, Any], kind: Any) -> Plan:
+        """What `to_json` gave.
+
+        Raises:
+            BellaError: it is something else.
+        """
+        try:
+            return _read(kept, kind)
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            raise BellaError(
+                f"A plan of passes is damaged ({error!r}): begin the run anew."
+            ) from None
+
+
+def _read(kept: dict[str, Any], kind: Any) -> Plan:
+    told = kept["places"]
+    if kept["how"] not in WORDS:
+        raise ValueError(kept["how"])
+    places = told and Places(
+        kind,
+        tuple(told["inputs"]),
+        single=told["single"],
+        entrance=told["entrance"],
+        arrived=tuple(told["arrived"]),
+        outputs={name: [tuple(c) for c in calls] for name, calls in told["outputs"].items()},
+    )
+    layers = {
+        name: Layer(
+            tuple(layer["inputs"]), tuple(layer["outputs"]), layer["by_example"], layer["why_not"]
+        )
+        for name, layer in kept["layers"].items()
+    }
+    return Plan(
+        kept["how"],
+        kept["why"],
+        kept["words"],
+        tuple(kept["inputs"]),
+        tuple(kept["outputs"]),
+        layers,
+        places,
+        kept["from_inputs"],
+        kept["in_place"],
+        tuple(kept["sort"]),
+        {tuple(sort): Plan.from_json(plan, kind) for sort, plan in kept["others"]},
+    )
 
 
 class Plans(tuple[Plan, ...]):

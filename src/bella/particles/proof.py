@@ -42,7 +42,7 @@ from bella.particles.roles import (
     roles_of,
     with_roles,
 )
-from bella.particles.sober import Sober, seed_all, undisturbed
+from bella.particles.sober import Sober, Watch, seed_all, undisturbed
 from bella.trees import fresh, map_tensors, tensors_of
 
 if TYPE_CHECKING:
@@ -286,11 +286,12 @@ class Prover:
         """Run one particle, and note what its layers meet."""
         seen = Seen()
         frames: list[bool] = []  # of the modules that run now: whether data decided something there
-        began = False
 
         def told() -> None:
-            if began and frames:
+            if frames:
                 frames[-1] = True
+
+        watch = Watch(told)
 
         def before(module: nn.Module, args: tuple) -> None:
             frames.append(False)
@@ -302,19 +303,13 @@ class Prover:
             def hook(module: nn.Module, args: tuple, kwargs: dict, output: Any) -> None:
                 tensors = tensors_of((args, kwargs)), tensors_of(output)
                 seen.calls.setdefault(name, []).append(tensors)
+                watch.touch(output)
                 if any(frames[:-1]):
                     seen.dependent.add(name)
 
             return hook
 
-        def begin(*_: Any) -> None:
-            nonlocal began
-            began = True
-
         with ExitStack() as hooks:
-            for name in self.passes.entrances or tuple(self.layers):
-                module = self.network.get_submodule(name)
-                hooks.callback(module.register_forward_pre_hook(begin).remove)
             for module in self.network.modules():
                 hooks.callback(module.register_forward_pre_hook(before).remove)
             for name, layer in self.layers.items():
@@ -322,7 +317,7 @@ class Prover:
             for module in self.network.modules():
                 hooks.callback(module.register_forward_hook(after).remove)
             seed_all()
-            with Sober(told):
+            with watch:
                 seen.outputs = run()
         return seen
 

@@ -4,12 +4,14 @@ Two ways to run a network can be compared only if both draw the same, and what t
 how many rows they run. So proofs replace what torch draws by its mean, below the network's own
 code: no module's mode is changed and no random number is used up.
 
-The same place sees operations whose result has a shape, or is a number, that depends on the data.
+The same place sees operations whose result has a shape, or is a number, that depends on what the
+particles said (`Watch`): rows that data choose cannot be told apart by particle.
 """
 
 from __future__ import annotations
 
 import random
+import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -17,8 +19,8 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils.weak import WeakIdKeyDictionary
 
 from bella.trees import tensors_of
 
@@ -56,44 +58,17 @@ DEPENDENT = {
 
 
 class Sober(TorchDispatchMode):
-    """Inside the block torch draws means.
-
-    Args:
-        told: called where the shape of a result, or a number that Python reads, depends on data.
-    """
-
-    def __init__(self, told: Callable[[], None] | None = None):
-        super().__init__()
-        self.told = told
-        self.chance = WeakIdKeyDictionary()  # tensors that follow from what was drawn alone
+    """Inside the block torch draws means."""
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Run an operation, or answer with its mean."""
         kwargs = kwargs or {}
         packet = func.overloadpacket
         if func in MEANS:
-            return self.drawn(MEANS[func](*args, **kwargs))
+            return MEANS[func](*args, **kwargs)
         if packet in FILLED:
             options = {k: v for k, v in kwargs.items() if k != "generator"}
-            return self.drawn(torch.full(args[0], FILLED[packet], **options))
-        if self.told is None:
-            return self.without_dropout(func, args, kwargs)
-        read = tensors_of((args, kwargs))
-        chance = bool(read) and all(x in self.chance for x in read)
-        if not chance and (packet in DEPENDENT or _selects(packet, args)):
-            self.told()
-        outputs = self.without_dropout(func, args, kwargs)
-        return self.drawn(outputs) if chance else outputs
-
-    def drawn(self, outputs: Any) -> Any:
-        """Note that these are chance and nothing else."""
-        for x in tensors_of(outputs):
-            if x.dim() == 0:
-                self.chance[x] = True
-        return outputs
-
-    def without_dropout(self, func: Any, args: tuple, kwargs: dict[str, Any]) -> Any:
-        """Run an operation; attention that drops weights keeps them all."""
+            return torch.full(args[0], FILLED[packet], **options)
         names = [argument.name for argument in func._schema.arguments]
         if "dropout_p" in names:
             place = names.index("dropout_p")
@@ -102,6 +77,64 @@ class Sober(TorchDispatchMode):
             elif "dropout_p" in kwargs:
                 kwargs = kwargs | {"dropout_p": 0.0}
         return func(*args, **kwargs)
+
+
+class Watch(Sober):
+    """Inside the block it is also seen where the data of particles decide a shape, or a number that
+    Python reads.
+
+    Args:
+        told: called there.
+    """
+
+    def __init__(self, told: Callable[[], None]):
+        super().__init__()
+        self.told = told
+        self.touched: weakref.WeakSet[torch.UntypedStorage] = weakref.WeakSet()
+        self.reads = _Reads(self)
+
+    def __enter__(self) -> Any:
+        self.reads.__enter__()
+        return super().__enter__()
+
+    def __exit__(self, *error: Any) -> None:
+        super().__exit__(*error)
+        self.reads.__exit__(*error)
+
+    def touch(self, outputs: Any) -> None:
+        """Particles said this: what follows from it depends on them."""
+        self.touched.update(x.untyped_storage() for x in _strided(outputs))
+
+    def follows(self, inputs: Any) -> bool:
+        """Whether any of these depends on what particles said."""
+        return any(x.untyped_storage() in self.touched for x in _strided(inputs))
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """Run an operation; see whether it lets data of particles decide."""
+        follows = self.follows((args, kwargs))
+        if follows and (func.overloadpacket in DEPENDENT or _selects(func.overloadpacket, args)):
+            self.told()
+        outputs = super().__torch_dispatch__(func, types, args, kwargs)
+        if follows:
+            self.touch(outputs)
+        return outputs
+
+
+class _Reads(TorchFunctionMode):
+    """Sees what Python reads without an operation."""
+
+    def __init__(self, watch: Watch):
+        super().__init__()
+        self.watch = watch
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func in (Tensor.tolist, Tensor.numpy, Tensor.__array__) and self.watch.follows(args):
+            self.watch.told()
+        return func(*args, **(kwargs or {}))
+
+
+def _strided(tree: Any) -> list[Tensor]:
+    return [x for x in tensors_of(tree) if x.layout is torch.strided]
 
 
 def _selects(packet: Any, args: tuple) -> bool:
