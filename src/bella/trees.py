@@ -12,6 +12,9 @@ from torch import Tensor
 
 from bella.errors import BellaError
 
+PLAIN = (type(None), bool, int, float, str, bytes, torch.dtype, torch.device)
+"""Leaves that are what they say; anything else but a tensor is an object of unknown contents."""
+
 
 def map_leaves(function: Callable[[Any], Any], tree: Any) -> Any:
     """Apply ``function`` to every leaf of a tuple, list, mapping or dataclass.
@@ -19,20 +22,26 @@ def map_leaves(function: Callable[[Any], Any], tree: Any) -> Any:
     Containers keep their type (named tuples and transformers' ``ModelOutput`` too); whatever is
     none is a leaf.
     """
-    if isinstance(tree, Tensor):
+    kind = type(tree)  # most trees are these; they come first because every pass goes through here
+    if kind is Tensor or tree is None:
+        return function(tree)
+    if kind is tuple:
+        return tuple([map_leaves(function, item) for item in tree])
+    if kind is dict:
+        return {key: map_leaves(function, value) for key, value in tree.items()}
+    if isinstance(tree, (Tensor, *PLAIN)):
         return function(tree)
     if isinstance(tree, tuple) and hasattr(tree, "_fields"):
-        return type(tree)(*(map_leaves(function, item) for item in tree))
+        return kind(*(map_leaves(function, item) for item in tree))
     if isinstance(tree, tuple | list):
-        return type(tree)(map_leaves(function, item) for item in tree)
+        return kind(map_leaves(function, item) for item in tree)
     if dataclasses.is_dataclass(tree) and not isinstance(tree, type):
         fields = {f.name: getattr(tree, f.name) for f in dataclasses.fields(tree) if f.init}
         return dataclasses.replace(
             tree, **{name: map_leaves(function, value) for name, value in fields.items()}
         )
     if isinstance(tree, Mapping):
-        mapped = {key: map_leaves(function, value) for key, value in tree.items()}
-        return mapped if type(tree) is dict else type(tree)(mapped)  # type: ignore[call-arg]
+        return kind({key: map_leaves(function, value) for key, value in tree.items()})
     return function(tree)
 
 
@@ -58,10 +67,6 @@ def tensors_of(tree: Any) -> list[Tensor]:
     return [x for x in leaves_of(tree) if isinstance(x, Tensor)]
 
 
-PLAIN = (type(None), bool, int, float, str, bytes, torch.dtype, torch.device)
-"""Leaves that are what they say; anything else but a tensor is an object of unknown contents."""
-
-
 def fresh(tree: Any) -> Any:
     """The same tree with copies of its objects of unknown contents: a pass may fill a cache."""
 
@@ -75,7 +80,7 @@ def structure(tree: Any) -> Any:
     """What a tree is like beside its sizes, as something to look up by.
 
     Containers with their keys, tensors by dtype, device and which axes have length 0, 1 or more,
-    plain leaves by value, others by type.
+    plain leaves by value, floats and others by type.
     """
     if isinstance(tree, Tensor):
         return tree.dtype, tree.device.type, tuple([min(size, 2) for size in tree.shape])
@@ -87,7 +92,8 @@ def structure(tree: Any) -> Any:
         return type(tree).__name__, tuple(
             [(f.name, structure(getattr(tree, f.name))) for f in dataclasses.fields(tree)]
         )
-    return tree if isinstance(tree, PLAIN) else type(tree).__name__
+    known = isinstance(tree, PLAIN) and not isinstance(tree, float)  # numbers are sizes, not flags
+    return tree if known else type(tree).__name__
 
 
 def holds_tensors(leaf: Any, depth: int = 4) -> bool:

@@ -71,6 +71,10 @@ class Places:
         arrived: roles of that module's arguments.
         outputs: per module of the prefix, the roles of what each of its calls returns.
         single: whether this was found with a batch of one.
+
+    Attributes:
+        draws: whether a first half drew torch's random numbers so far.
+        draws_others: whether one drew Python's or numpy's.
     """
 
     def __init__(
@@ -89,6 +93,7 @@ class Places:
         self.arrived = arrived
         self.outputs = outputs or {}
         self.single = single
+        self.draws = self.draws_others = False
 
     def of(self, name: str, number: int) -> tuple[Role, ...]:
         """Roles of what the ``number``-th call of a module of the prefix returns.
@@ -107,13 +112,11 @@ class Places:
 class Dice:
     """Random numbers of a first half: the states before it, after its modules, and at its end."""
 
-    def __init__(self, device: torch.device):
+    def __init__(self, device: torch.device, others: bool):
         self.device = device
         self.before = self.now()
-        self.others = random.getstate(), np.random.get_state()
+        self.others = others_now() if others else None
         self.after: dict[tuple[str, int], list[Tensor]] = {}
-        self.end = self.before
-        self.others_end: Any = self.others
 
     def now(self) -> list[Tensor]:
         """The states of torch's generators."""
@@ -131,15 +134,15 @@ class Dice:
             random.setstate(others[0])
             np.random.set_state(others[1])
 
-    def finish(self) -> bool:
-        """The first half is over. Returns whether it drew any random number."""
-        self.end, self.others_end = self.now(), (random.getstate(), np.random.get_state())
-        python, numbers = self.others
-        return (
-            any(not torch.equal(a, b) for a, b in zip(self.before, self.end, strict=True))
-            or python != self.others_end[0]
-            or any(np.any(a != b) for a, b in zip(numbers, self.others_end[1], strict=True))
-        )
+    def fell(self) -> bool:
+        """Whether torch's generators have moved since."""
+        return any(not torch.equal(a, b) for a, b in zip(self.before, self.now(), strict=True))
+
+
+def others_now() -> Any:
+    """The states of Python's and numpy's generators, comparable."""
+    kind, keys, *rest = np.random.get_state()
+    return random.getstate(), (kind, tuple(np.asarray(keys).tolist()), *rest)
 
 
 @dataclass
@@ -303,14 +306,14 @@ class SharedPrefix:
             else dict(network.named_modules())
         )
         device = next(iter(network.parameters()), torch.empty(0)).device
-        dice = Dice(device) if network.training else None
+        dice = Dice(device, places.draws_others) if network.training else None
 
         def keep(name: str) -> Any:
             def hook(module: nn.Module, args: tuple, output: Any) -> None:
                 if axis.is_this(one):
                     calls = finished.setdefault(name, [])
                     calls.append(output)
-                    if dice is not None:
+                    if dice is not None and places.draws:
                         dice.after[name, len(calls) - 1] = dice.now()
 
             return hook
@@ -336,7 +339,11 @@ class SharedPrefix:
                 pass
         if not stream.entrance:
             raise BellaError(f"None of {', '.join(self.entrances)} ran in this pass.")
-        if dice is not None and dice.finish():
+        if dice is not None and dice.fell() and not places.draws:
+            places.draws = True  # from now on it is noted after which module which number came
+            dice.set(dice.before)
+            return self.run(args, kwargs, batch, places)
+        if places.draws or places.draws_others:
             stream.dice = dice
         names = places.outputs or [name for name in finished if not _inside(name, finished)]
         stream.outputs = {name: finished[name] for name in names if name in finished}
@@ -375,7 +382,7 @@ class SharedPrefix:
                 return None
             entered = True
             if dice is not None:
-                dice.set(dice.end, dice.others_end)
+                dice.set(onward, onward_others)
             if isinstance(module, ParticleLayer) and width > 1:
                 return stream.arrived  # it shares its base's product, then opens the axis
             one.is_open = True
@@ -405,6 +412,8 @@ class SharedPrefix:
 
             return exchanged(module, "forward", answer)
 
+        if dice is not None:  # what comes after the entrance draws on from here
+            onward, onward_others = dice.now(), others_now() if dice.others else None
         with self.turns, ExitStack() as patches, axis.run(one):
             for name in stream.outputs:
                 patches.enter_context(answering(name))

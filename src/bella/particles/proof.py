@@ -29,7 +29,7 @@ from bella.particles.axis import Pass
 from bella.particles.copies import Copies
 from bella.particles.layer import ParticleLayer
 from bella.particles.plan import Plan
-from bella.particles.prefix import Places, Stream, places_of
+from bella.particles.prefix import Places, Stream, others_now, places_of
 from bella.particles.roles import (
     Layer,
     MixedError,
@@ -171,9 +171,11 @@ class Prover:
             raw, streams = Places(kind, plan.inputs), []
             for inputs, count in zip((some, more), counts, strict=True):
                 seed_all()
+                thrown = others_now()
                 with Sober():
                     streams.append(prefix.run(*inputs, count, raw))
             places = places_of(streams[0], streams[1], kind)
+            places.draws_others = thrown != others_now()
             stream = replace(streams[0], places=places)
             plan.sort = stream.sort
         except torch.OutOfMemoryError:
@@ -333,8 +335,12 @@ class Prover:
                 or (isinstance(module, Copies) and module.normalises)
             )
         ]
+        dtypes = {p.dtype for p in self.network.parameters() if p.is_floating_point()}
+        device = next(iter(self.network.parameters()), torch.empty(0)).device.type
         with ExitStack() as stack:
             stack.enter_context(self.passes.turns)
+            if dtypes == {torch.float32}:  # what a row means does not depend on how it is rounded
+                stack.enter_context(torch.autocast(device, enabled=False))
             stack.enter_context(undisturbed(self.network))
             for layer in self.layers.values():
                 if getattr(layer, "listener", None) is not None:
