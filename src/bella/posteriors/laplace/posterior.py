@@ -30,7 +30,7 @@ from torch import Tensor, nn
 from bella import storage
 from bella.errors import BellaError
 from bella.inputs import arguments
-from bella.likelihood import logits_of
+from bella.likelihood import check_predicts_classes, logits_of
 from bella.particles.prefix import Stream
 from bella.posterior import Posterior
 from bella.posteriors.laplace import gauss_newton, priors
@@ -234,7 +234,12 @@ class LaplacePosterior(Posterior):
     def predictives(
         self, inputs: Any, prior_precisions: list[float], draws: int
     ) -> Iterator[Predictive]:
-        """The predictive of one batch under several prior precisions, from the same noise."""
+        """The predictive of one batch under several prior precisions, from the same noise.
+
+        Raises:
+            BellaError: the outputs are no logits of classes.
+        """
+        check_predicts_classes(self)
         args, kwargs = arguments(inputs)
         linear = self.settings["predictive"] != "weights"
         mean, covariances = (
