@@ -61,9 +61,19 @@ def _with_decoder_inputs(
     if given or network is None or not _decodes_labels(network) or not isinstance(labels, Tensor):
         return kwargs
     own = getattr(network, "prepare_decoder_input_ids_from_labels", None)
-    if own is not None:
-        return kwargs | {"decoder_input_ids": own(labels=labels)}
     config: Any = network.config
+    if own is not None:
+        try:
+            begun = own(labels=labels)
+        except ValueError as error:
+            raise BellaError(
+                f"{type(network).__name__} cannot begin its decoder from the labels: "
+                f"{' '.join(str(error).split())}"
+            ) from error
+        masked = {"decoder_attention_mask": (begun != config.pad_token_id).to(begun.dtype)}
+        # This one masks them where it makes them itself.
+        both = type(network).__name__ == "EncoderDecoderModel"
+        return (masked if both else {}) | kwargs | {"decoder_input_ids": begun}
     start = getattr(config, "decoder_start_token_id", None)
     pad = getattr(config, "pad_token_id", None)
     if start is None or pad is None or labels.dim() != 2:

@@ -24,7 +24,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from bella import metrics
-from bella.errors import BellaError, nearest
+from bella.errors import BellaError
 
 IGNORED = -100
 """Label of positions that do not count."""
@@ -80,9 +80,8 @@ def by_name(name: str) -> Likelihood:
         BellaError: there is none of this name.
     """
     if name not in LIKELIHOODS:
-        raise BellaError(
-            f"likelihood={name!r} is unknown: near names are {nearest(name, LIKELIHOODS)}."
-        )
+        known = ", ".join(map(repr, LIKELIHOODS))
+        raise BellaError(f"likelihood={name!r} is unknown: choose one of {known}.")
     return LIKELIHOODS[name]
 
 
@@ -98,8 +97,9 @@ _CAUSAL = re.compile("CausalLM|LMHead|ForConditionalGeneration|Text2Text|ForCaus
 # Their own loss is another than a cross-entropy of their logits.
 _OTHER = re.compile(
     "ForCTC|ForRNNT|ForTDT|Segmentation|ObjectDetection|QuestionAnswering|DepthEstimation|XVector|"
-    "ForPreTraining|DoubleHeads|^ProphetNet|^Musicgen|^SeamlessM4T|^PI0|TTS"
+    "ForPreTraining|DoubleHeads|Diffusion|^ProphetNet|^Musicgen|^SeamlessM4T|^PI0|TTS"
 )
+_CLASSES = re.compile("Classification|MaskedLM|MultipleChoice|NextSentencePrediction")
 
 
 def resolve(name: str, network: nn.Module) -> str | None:
@@ -121,8 +121,8 @@ def likelihood_of(network: nn.Module) -> str | None:
     of transformers' in it has ``classes``: its labels are scored as they stand.
 
     Returns:
-        The name; ``None`` where another network holds one of transformers': its outputs tell, see
-        `likelihood_of_outputs`.
+        The name; ``None`` for a kind that is not known here, and where another network holds one
+        of transformers': the outputs tell, see `likelihood_of_outputs`.
 
     Raises:
         BellaError: its own loss is one that bella does not have.
@@ -137,9 +137,9 @@ def likelihood_of(network: nn.Module) -> str | None:
             "likelihood= if it is what you mean."
         )
     encoder_decoder = getattr(getattr(network, "config", None), "is_encoder_decoder", False)
-    if encoder_decoder or _UNSHIFTED.fullmatch(kind):
+    if encoder_decoder or _UNSHIFTED.fullmatch(kind) or _CLASSES.search(kind):
         return "classes"
-    return "tokens" if _CAUSAL.search(kind) else "classes"
+    return "tokens" if _CAUSAL.search(kind) else None
 
 
 def likelihood_of_outputs(outputs: Any) -> str:
@@ -263,6 +263,11 @@ def losses(
     name = likelihood or likelihood_of_outputs(outputs)
     logits = metrics.precise(logits_of(outputs))
     check_logits(logits)
+    if name == "tokens" and logits.dim() < 4:
+        raise BellaError(
+            f"Logits of shape {tuple(logits.shape)} have no positions that tokens could be shifted "
+            "along: pass likelihood='classes' if every row has its label."
+        )
     targets = targets_of(labels, name, ignore_index=ignore_index)
     if not own and targets.dim() == logits.dim() - 2:
         targets = targets.expand(logits.shape[0], *targets.shape)
