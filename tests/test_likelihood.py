@@ -174,6 +174,7 @@ def batch(name):
 
 @pytest.mark.parametrize("name", NETWORKS)
 @torch.no_grad()
+@pytest.mark.filterwarnings("ignore:Version v4.12.0")
 def test_the_loss_is_the_networks_own(name):
     expected, make = NETWORKS[name]
     torch.manual_seed(0)
@@ -317,6 +318,13 @@ def test_a_gaussian_posterior_predicts_no_classes(outputs):
         with pytest.raises(bella.BellaError, match="Gaussian"):
             call()
     assert posterior(x).shape == (1, 8, outputs)
+
+
+def test_a_laplace_approximation_of_a_causal_model_is_refused():
+    network = NETWORKS["gpt2"][1]()
+    posterior = bella.low_rank(network, 1, 2, ("c_fc",))
+    with pytest.raises(bella.BellaError, match="no likelihood of tokens"):
+        bella.laplace(posterior, [batch("gpt2")])
 
 
 def test_one_logit_is_refused_wherever_it_is_scored():

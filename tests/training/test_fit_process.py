@@ -102,6 +102,47 @@ def test_rates_that_blow_up_are_no_success(rate):
         fit(posterior, data, learning_rate=float("inf"))
 
 
+class Large(torch.optim.SGD):
+    """Makes finite particles that cannot predict, in the last of 18 steps."""
+
+    taken = 0
+
+    def step(self, closure=None):
+        super().step(closure)
+        self.taken += 1
+        if self.taken == 18:
+            with torch.no_grad():
+                for p in self.param_groups[0]["params"]:
+                    p.fill_(1e38)
+
+
+def test_particles_too_large_to_predict_with_are_no_success(tmp_path):
+    posterior = make()
+    with pytest.raises(bella.BellaError, match=r"predictions .* those of epoch"):
+        fit(
+            posterior,
+            validation=problem(seed=1),
+            folder=tmp_path,
+            optimizer=lambda groups: Large(groups, lr=0.1),
+        )
+    assert bool(torch.isfinite(posterior(problem()[0])).all())
+    assert_same(bella.load(tmp_path, Blocks()), posterior)
+
+
+def test_inputs_of_the_validation_that_are_not_finite_are_told_apart():
+    x, y = problem()
+    broken = x.clone()
+    broken[3, 2] = float("nan")
+    for cache in (False, True):
+        with pytest.raises(bella.BellaError, match="validation inputs"):
+            fit(make(), validation=(broken, y), cache_prefix=cache)
+
+
+def test_scaling_the_gradients_of_half_precision_parameters_is_refused():
+    with pytest.raises(bella.BellaError, match="float16"):
+        fit(make().half(), precision="fp16")
+
+
 # ------------------------------------------------------------ optimisers
 
 

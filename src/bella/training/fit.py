@@ -8,13 +8,12 @@ from __future__ import annotations
 import math
 import os
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from rich.progress import Progress
-from torch import Tensor
 from torch.utils.data import DataLoader
 
 from bella import transport
@@ -30,16 +29,15 @@ from bella.training.batches import Data, epoch_seed, loader, own_batches
 from bella.training.cache import CachedPrefix, CacheTooLargeError, is_fixed
 from bella.training.checkpoint import forget, read_checkpoint, write_checkpoint
 from bella.training.gradients import Gradients, Loss
+from bella.training.kept import Kept
+from bella.training.optimizer import MakeOptimizer, make_optimizer, make_schedule
 from bella.training.precision import Precision
 from bella.training.randomness import own_randomness, seed_all
 from bella.training.record import Record
-from bella.training.schedule import learning_rate_factor
 from bella.training.settings import Settings, checked
-from bella.training.step import MEND, NotFiniteError, Step, check_particles
+from bella.training.step import MEND, NotFiniteError, Step, check_particles, finite_predictions
 from bella.transport.base import Mover
 from bella.trees import check_finite
-
-MakeOptimizer = Callable[[list[dict[str, Any]]], torch.optim.Optimizer]
 
 
 def fit(
@@ -128,21 +126,10 @@ class Run:
         self.validation = (
             None if validation is None else loader(validation, settings.batch_size, shuffle=False)
         )
-        groups = posterior.parameter_groups(settings.weight_decay)
-        if optimizer is None:
-            self.optimizer: torch.optim.Optimizer = torch.optim.AdamW(
-                groups, lr=settings.learning_rate
-            )
-        else:
-            self.optimizer = optimizer(
-                groups if settings.weight_decay else free_to_decay(posterior)
-            )
+        self.optimizer = make_optimizer(posterior, settings, optimizer)
         self.steps_per_epoch = math.ceil(len(self.train) / settings.accumulate)
         self.steps = self.steps_per_epoch * settings.epochs
-        self.schedule = torch.optim.lr_scheduler.LambdaLR(
-            self.optimizer,
-            lambda step: learning_rate_factor(step, self.steps, settings.warmup),
-        )
+        self.schedule = make_schedule(self.optimizer, self.steps, settings.warmup)
         options = {"warmup": round(settings.coupling_warmup * self.steps)}
         self.data_size = examples(self.train)
         self.move = transport.by_name(
@@ -177,8 +164,7 @@ class Run:
         )
         self.log_every = max(1, self.steps // 60)
         self.trace: list[dict[str, float]] = []
-        self.best: tuple[float, int, dict[str, Tensor]] | None = None
-        self.finite: tuple[int, dict[str, Tensor]] | None = None  # epochs done, where no best is
+        self.kept = Kept(posterior)
 
     # ------------------------------------------------------------ the loop
 
@@ -188,8 +174,6 @@ class Run:
         if not resume and self.folder is not None:
             forget(self.folder)
         first = self.load_checkpoint(record)
-        if self.best is None:
-            self.finite = (first, self.own_copy())
         begun = time.perf_counter() - record.seconds
         self.share_prefix(bar)
         task = bar.add_task("training", total=self.steps, completed=self.step.number)
@@ -200,10 +184,10 @@ class Run:
             try:
                 figures = self.run_epoch(epoch, bar, task)
                 check_particles(self.posterior, f"in epoch {epoch + 1}")
+                if self.validation is not None:
+                    figures |= self.validate()
             except NotFiniteError as error:
                 raise self.given_up(error, record) from error
-            if self.validation is not None:
-                figures |= self.validate()
             self.keep(epoch, figures)
             record.history.append(figures)
             record.trace = self.trace
@@ -211,14 +195,14 @@ class Run:
             record.seconds = time.perf_counter() - begun
             self.save_checkpoint(epoch + 1, record)
         bar.remove_task(task)
-        self.restore_best()
+        self.kept.restore()
         record.seconds = time.perf_counter() - begun
         self.finish(record)
         return record
 
     def finish(self, record: Record) -> None:
         """Write down the particles as they are now."""
-        record.best_epoch = self.best[1] + 1 if self.best else len(record.history)
+        record.best_epoch = self.kept.best_epoch or len(record.history)
         self.posterior.eval()
         if self.folder is not None:
             self.posterior.save(self.folder)
@@ -226,7 +210,7 @@ class Run:
 
     def given_up(self, error: NotFiniteError, record: Record) -> BellaError:
         """Put the best finite particles back, in the folder too, and say so."""
-        epochs = self.restore_best()
+        epochs = self.kept.restore()
         if epochs:
             self.finish(record)
         kept = f"those of epoch {epochs}" if epochs else "as they were before training"
@@ -322,10 +306,11 @@ class Run:
         from bella.metrics import accuracy
 
         assert self.validation is not None
-        with self.precision.autocast():
+        with self.precision.autocast(), finite_predictions(self.posterior):
             predictive, labels = collect(
                 self.posterior,
                 self.validation,
+                likelihood=self.settings.likelihood,
                 particles_per_pass=self.gradients.at_once,
             )
         return {
@@ -336,31 +321,14 @@ class Run:
     def keep(self, epoch: int, figures: dict[str, float]) -> None:
         """Remember the particles of the best epoch so far, or where none is best of the last."""
         if self.settings.keep == "last" or "validation_nll" not in figures:
-            self.finite = (epoch + 1, self.own_copy())
-            return
-        score = figures["validation_nll"]
-        if self.best is None or score < self.best[0]:
-            self.best, self.finite = (score, epoch, self.own_copy()), None
-
-    def own_copy(self) -> dict[str, Tensor]:
-        """The particles as they are now."""
-        own = own_tensors(self.posterior)
-        return {name: value.detach().clone() for name, value in own.items()}
+            self.kept.keep(epoch + 1)
+        else:
+            self.kept.keep_best(epoch, figures["validation_nll"])
 
     def should_stop(self, epoch: int) -> bool:
         """Whether ``patience`` epochs brought nothing better."""
-        patience = self.settings.patience
-        return patience is not None and self.best is not None and epoch - self.best[1] > patience
-
-    @torch.no_grad()
-    def restore_best(self) -> int:
-        """Put the best epoch's particles back, or the last's; returns its number, counted from 1,
-        or 0 for the start."""
-        assert self.best is not None or self.finite is not None
-        epochs, kept = (self.best[1] + 1, self.best[2]) if self.best else self.finite  # type: ignore[misc]
-        for name, value in own_tensors(self.posterior).items():
-            value.copy_(kept[name])
-        return epochs
+        patience, best = self.settings.patience, self.kept.best_epoch
+        return patience is not None and best is not None and epoch + 1 - best > patience
 
     # ------------------------------------------------------------ stopping and going on
 
@@ -379,7 +347,7 @@ class Run:
             "scaler": scaler.state_dict() if scaler is not None else {},
             "movers": [mover.state_dict() for mover in self.step.movers],
             "particles_per_pass": self.gradients.at_once,
-            "best": self.best,
+            "best": self.kept.best,
             "history": record.history,
             "trace": self.trace,
             "seconds": record.seconds,
@@ -411,7 +379,8 @@ class Run:
             self.precision.scaler.load_state_dict(state["scaler"])
         for mover, known in zip(self.step.movers, state["movers"], strict=True):
             mover.load_state_dict(known)
-        self.best, self.step.number = state["best"], state["step"]
+        self.kept.load(state["best"], state["epoch"])
+        self.step.number = state["step"]
         self.gradients.at_once = record.particles_per_pass = state["particles_per_pass"]
         record.history, record.seconds = state["history"], state["seconds"]
         record.trace = self.trace = state["trace"]
@@ -424,12 +393,6 @@ def place_of(posterior: Posterior) -> torch.device:
     if torch.cuda.is_available() and device.type != "cuda":
         return torch.device("cuda", torch.cuda.current_device())
     return device
-
-
-def free_to_decay(posterior: Posterior) -> list[dict[str, Any]]:
-    """The parameter groups without a word on weight decay where it is the optimiser's to choose."""
-    groups = posterior.parameter_groups(1.0)
-    return [{k: v for k, v in group.items() if k != "weight_decay" or v == 0} for group in groups]
 
 
 def examples_of(batch: Any) -> Any:

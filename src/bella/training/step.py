@@ -13,17 +13,22 @@ negative log-likelihood, so that each particle's gradient is its own.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 
 from bella.errors import BellaError
+from bella.likelihood import logits_of
+from bella.particles.prefix import Stream
 from bella.posterior import Posterior
 from bella.storage import own_tensors
 from bella.training.gradients import Batch, Gradients, Loss
 from bella.transport.base import Mover, Transport
+from bella.trees import check_finite
 
 MEND = "lower the learning rate or the temperature, or set clip"
 
@@ -207,6 +212,28 @@ def check_particles(posterior: Posterior, when: str) -> None:
         raise NotFiniteError(
             f"The particles became NaN or infinite {when} ({where_not_finite(posterior, own)})"
         )
+
+
+@contextmanager
+def finite_predictions(posterior: Posterior) -> Iterator[None]:
+    """Passes inside the block may not make infinite logits of finite inputs.
+
+    Raises:
+        NotFiniteError: one did: its particles are finite, and too large to predict with.
+    """
+
+    def look(_: Any, args: tuple, kwargs: dict[str, Any], outputs: Any) -> None:
+        if torch.isfinite(logits_of(outputs)).all():
+            return
+        streams = [x.carried() for x in args if isinstance(x, Stream)]
+        check_finite(streams or [args, kwargs], "The validation inputs")
+        raise NotFiniteError("The predictions of the validation data became NaN or infinite")
+
+    handle = posterior.register_forward_hook(look, with_kwargs=True)
+    try:
+        yield
+    finally:
+        handle.remove()
 
 
 def where_not_finite(posterior: Posterior, tensors: dict[str, Tensor]) -> str:
