@@ -153,11 +153,12 @@ class Run:
             memory_budget=settings.memory_budget,
             precision=self.precision,
         )
+        self.movers = tuple(movers)
         self.step = Step(
             posterior,
             self.optimizer,
             self.move,
-            movers=movers,
+            movers=self.movers,
             clip=settings.clip,
             kl_weight=self.kl_weight,
             gradients=self.gradients,
@@ -345,7 +346,8 @@ class Run:
             "optimizer": self.optimizer.state_dict(),
             "schedule": self.schedule.state_dict(),
             "scaler": scaler.state_dict() if scaler is not None else {},
-            "movers": [mover.state_dict() for mover in self.step.movers],
+            "move": self.move.state_dict(),
+            "movers": [mover.state_dict() for mover in self.movers],
             "particles_per_pass": self.gradients.at_once,
             "best": self.kept.best,
             "history": record.history,
@@ -377,7 +379,8 @@ class Run:
         self.schedule.load_state_dict(state["schedule"])
         if self.precision.scaler is not None:
             self.precision.scaler.load_state_dict(state["scaler"])
-        for mover, known in zip(self.step.movers, state["movers"], strict=True):
+        self.move.load_state_dict(state["move"])
+        for mover, known in zip(self.movers, state["movers"], strict=True):
             mover.load_state_dict(known)
         self.kept.load(state["best"], state["epoch"])
         self.step.number = state["step"]
