@@ -14,7 +14,7 @@ from torch import nn
 import bella
 from bella.training.gradients import Gradients
 from bella.training.precision import Precision
-from bella.training.step import NotFiniteError, Step, check_particles
+from bella.training.step import DivergedError, Step, check_particles
 
 TRANSPORTS = ["ensemble", "repulsive", "svgd", "function"]
 
@@ -221,7 +221,7 @@ def test_a_loss_that_is_not_finite_names_its_particles():
     with torch.no_grad():
         posterior.stacked_parameters()["head.values.weight"][1] = float("inf")
     before = values(posterior)
-    with pytest.raises(NotFiniteError, match=r"step 1 \(particle 1\): lower the learning rate"):
+    with pytest.raises(DivergedError, match=r"step 1 \(particle 1\): lower the learning rate"):
         step(batches(1))
     assert all(torch.equal(v, before[k]) for k, v in values(posterior).items())
     assert all(p.grad is None for p in posterior.parameters())
@@ -239,21 +239,21 @@ def test_a_gradient_that_is_not_finite_names_layer_and_particle(clip):
         return grad
 
     handle = A.register_hook(break_one)
-    with pytest.raises(NotFiniteError, match=r"gradient .* step 1 \(blocks\.2\.0\.A, particle 2\)"):
+    with pytest.raises(DivergedError, match=r"gradient .* step 1 \(blocks\.2\.0\.A, particle 2\)"):
         step(batches(1))
     handle.remove()
     check_particles(posterior, "now")
     step(batches(1))
     with torch.no_grad():
         A[0, 0] = float("nan")
-    with pytest.raises(NotFiniteError, match=r"now \(blocks\.2\.0\.A, particle 0\)"):
+    with pytest.raises(DivergedError, match=r"now \(blocks\.2\.0\.A, particle 0\)"):
         check_particles(posterior, "now")
 
 
 def test_an_optimiser_that_overflows_is_told_so():
     posterior = make()
     optimizer = torch.optim.AdamW(posterior.parameter_groups(0.0), lr=1e300)
-    with pytest.raises(NotFiniteError, match="overflowed"):
+    with pytest.raises(DivergedError, match="overflowed"):
         Step(posterior, optimizer, mover(posterior))(batches(1))
 
 

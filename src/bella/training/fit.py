@@ -35,7 +35,7 @@ from bella.training.precision import Precision
 from bella.training.randomness import own_randomness, seed_all
 from bella.training.record import Record
 from bella.training.settings import Settings, checked
-from bella.training.step import MEND, NotFiniteError, Step, check_particles, finite_predictions
+from bella.training.step import MEND, DivergedError, Step, check_particles, finite_predictions
 from bella.transport.base import Mover
 from bella.trees import check_finite
 
@@ -187,7 +187,7 @@ class Run:
                 check_particles(self.posterior, f"in epoch {epoch + 1}")
                 if self.validation is not None:
                     figures |= self.validate()
-            except NotFiniteError as error:
+            except DivergedError as error:
                 raise self.given_up(error, record) from error
             self.keep(epoch, figures)
             record.history.append(figures)
@@ -209,7 +209,7 @@ class Run:
             self.posterior.save(self.folder)
             record.write()
 
-    def given_up(self, error: NotFiniteError, record: Record) -> BellaError:
+    def given_up(self, error: DivergedError, record: Record) -> BellaError:
         """Put the best finite particles back, in the folder too, and say so."""
         epochs = self.kept.restore()
         if epochs:
@@ -286,7 +286,7 @@ class Run:
         """One step, from one or more batches."""
         try:
             loss = self.step([split(batch, self.posterior.network) for batch in group])
-        except NotFiniteError:
+        except DivergedError:
             check_finite([examples_of(batch) for batch in group], "The training inputs")
             raise
         self.schedule.step()

@@ -33,7 +33,7 @@ from bella.trees import check_finite
 MEND = "lower the learning rate or the temperature, or set clip"
 
 
-class NotFiniteError(BellaError):
+class DivergedError(BellaError):
     """Training left the finite numbers.
 
     Attributes:
@@ -90,7 +90,7 @@ class Step:
         """From the batches of one step to moved particles; the gradients are gone afterwards.
 
         Raises:
-            NotFiniteError: a loss or a gradient is not finite; the particles are as they were.
+            DivergedError: a loss or a gradient is not finite; the particles are as they were.
             BellaError: labels that do not fit the outputs.
         """
         device = next(self.posterior.parameters()).device
@@ -102,7 +102,7 @@ class Step:
             except RuntimeError as error:
                 if "overflow" not in str(error):
                     raise
-                raise NotFiniteError(f"The optimiser's step {self.number} overflowed") from error
+                raise DivergedError(f"The optimiser's step {self.number} overflowed") from error
         if scaler is not None:
             scaler.update()
         self.optimizer.zero_grad()
@@ -119,7 +119,7 @@ class Step:
             optimiser that steps all the same moves nothing by them.
 
         Raises:
-            NotFiniteError: a loss or a gradient is not finite; the gradients are gone.
+            DivergedError: a loss or a gradient is not finite; the gradients are gone.
         """
         scaler = self.gradients.precision.scaler
         if scaler is not None:
@@ -137,7 +137,7 @@ class Step:
         if not torch.isfinite(seen).all():
             what = self.what_is_not_finite(losses)
             self.optimizer.zero_grad()
-            raise NotFiniteError(what)
+            raise DivergedError(what)
         if replaced:
             self.optimizer.zero_grad()
         return replaced
@@ -200,7 +200,7 @@ def check_particles(posterior: Posterior, when: str) -> None:
         when: for the sentence.
 
     Raises:
-        NotFiniteError: a tensor of theirs holds a NaN or an infinity.
+        DivergedError: a tensor of theirs holds a NaN or an infinity.
     """
     own = {
         name: value.detach()
@@ -209,7 +209,7 @@ def check_particles(posterior: Posterior, when: str) -> None:
     }
     finite = [torch.isfinite(value).all() for value in own.values()]
     if finite and not torch.stack(finite).all():
-        raise NotFiniteError(
+        raise DivergedError(
             f"The particles became NaN or infinite {when} ({where_not_finite(posterior, own)})"
         )
 
@@ -219,7 +219,7 @@ def finite_predictions(posterior: Posterior) -> Iterator[None]:
     """Passes inside the block may not make infinite logits of finite inputs.
 
     Raises:
-        NotFiniteError: one did: its particles are finite, and too large to predict with.
+        DivergedError: one did: its particles are finite, and too large to predict with.
     """
 
     def look(_: Any, args: tuple, kwargs: dict[str, Any], outputs: Any) -> None:
@@ -227,7 +227,7 @@ def finite_predictions(posterior: Posterior) -> Iterator[None]:
             return
         streams = [x.carried() for x in args if isinstance(x, Stream)]
         check_finite(streams or [args, kwargs], "The validation inputs")
-        raise NotFiniteError("The predictions of the validation data became NaN or infinite")
+        raise DivergedError("The predictions of the validation data became NaN or infinite")
 
     handle = posterior.register_forward_hook(look, with_kwargs=True)
     try:
