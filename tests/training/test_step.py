@@ -189,6 +189,23 @@ def test_an_optimiser_that_steps_all_the_same_moves_nothing():
     assert all(torch.equal(v, before[k]) for k, v in values(posterior).items())
 
 
+@pytest.mark.filterwarnings("error")
+def test_a_run_may_begin_with_a_step_that_is_left_out():
+    instead = Instead()
+    instead.calls = 1
+    record = bella.fit(make(), problem(), epochs=1, movers=[instead], progress=False)
+    assert len(record.history) == 1
+
+
+def test_data_without_a_label_that_counts_are_refused():
+    x, y = problem()
+    none = torch.full_like(y, -100)
+    with pytest.raises(bella.BellaError, match="Nothing in the training data counts"):
+        bella.fit(make(), (x, none), epochs=1, batch_size=8, progress=False)
+    one = torch.cat((none[:-1], y[-1:]))
+    bella.fit(make(), (x, one), epochs=1, batch_size=8, progress=False)
+
+
 def test_fit_resumes_its_movers(tmp_path):
     def run(stop=None, **options):
         posterior, instead = make(), Instead()

@@ -20,6 +20,7 @@ from bella import transport
 from bella.console import progress_bar
 from bella.errors import BellaError
 from bella.inputs import split
+from bella.likelihood import IGNORED
 from bella.particles.prefix import Stream
 from bella.particles.recompute import checkpoint
 from bella.posterior import Posterior
@@ -30,7 +31,7 @@ from bella.training.cache import CachedPrefix, CacheTooLargeError, is_fixed
 from bella.training.checkpoint import forget, read_checkpoint, write_checkpoint
 from bella.training.gradients import Gradients, Loss
 from bella.training.kept import Kept
-from bella.training.optimizer import MakeOptimizer, make_optimizer, make_schedule
+from bella.training.optimizer import MakeOptimizer, begin, make_optimizer, make_schedule
 from bella.training.precision import Precision
 from bella.training.randomness import own_randomness, seed_all
 from bella.training.record import Record
@@ -270,11 +271,15 @@ class Run:
             group = []
             bar.advance(task)
             if self.step.number % self.log_every == 0 or number == last:
-                mean = float(total) / count
+                mean = float(total) / (count or 1)
                 self.trace.append(
                     {"step": self.step.number, "loss": mean, "distance": self.move.distance()}
                 )
                 bar.update(task, description=f"epoch {epoch + 1}/{settings.epochs} loss {mean:.3f}")
+        if not count:
+            raise BellaError(
+                f"Nothing in the training data counts, all labels are {IGNORED}: check the collator."
+            )
         return {
             "epoch": epoch + 1,
             "loss": float(total) / count,
@@ -289,7 +294,10 @@ class Run:
         except DivergedError:
             check_finite([examples_of(batch) for batch in group], "The training inputs")
             raise
-        self.schedule.step()
+        if self.step.number == 1:
+            begin(self.schedule)
+        else:
+            self.schedule.step()
         return loss
 
     def kl_weight(self, step: int) -> float:

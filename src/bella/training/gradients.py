@@ -80,7 +80,8 @@ class Gradients:
     def add(self, batches: Sequence[Batch], device: torch.device) -> Loss:
         """Of the batches of one step, each moved to the device when its turn comes."""
         counts = [self.count(batch) for batch in batches]
-        whole = torch.stack(counts).sum(0).clamp_min(1)
+        counted = torch.stack(counts).sum(0)
+        whole = counted.clamp_min(1)
         total = torch.zeros(self.posterior.particles, device=device)
         for (args, kwargs, labels), count in zip(batches, counts, strict=True):
             # A force that enters in every backward pass is shared out as the labels are.
@@ -89,7 +90,7 @@ class Gradients:
             self.move.loss_scale = self.precision.scale
             args, kwargs, labels = to((args, kwargs, labels), device)
             total += self.add_one(args, kwargs, labels, whole.to(device))
-        return Loss(total, float(whole.double().mean()))
+        return Loss(total, float(counted.double().mean()))
 
     def add_one(self, args: tuple, kwargs: dict[str, Any], labels: Tensor, whole: Tensor) -> Tensor:
         """Of one batch of a step in which ``whole`` (particles,) labels count.

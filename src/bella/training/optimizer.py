@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -49,3 +50,11 @@ def free_to_decay(posterior: Posterior) -> list[dict[str, Any]]:
 def make_schedule(optimizer: torch.optim.Optimizer, steps: int, warmup: float) -> LambdaLR:
     """See `learning_rate_factor`."""
     return LambdaLR(optimizer, lambda step: learning_rate_factor(step, steps, warmup))
+
+
+def begin(schedule: LambdaLR) -> None:
+    """The first step of a schedule. torch warns where no step of the optimiser came before it, and
+    a mover or the gradient scaler may have left that out."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Detected call of `lr_scheduler.step")
+        schedule.step()
