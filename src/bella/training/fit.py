@@ -278,7 +278,7 @@ class Run:
                 bar.update(task, description=f"epoch {epoch + 1}/{settings.epochs} loss {mean:.3f}")
         if not count:
             raise BellaError(
-                f"Nothing in the training data counts, all labels are {IGNORED}: check the collator."
+                f"Nothing in the training data counts: all labels are {IGNORED}; check collate_fn."
             )
         return {
             "epoch": epoch + 1,
