@@ -61,6 +61,8 @@ class Posterior(nn.Module):
     """Whether its constructor takes ``shared_prefix``, ``folding`` and ``batch_axes``."""
     stochastic: bool = False
     """Whether two calls draw different weights; then `bella.predict` may take several draws."""
+    accepts_loss_kwargs: ClassVar[bool] = False
+    """For transformers' Trainer: it divides the loss of accumulated batches itself."""
 
     def __init__(
         self,

@@ -5,15 +5,17 @@ from __future__ import annotations
 import math
 import operator
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 from rich.progress import Progress
-from torch import Tensor
+from torch import Tensor, nn
 
 from bella import metrics
 from bella.inputs import split, to
+from bella.likelihood import likelihood_of_outputs, resolve, targets_of
 from bella.posterior import Posterior
 from bella.prediction.predict import particles_at_once, predict
 from bella.prediction.predictive import Predictive
@@ -26,6 +28,7 @@ def collect(
     posterior: Posterior,
     loader: Any,
     *,
+    likelihood: str = "auto",
     progress: Progress | None = None,
     **options: Any,
 ) -> tuple[Predictive, Tensor]:
@@ -34,34 +37,54 @@ def collect(
     Args:
         posterior: any posterior.
         loader: of (inputs, labels) or mappings with ``labels``.
+        likelihood: what the labels are, see `bella.likelihood`; ``auto``: as the network's own
+            loss takes them.
         progress: a display to show a bar in, from the second second on.
         **options: those of `bella.predict`: ``draws``, ``average``, ``particles_per_pass``
             (``auto`` is decided on the first batch), ``stop``, ...
 
     Returns:
-        The predictive and the labels of all examples, on the CPU.
+        The predictive and the labels of all examples, on the CPU; labels stand at the positions
+        that are scored on them.
 
     Raises:
-        BellaError: the loader is empty.
+        BellaError: the loader is empty, or the network is none that predicts classes.
     """
     device = next(posterior.parameters()).device
     total = operator.length_hint(loader) or None
     task = progress.add_task("predicting", total=total, visible=False) if progress else None
     start = time.monotonic()
     parts, labels = [], []
+    network = getattr(posterior, "network", posterior)
+    kind = resolve(likelihood, network)
     for batch in loader:
-        args, kwargs, y = split(batch)
+        args, kwargs, y = split(batch, network)
         inputs: Any = to(kwargs or args, device)
         if options.get("particles_per_pass") == "auto":
             size = particles_at_once(posterior, inputs, options.pop("memory", None))
             options["particles_per_pass"] = size
-        parts.append(predict(posterior, inputs, **options).cpu())
-        labels.append(y.cpu())
+        with outputs_of(posterior) as heard:
+            parts.append(predict(posterior, inputs, **options).cpu())
+        kind = kind or likelihood_of_outputs(heard[0])
+        labels.append((targets_of(y, kind) if kind == "tokens" else y).cpu())
         if progress and task is not None:
             progress.update(task, advance=1, visible=time.monotonic() - start > PATIENCE)
     if progress and task is not None:
         progress.remove_task(task)
     return Predictive.cat(parts), torch.cat(labels)
+
+
+@contextmanager
+def outputs_of(posterior: nn.Module) -> Iterator[list[Any]]:
+    """What its first pass inside the block returns, in a list."""
+    heard: list[Any] = []
+    handle = posterior.register_forward_hook(
+        lambda _, __, outputs: None if heard else heard.append(outputs)
+    )
+    try:
+        yield heard
+    finally:
+        handle.remove()
 
 
 def evaluate(
@@ -82,7 +105,8 @@ def evaluate(
             may be out of range (-1) where there are none.
         temperature: divide all logits by it.
         progress: a display to show bars in.
-        **options: those of `bella.predict`: ``draws``, ``average``, ``particles_per_pass``, ...
+        **options: ``likelihood``, see `collect`, and those of `bella.predict`: ``draws``,
+            ``average``, ``particles_per_pass``, ...
 
     Returns:
         The figures of `evaluate_predictive`.
