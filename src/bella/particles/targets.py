@@ -57,7 +57,8 @@ def find(
             names.
     """
     wanted: Iterable[str] = (targets,) if isinstance(targets, str) else targets
-    names = [name for name, _ in network.named_modules() if name]
+    # What makes a weight (torch.nn.utils.parametrizations) stands below it and has names like 0.
+    names = [n for n, _ in network.named_modules() if n and "parametrizations" not in n.split(".")]
     found: set[str] = set()
     for target in wanted:
         hits = [name for name in names if matches(name, target)]
