@@ -121,10 +121,7 @@ ADAPTED = {
     "exchanged forward": patched,
     "hook": hooked,
     "Conv1D's subclass": lambda i, o: TurnedConv1D(o, i),
-    **{
-        name: lambda i, o, norm=norm: norm(nn.Linear(i, o))
-        for name, norm in NORMS.items()
-    },
+    **{name: lambda i, o, norm=norm: norm(nn.Linear(i, o)) for name, norm in NORMS.items()},
 }
 REFUSED = {
     "cosine": (Cosine, "is not linear in its inputs"),

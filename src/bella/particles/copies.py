@@ -33,8 +33,8 @@ class Copies(ParticleLayer):
         axis: the posterior's particle axis.
         module: the module; its values are every particle's start.
         in_kernel: whether distances between particles count these parameters.
-        trainable: names of the module's parameters that are copied; the others are frozen, and
-            shared by all particles. ``None`` for all.
+        trainable: names of the module's parameters that are copied; the others are shared by all
+            particles, and to be frozen by the caller. ``None`` for all.
     """
 
     def __init__(
@@ -61,7 +61,7 @@ class Copies(ParticleLayer):
                 self.values[_key(path)] = nn.Parameter(stacked)
                 self.paths.append(path)
             else:
-                self.base[_key(path)] = value.requires_grad_(False)
+                self.base[_key(path)] = value
                 self.frozen_paths.append(path)
         for path, buffer in module.named_buffers():
             self.register_buffer(_key(path), buffer.detach().expand(n, *buffer.shape).clone())

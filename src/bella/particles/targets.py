@@ -58,7 +58,12 @@ def find(
     """
     wanted: Iterable[str] = (targets,) if isinstance(targets, str) else targets
     # What makes a weight (torch.nn.utils.parametrizations) stands below it and has names like 0.
-    names = [n for n, _ in network.named_modules() if n and "parametrizations" not in n.split(".")]
+    first: dict[int, str] = {}  # a module in several places is one, by its first name
+    names = {
+        name: first.setdefault(id(module), name)
+        for name, module in network.named_modules(remove_duplicate=False)
+        if name and "parametrizations" not in name.split(".")
+    }
     found: set[str] = set()
     for target in wanted:
         hits = [name for name in names if matches(name, target)]
@@ -69,5 +74,5 @@ def find(
                 f"{what}={target!r} names no module of {type(network).__name__}: "
                 f"{near if able is None else choices(able())}."
             )
-        found.update(hits)
+        found.update(names[name] for name in hits)
     return [name for name in names if name in found]

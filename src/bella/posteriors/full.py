@@ -82,6 +82,7 @@ def full(
             for value in copies.values.values():
                 noise = torch.randn(value.shape[1:], generator=generator)
                 value.data[particle] += start_std * noise.to(value)
+    copies.base.requires_grad_(False)
     settings = {"particles": particles, "trainable": targets.as_list(trainable)}
     return FullPosterior(copies, axis, settings, shared_prefix=False)
 
