@@ -56,7 +56,8 @@ def moved_by(network: nn.Module, run: Callable[[], Any]) -> tuple[str, ...]:
     """
     parts = frozen_modules(network)
     moved: tuple[str, ...] = ()
-    while any(map(_may_move, parts.values())):
+    looking = any(map(_may_move, parts.values()))
+    while looking:  # a second time where something was found, to see that it is quiet now
         frozen = {
             f"{name}.{key}".lstrip("."): (value, value._version)
             for name, module in parts.items()
@@ -85,11 +86,10 @@ def moved_by(network: nn.Module, run: Callable[[], Any]) -> tuple[str, ...]:
                 f"Module {stubborn!r} of the frozen base changes its buffers also in evaluation "
                 "mode, so it does not stay what it was: keep what it counts outside its buffers."
             )
-        if not found:
-            break
         for name in found:
             parts[name].training = False
         moved += tuple(found)
+        looking = bool(found)
     return moved
 
 
