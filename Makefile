@@ -1,18 +1,21 @@
 # make demo   the main job on real data: trains, prints the table, writes runs/demo-elpv/report.md
-# make test   the tests
+# make test   the tests; make test-long   those that take minutes
 # make check  lint, format and types
 # make bench  the benchmarks behind docs/performance.md
 PYTHON ?= python3
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: demo test check bench clean
+.PHONY: demo test test-long check bench clean
 
 demo: .venv/demo.done
 	$(BIN)/bella demo
 
 test: .venv/dev.done
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2
+
+test-long: .venv/dev.done
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2 -m slow
 
 check: .venv/dev.done
 	$(BIN)/ruff check .
@@ -34,9 +37,11 @@ bench: .venv/dev.done
 	$(PIP) --no-deps --requirement requirements-demo.txt
 	@touch $@
 
-.venv/dev.done: .venv/demo.done
+# What needs torchvision lies apart, where only the tests look: see tests/conftest.py.
+.venv/dev.done: .venv/demo.done requirements-test.txt
 	@echo "Installing what the tests need (once)"
 	$(PIP) --editable '.[dev]'
+	$(PIP) --no-deps --upgrade --target .venv/zoo --requirement requirements-test.txt
 	@touch $@
 
 clean:

@@ -1,12 +1,26 @@
-"""Data sets in small, for tests of whatever reads them."""
+"""Data sets in small, for tests of whatever reads them, and libraries that are installed apart."""
 
 from __future__ import annotations
 
 import gzip
+import importlib.util
 import struct
+import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
+
+# timm and open_clip import torchvision, which has no build for a torch without CUDA: it asks for
+# two operators that such a torch lacks, and breaks whoever looks for it. So `make test` installs
+# the three in a folder of their own, which only tests see, and the operators, which nobody calls,
+# are declared here. A torchvision that belongs to this torch is left alone.
+if importlib.util.find_spec("torchvision") is None:
+    sys.path.append(str(Path(sys.prefix) / "zoo"))
+    OPERATORS = torch.library.Library("torchvision", "DEF")
+    for name in ("nms", "qnms"):
+        OPERATORS.define(f"{name}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
 
 
 def write_idx(path, array):

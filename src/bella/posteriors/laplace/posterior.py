@@ -68,6 +68,7 @@ class LaplacePosterior(Posterior):
     """
 
     kind = "laplace"
+    settles_passes = False
 
     def __init__(
         self,

@@ -18,6 +18,7 @@ from bella.particles import surgery, targets
 from bella.particles.axis import ParticleAxis
 from bella.particles.copies import copies_of, why_no_head
 from bella.particles.layer import ParticleLayer
+from bella.particles.passes import BatchAxes, Folding
 from bella.particles.prefix import Stream
 from bella.particles.statistics import keep_statistics, moved_by
 from bella.posterior import Posterior, check_prefix
@@ -75,8 +76,15 @@ class LowRankPosterior(Posterior):
         kind = "stream" if args and isinstance(args[0], Stream) else "inputs"
         if not self.training or kind in self._watched or torch.compiler.is_compiling():
             return
-        self._watched |= {kind, "stream"}
-        self._moved += moved_by(self.network, lambda: self(*args, **kwargs))
+        before, self._watched = self._watched, self._watched | {kind, "stream"}
+        owned = self.axis.own_inputs  # then all particles run, else one shows what moves
+        some = self.axis.chosen if owned else self.axis.chosen[:1]
+        try:
+            with torch.no_grad(), self.subset(some):
+                self._moved += moved_by(self.network, lambda: self(*args, **kwargs))
+        except BaseException:
+            self._watched = before  # the next pass looks again
+            raise
 
 
 def low_rank(
@@ -93,6 +101,8 @@ def low_rank(
     b_std: float = 0.0,
     head_init: Literal["copy", "reset"] = "copy",
     shared_prefix: bool | str = True,
+    folding: Folding = "auto",
+    batch_axes: BatchAxes | None = None,
     seed: int = 0,
 ) -> LowRankPosterior:
     """Give a network n particles that differ by low-rank changes of chosen layers.
@@ -118,6 +128,9 @@ def low_rank(
             ``reset_parameters``, differently for each particle.
         shared_prefix: run what comes before the first adapted block once for all particles; the
             name of a module opens the axis there; ``False`` opens it at the inputs.
+        folding: whether particles run in one pass: ``auto`` where that is proven to be right,
+            ``never``, or ``always``; see `bella.Posterior`.
+        batch_axes: which arguments carry the batch, for a caller who knows; see `bella.Posterior`.
         seed: decides every start; particle i starts the same whatever ``particles`` is.
 
     Returns:
@@ -180,9 +193,10 @@ def low_rank(
         "alpha": alpha,
         "rslora": rslora,
         "modules_to_save": targets.as_list(modules_to_save),
-        "shared_prefix": shared_prefix,
     }
-    return LowRankPosterior(network, axis, settings, shared_prefix=shared_prefix)
+    return LowRankPosterior(
+        network, axis, settings, shared_prefix=shared_prefix, folding=folding, batch_axes=batch_axes
+    )
 
 
 def refusal(network: nn.Module, reasons: dict[str, str], name: str) -> str | None:

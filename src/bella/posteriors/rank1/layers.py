@@ -16,6 +16,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from bella.errors import BellaError
 from bella.particles.answers import stand_in_for, take_facts
 from bella.particles.axis import ParticleAxis
 from bella.particles.layer import Dense, ParticleLayer, Site, compute_dtype
@@ -51,6 +52,7 @@ class Rank1Layer(ParticleLayer):
     """
 
     channel_axis: int  # of inputs and outputs, counted from the end
+    needs_examples = True
 
     def __init__(self, name: str, axis: ParticleAxis, base: nn.Module, maker: Maker):
         super().__init__(name, axis)
@@ -91,6 +93,12 @@ class Rank1Layer(ParticleLayer):
         """Run the components that the axis chose; open the axis if it is not open yet."""
         axis = self.axis
         compute_dtype(x)  # refuses integers, to which r would be rounded
+        met = axis.layer(self.name)
+        if met is not None and not met.by_example:
+            raise BellaError(
+                f"Rank-1 factors are drawn for each example, and {met.why_not}: leave "
+                f"{self.name!r} out of target_modules."
+            )
         if not axis.carries_particles(x):
             x = axis.repeat(x)
             axis.is_open = True

@@ -22,6 +22,7 @@ from bella.particles import surgery, targets
 from bella.particles.axis import ParticleAxis
 from bella.particles.copies import copies_of
 from bella.particles.layer import ParticleLayer
+from bella.particles.passes import BatchAxes, Folding
 from bella.posterior import Posterior, check_prefix
 from bella.posteriors.rank1.layers import Rank1Layer, layer_kind, refusal
 from bella.posteriors.rank1.vectors import CauchyVector, GaussianVector, PointVector, Start
@@ -40,7 +41,7 @@ class Rank1Posterior(Posterior):
         network: with its rank-1 layers in place.
         axis: the axis of the components.
         settings: what rebuilds it.
-        shared_prefix: where the axis opens.
+        **options: of `bella.Posterior`.
     """
 
     kind = "rank1"
@@ -51,10 +52,9 @@ class Rank1Posterior(Posterior):
         network: nn.Module,
         axis: ParticleAxis,
         settings: dict[str, Any],
-        *,
-        shared_prefix: bool | str = False,
+        **options: Any,
     ):
-        super().__init__(network, axis, settings, shared_prefix=shared_prefix)
+        super().__init__(network, axis, settings, **options)
         self.stochastic = settings["posterior"] in RANDOM
 
     def kl(self) -> Tensor:
@@ -85,6 +85,8 @@ def rank1(
     kl_reduction: Literal["sum", "mean"] = "sum",
     batch_norm: Literal["shared", "component"] = "shared",
     shared_prefix: bool | str = False,
+    folding: Folding = "auto",
+    batch_axes: BatchAxes | None = None,
     seed: int = 0,
 ) -> Rank1Posterior:
     """Turn a network, trained or not, into K rank-1 Bayesian components that share its weights.
@@ -113,6 +115,9 @@ def rank1(
             ``component`` gives each its own.
         shared_prefix: as in `bella.low_rank`, for a ``target_modules`` that begins late; with
             ``False`` the axis opens at the inputs.
+        folding: whether particles run in one pass: ``auto`` where that is proven to be right,
+            ``never``, or ``always``; see `bella.Posterior`.
+        batch_axes: which arguments carry the batch, for a caller who knows; see `bella.Posterior`.
         seed: decides every start; component k starts the same whatever K is.
 
     Returns:
@@ -178,9 +183,10 @@ def rank1(
         "prior_std": prior_std,
         "kl_reduction": kl_reduction,
         "batch_norm": batch_norm,
-        "shared_prefix": shared_prefix,
     }
-    return Rank1Posterior(network, axis, settings, shared_prefix=shared_prefix)
+    return Rank1Posterior(
+        network, axis, settings, shared_prefix=shared_prefix, folding=folding, batch_axes=batch_axes
+    )
 
 
 def _check(what: str, value: str, known: tuple[str, ...]) -> None:

@@ -20,6 +20,7 @@ from bella.errors import BellaError, nearest
 from bella.particles import surgery, targets
 from bella.particles.axis import ParticleAxis
 from bella.particles.linearity import described, family
+from bella.particles.passes import BatchAxes, Folding
 from bella.posterior import Posterior, check_prefix
 from bella.posteriors.sparse.active import decode, encode
 from bella.posteriors.sparse.criteria import CRITERIA
@@ -115,6 +116,8 @@ def sparse_subspace(
     scale: tuple[float, float] = (6e-4, 5e-4),
     prior_std: float = 0.005,
     shared_prefix: bool | str = False,
+    folding: Folding = "auto",
+    batch_axes: BatchAxes | None = None,
     seed: int = 0,
 ) -> SparsePosterior:
     """Give a network a Gaussian posterior on a small active set of its weights; 0 elsewhere.
@@ -146,6 +149,8 @@ def sparse_subspace(
             paper's is narrow: for weights of a usual size, or few data, take a wider one.
         shared_prefix: as in `bella.low_rank`: where what comes before late ``target_modules`` is
             frozen, its outputs can be kept for a data set, as `bella.fit` does.
+        folding: see `bella.Posterior`.
+        batch_axes: see `bella.Posterior`.
         seed: decides the start.
 
     Returns:
@@ -201,9 +206,10 @@ def sparse_subspace(
         "target_modules": targets.as_list(target_modules),
         "dense_modules": targets.as_list(dense_modules),
         "prior_std": prior_std,
-        "shared_prefix": shared_prefix,
     }
-    return SparsePosterior(network, axis, settings, shared_prefix=shared_prefix)
+    return SparsePosterior(
+        network, axis, settings, shared_prefix=shared_prefix, folding=folding, batch_axes=batch_axes
+    )
 
 
 def _chosen(network: nn.Module, wanted: targets.Targets | None) -> list[str]:
