@@ -55,42 +55,58 @@ def moved_by(network: nn.Module, run: Callable[[], Any]) -> tuple[str, ...]:
         BellaError: a buffer changes in evaluation mode as well, or a frozen parameter changes.
     """
     parts = frozen_modules(network)
-    moved: tuple[str, ...] = ()
+    moved: list[str] = []
     looking = any(map(_may_move, parts.values()))
-    while looking:  # a second time where something was found, to see that it is quiet now
-        frozen = {
-            f"{name}.{key}".lstrip("."): (value, value._version)
-            for name, module in parts.items()
-            for key, value in module._parameters.items()
-            if value is not None and not value.requires_grad
-        }
-        buffers = [
-            Kept(name, key, buffer, buffer._version, buffer.clone())
-            for name, module in parts.items()
-            for key, buffer in module._buffers.items()
-            if buffer is not None
-        ]
+    try:
+        while looking:  # again where something was found, to see that it is quiet now
+            found = _moved_once(network, parts, run)
+            loud = next((name for name in found if not parts[name].training), None)
+            if loud is not None:
+                raise BellaError(
+                    f"Module {loud!r} of the frozen base changes its buffers also in evaluation "
+                    "mode, so it does not stay what it was: keep what it counts outside of its "
+                    "buffers."
+                )
+            for name in found:
+                parts[name].training = False
+            moved += found
+            looking = bool(found)
+    except BaseException:
+        for name in moved:
+            parts[name].training = True
+        raise
+    return tuple(moved)
+
+
+def _moved_once(
+    network: nn.Module, parts: dict[str, nn.Module], run: Callable[[], Any]
+) -> list[str]:
+    """What one pass moves; all is put back, whatever happens."""
+    frozen = {
+        f"{name}.{key}".lstrip("."): (value, value._version)
+        for name, module in parts.items()
+        for key, value in module._parameters.items()
+        if value is not None and not value.requires_grad
+    }
+    buffers = [
+        Kept(name, key, buffer, buffer._version, buffer.clone())
+        for name, module in parts.items()
+        for key, buffer in module._buffers.items()
+        if buffer is not None
+    ]
+    try:
         with torch.random.fork_rng(list({x.device for x in network.parameters() if x.is_cuda})):
             run()
-        found = dict.fromkeys(kept.owner for kept in buffers if kept.put_back(parts[kept.owner]))
-        changed = [name for name, (value, version) in frozen.items() if value._version != version]
-        if changed:
-            raise BellaError(
-                f"The frozen parameter {changed[0]!r} changes in every pass (an Embedding with "
-                "max_norm does so), and no saved posterior would fit its base again: set it right "
-                "first, or train it."
-            )
-        stubborn = next((name for name in found if not parts[name].training), None)
-        if stubborn is not None:
-            raise BellaError(
-                f"Module {stubborn!r} of the frozen base changes its buffers also in evaluation "
-                "mode, so it does not stay what it was: keep what it counts outside its buffers."
-            )
-        for name in found:
-            parts[name].training = False
-        moved += tuple(found)
-        looking = bool(found)
-    return moved
+    finally:
+        found = [kept.owner for kept in buffers if kept.put_back(parts[kept.owner])]
+    changed = [name for name, (value, version) in frozen.items() if value._version != version]
+    if changed:
+        raise BellaError(
+            f"The frozen parameter {changed[0]!r} changes in every pass (an Embedding with "
+            "max_norm does so), and no saved posterior would fit its base again: set it right "
+            "first, or train it."
+        )
+    return list(dict.fromkeys(found))
 
 
 @dataclass

@@ -19,11 +19,13 @@ from bella.particles.axis import ParticleAxis
 from bella.particles.copies import copies_of, why_no_head
 from bella.particles.layer import ParticleLayer
 from bella.particles.passes import BatchAxes, Folding
+from bella.particles.plan import Plan
 from bella.particles.prefix import Stream
 from bella.particles.statistics import keep_statistics, moved_by
 from bella.posterior import Posterior, check_prefix
 from bella.posteriors.low_rank.kinds import kind_of, why_no_kind
 from bella.posteriors.low_rank.layers import LowRankLayer
+from bella.trees import map_tensors
 
 Init = Literal["kaiming", "xavier", "normal"]
 
@@ -36,10 +38,14 @@ class LowRankPosterior(Posterior):
     _watched: frozenset[str] = frozenset()
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
-        """See `Posterior.forward`. The first pass that trains is preceded by one that shows which
-        frozen modules keep statistics."""
+        """See `Posterior.forward`."""
         self._find_statistics(args, kwargs)
         return super().forward(*args, **kwargs)
+
+    def plan_for(self, *args: Any, **kwargs: Any) -> Plan:
+        """See `Posterior.plan_for`."""
+        self._find_statistics(args, kwargs)
+        return super().plan_for(*args, **kwargs)
 
     def prefix(self, *args: Any, **kwargs: Any) -> Stream:
         """See `Posterior.prefix`.
@@ -53,7 +59,6 @@ class LowRankPosterior(Posterior):
                 "before the particles cannot be held while training: call the posterior itself, "
                 "or freeze them."
             )
-        self._find_statistics(args, kwargs)
         return super().prefix(*args, **kwargs)
 
     def begun(self, *args: Any, **kwargs: Any) -> tuple[tuple, dict[str, Any]]:
@@ -73,18 +78,30 @@ class LowRankPosterior(Posterior):
         return self
 
     def _find_statistics(self, args: tuple, kwargs: dict[str, Any]) -> None:
-        kind = "stream" if args and isinstance(args[0], Stream) else "inputs"
+        """Before the first pass that trains, run one particle to see which frozen modules keep
+        statistics."""
+        stream = args[0] if args and isinstance(args[0], Stream) else None
+        kind = "inputs" if stream is None else "stream"
         if not self.training or kind in self._watched or torch.compiler.is_compiling():
             return
-        before, self._watched = self._watched, self._watched | {kind, "stream"}
-        owned = self.axis.own_inputs  # then all particles run, else one shows what moves
-        some = self.axis.chosen if owned else self.axis.chosen[:1]
+
+        def run() -> None:
+            if stream is not None:
+                self.passes.resume(stream, Plan("shared, looped"))
+                return
+            inputs = map_tensors(torch.clone, (args, kwargs))
+            if self.axis.own_inputs:
+                inputs = map_tensors(lambda x: x[0], inputs)
+            self.passes.loop(Plan("looped"), *inputs)
+
         try:
-            with torch.no_grad(), self.subset(some):
-                self._moved += moved_by(self.network, lambda: self(*args, **kwargs))
-        except BaseException:
-            self._watched = before  # the next pass looks again
+            with torch.no_grad(), self.passes.turns, self.subset(self.axis.chosen[:1]):
+                self._moved += moved_by(self.network, run)
+        except BellaError:
             raise
+        except Exception:
+            return  # the pass itself will say what is wrong with its inputs
+        self._watched |= {kind, "stream"}
 
 
 def low_rank(
