@@ -292,6 +292,35 @@ class Posterior(nn.Module):
         """
         return tensors
 
+    # ------------------------------------------------------------ what trains beside the particles
+
+    def trained_outside(self) -> dict[str, nn.Parameter]:
+        """Parameters of a frozen base that were unfrozen since: they train with the particles, are
+        shared by all of them (their gradient is the sum over particles), and are saved with them.
+
+        By their names in the network; empty where the base trains as a whole.
+        """
+        if self.trains_base:
+            return {}
+        own = {id(p) for p in self.stacked_parameters().values()}
+        return {
+            name: p
+            for name, p in self.network.named_parameters()
+            if p.requires_grad and id(p) not in own
+        }
+
+    def unfreeze(self, names: Sequence[str]) -> None:
+        """Let parameters of the base train, by their names in the network.
+
+        Raises:
+            BellaError: the network has no such parameter.
+        """
+        known = dict(self.network.named_parameters())
+        if not isinstance(names, list | tuple) or any(name not in known for name in names):
+            raise BellaError(f"{names!r} are not all parameters of the network.")
+        for name in names:
+            known[name].requires_grad_(True)
+
 
 def check_prefix(network: nn.Module, shared_prefix: bool | str) -> None:
     """Refuse a place for the particle axis to open that the network does not have.

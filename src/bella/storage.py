@@ -17,6 +17,7 @@ from torch import Tensor, nn
 import bella
 from bella.errors import BellaError
 from bella.files import write_whole
+from bella.particles.surgery import undone_if_refused
 
 if TYPE_CHECKING:
     from bella.posterior import Posterior
@@ -26,7 +27,7 @@ SETTINGS = "posterior.json"
 
 
 def own_tensors(posterior: Posterior) -> dict[str, Tensor]:
-    """What a file holds: every tensor that the particles own, and the base if it trains too.
+    """What a file holds: every tensor that the particles own, and what of the base trains too.
 
     What a posterior holds beside its network (a curvature, say) is its own as well.
     """
@@ -43,7 +44,7 @@ def own_tensors(posterior: Posterior) -> dict[str, Tensor]:
     }
     state = posterior.state_dict(keep_vars=True)
     beside = {name: value for name, value in state.items() if not name.startswith("network.")}
-    return particles | beside
+    return particles | posterior.trained_outside() | beside
 
 
 def fingerprint(posterior: Posterior) -> str:
@@ -79,6 +80,7 @@ def save(posterior: Posterior, folder: str | Path, *, dtype: torch.dtype | None 
         "kind": posterior.kind,
         "settings": posterior.settings,
         "base": fingerprint(posterior),
+        "unfrozen": list(posterior.trained_outside()),
         "version": bella.__version__,
     }
     packed = posterior.packed(tensors)
@@ -94,7 +96,8 @@ def load(folder: str | Path, network: nn.Module) -> Posterior:
 
     Args:
         folder: what `save` wrote.
-        network: a fresh copy of the network that the posterior was made from; adapted in place.
+        network: a fresh copy of the network that the posterior was made from; adapted in place, or
+            left as it was where the posterior is refused.
 
     Raises:
         BellaError: no posterior there, a damaged file, or one that belongs to another network.
@@ -111,15 +114,17 @@ def load(folder: str | Path, network: nn.Module) -> Posterior:
         ) from None
     except (json.JSONDecodeError, KeyError, TypeError, SafetensorError) as error:
         raise BellaError(f"The posterior in {folder} cannot be read: {error}.") from None
-    posterior = builder(kind)(network, **settings)
-    own = own_tensors(posterior)
-    tensors = posterior.unpacked(tensors)
-    fits = own.keys() == tensors.keys() and all(own[k].shape == tensors[k].shape for k in own)
-    if not fits or fingerprint(posterior) != base:
-        raise BellaError(
-            f"The posterior in {folder} was made from another network: load it on the weights it "
-            "was trained on."
-        )
+    with undone_if_refused(network):
+        posterior = builder(kind)(network, **settings)
+        posterior.unfreeze(record.get("unfrozen", []))
+        own = own_tensors(posterior)
+        tensors = posterior.unpacked(tensors)
+        fits = own.keys() == tensors.keys() and all(own[k].shape == tensors[k].shape for k in own)
+        if not fits or fingerprint(posterior) != base:
+            raise BellaError(
+                f"The posterior in {folder} was made from another network: load it on the weights "
+                "it was trained on."
+            )
     with torch.no_grad():
         for name, value in own.items():
             value.copy_(tensors[name])

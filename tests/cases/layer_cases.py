@@ -90,6 +90,33 @@ class Convolutions(nn.Module):
         return self.head(torch.tanh(x).mean((2, 3)))
 
 
+class Sequences(nn.Module):
+    """Two convolutions over time, an average, a head."""
+
+    def __init__(self, **options: Any):
+        super().__init__()
+        self.first = nn.Conv1d(2, 4, **options)
+        self.second = nn.Conv1d(4, 5, **options)
+        self.head = nn.Linear(5, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.second(torch.tanh(self.first(x)))
+        return self.head(torch.tanh(x).mean(2))
+
+
+class Words(nn.Module):
+    """A table of rows, of which number 0 is padding, two layers on them, and their mean."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed = nn.Embedding(9, 4, padding_idx=0)
+        self.inner = nn.Linear(4, 6)
+        self.head = nn.Linear(6, 3)
+
+    def forward(self, numbers: Tensor) -> Tensor:
+        return self.head(torch.tanh(self.inner(torch.tanh(self.embed(numbers)))).mean(1))
+
+
 @dataclass(frozen=True)
 class Case:
     """A network, inputs for it, and what of it is adapted."""
@@ -119,6 +146,10 @@ def images() -> Tensor:
     return torch.randn(6, 2, 6, 6)
 
 
+def words() -> Tensor:
+    return torch.randint(9, (6, 5))
+
+
 CASES = {
     "linear, shared input": Case(
         lambda: nn.Sequential(nn.Linear(4, 6), nn.Tanh(), nn.Linear(6, 3)), features, ("0", "2")
@@ -138,6 +169,13 @@ CASES = {
         ("first", "second"),
         ("head",),
     ),
+    "convolution over time": Case(
+        lambda: Sequences(kernel_size=3, stride=2, padding=2, dilation=2),
+        lambda: torch.randn(6, 2, 9),
+        ("first", "second"),
+        ("head",),
+    ),
+    "embedding": Case(Words, words, ("embed", "inner"), ("head",)),
 }
 """Every kind of layer that carries low-rank particles, and the ways an input reaches it."""
 
@@ -168,7 +206,8 @@ def weight_gradients(posterior: bella.Posterior, x: Tensor, y: Tensor) -> dict[s
         for name in adapted:
             module = plain.get_submodule(name)
             grad = module.weight.grad
-            found[name].append(grad.mT if isinstance(module, Conv1D) else grad.flatten(1))
+            turned = isinstance(module, Conv1D | nn.Embedding)
+            found[name].append(grad.mT if turned else grad.flatten(1))
         for name in copied:
             found[name].append(plain.get_parameter(name).grad)
     return {name: torch.stack(parts) for name, parts in found.items()}

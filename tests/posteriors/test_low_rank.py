@@ -509,7 +509,7 @@ class Tied(nn.Module):
 @pytest.mark.parametrize(
     ("build", "options", "words"),
     [
-        (mlp, {"target_modules": ("fc3",)}, "near names"),
+        (mlp, {"target_modules": ("fc3",)}, "that can be adapted are '0', '2'"),
         (mlp, {"target_modules": ("0",), "rank": 0}, "rank=0"),
         (mlp, {"target_modules": ("0",), "rank": 5}, "from 1 to 4"),
         (mlp, {"target_modules": ("0",), "particles": 0}, "at least 1"),
@@ -544,15 +544,14 @@ def test_the_network_by_itself_refuses_to_run():
 
 
 class Bypasses(nn.Module):
-    """Reads a layer's weight and never calls the layer."""
+    """Reads a layer's width and never calls the layer."""
 
     def __init__(self):
         super().__init__()
         self.inner = nn.Linear(4, 3)
 
     def forward(self, x):
-        weight = getattr(self.inner, "weight", None)
-        return F.linear(x, torch.ones(3, 4) if weight is None else weight)
+        return F.linear(x, torch.ones(self.inner.out_features, 4))
 
 
 def test_a_layer_that_never_runs_is_reported():

@@ -7,17 +7,20 @@ network for the full-parameter baselines. Parameters (and buffers) are stacked t
 from __future__ import annotations
 
 import copy
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from functools import partial
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.parameter import UninitializedParameter
 
 from bella.errors import BellaError
+from bella.particles.answers import stand_in_for, take_facts
 from bella.particles.axis import ParticleAxis, UnprovenError
 from bella.particles.layer import Dense, ParticleLayer, Site, compute_dtype
+from bella.particles.linearity import has_own_weight
 from bella.particles.prefix import Turns
 from bella.particles.recompute import rerun
 from bella.particles.roles import Role, map_roles
@@ -32,8 +35,8 @@ class Copies(ParticleLayer):
         axis: the posterior's particle axis.
         module: the module; its values are every particle's start.
         in_kernel: whether distances between particles count these parameters.
-        trainable: names of the module's parameters that are copied; the others are frozen, and
-            shared by all particles. ``None`` for all.
+        trainable: names of the module's parameters that are copied; the others are shared by all
+            particles, and to be frozen by the caller. ``None`` for all.
     """
 
     def __init__(
@@ -60,13 +63,40 @@ class Copies(ParticleLayer):
                 self.values[_key(path)] = nn.Parameter(stacked)
                 self.paths.append(path)
             else:
-                self.base[_key(path)] = value.requires_grad_(False)
+                self.base[_key(path)] = value
                 self.frozen_paths.append(path)
         for path, buffer in module.named_buffers():
             self.register_buffer(_key(path), buffer.detach().expand(n, *buffer.shape).clone())
         self.buffer_paths = [path for path, _ in module.named_buffers()]
         self.reruns = False
         self.turns = Turns()
+        if not list(module.children()):
+            take_facts(self, module)
+
+    # ------------------------------------------------------------ what a parent may ask
+
+    @property
+    def weight(self) -> Tensor:
+        """The weight's shape, dtype and device; see `bella.particles.answers`."""
+        return self._asked_for("weight")
+
+    @property
+    def bias(self) -> Tensor | None:
+        """As `weight`; ``None`` where the module's is."""
+        if getattr(self.template, "bias", self) is None:
+            return None
+        return self._asked_for("bias")
+
+    def _asked_for(self, name: str) -> Tensor:
+        if name in self.values:
+            value, shape = self.values[name], self.values[name].shape[1:]
+        elif name in self.base:
+            value, shape = self.base[name], self.base[name].shape
+        else:
+            raise AttributeError(name)
+        return stand_in_for(self.name, shape, dtype=value.dtype, device=value.device)
+
+    # ------------------------------------------------------------ their values
 
     def reset(self, seed: int, within: Sequence[str] = ("",)) -> None:
         """Start every particle differently, by the modules' own ``reset_parameters``.
@@ -230,9 +260,57 @@ def copies_of(
     in_kernel: bool,
     trainable: Collection[str] | None = None,
 ) -> Copies:
-    """The fastest kind of copies for this module; see `Copies`."""
-    kind = LinearCopies if type(module) is nn.Linear and trainable is None else Copies
+    """The fastest kind of copies for this module; see `Copies`.
+
+    Raises:
+        BellaError: the module cannot be copied.
+    """
+    if (reason := why_not_copied(module, trainable)) is not None:
+        raise BellaError(f"{repr(name) if name else 'The network'} {reason}.")
+    simple = trainable is None and type(module) is nn.Linear and has_own_weight(module)
+    kind = LinearCopies if simple else Copies
     return kind(name, axis, module, in_kernel=in_kernel, trainable=trainable)
+
+
+def why_not_copied(module: nn.Module, trainable: Collection[str] | None = None) -> str | None:
+    """What keeps particles from owning a module's parameters; ``None`` if nothing does."""
+    for path, value in module.named_parameters():
+        if trainable is not None and path not in trainable:
+            continue
+        if isinstance(value, UninitializedParameter):
+            return f"has a parameter {path!r} without a shape yet: call the network once first"
+        if not value.is_floating_point():
+            return (
+                f"has a parameter {path!r} of {value.dtype} numbers, which no particle could "
+                "train: name other modules, or load the network unquantised"
+            )
+        if type(value.data) is not Tensor:
+            return (
+                f"has a parameter {path!r} that is a {type(value.data).__name__} and no ordinary "
+                "tensor, so it cannot be copied for each particle: name other modules"
+            )
+    for path, part in module.named_modules():
+        for name, value in vars(part).items():
+            # With a graph behind it, it is made from parameters, and would not be each particle's.
+            if isinstance(value, Tensor) and (name == "weight" or value.grad_fn is not None):
+                return (
+                    f"keeps {f'{path}.{name}'.lstrip('.')!r} beside its parameters, as "
+                    "torch.nn.utils.weight_norm and spectral_norm do, so it cannot be copied for "
+                    "each particle: use those of torch.nn.utils.parametrizations"
+                )
+    return None
+
+
+def why_no_head(network: nn.Module, unreached: Mapping[str, str], name: str) -> str | None:
+    """A sentence for a module of which particles cannot own copies; ``None`` if they can."""
+    head = network.get_submodule(name)
+    said = f"modules_to_save names {name!r}, a {type(head).__name__}"
+    if type(head).forward is nn.Module.forward:
+        return f"{said}, which is never called as a whole: name the modules inside it."
+    if not any(True for _ in head.parameters()):
+        return f"{said} without parameters: name a module that has some."
+    reason = why_not_copied(head)
+    return unreached.get(name) or (reason and f"{said}, which {reason}.")
 
 
 def join(outputs: list[Any], roles: Sequence[Role]) -> Any:

@@ -10,6 +10,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
+from bella.errors import BellaError
 from bella.particles.axis import ParticleAxis
 
 
@@ -65,7 +66,16 @@ Listener = Callable[[Tensor, Tensor, tuple[int, ...]], None]
 
 
 def compute_dtype(x: Tensor) -> torch.dtype:
-    """The dtype a matrix product of ``x`` runs in here, autocast included."""
+    """The dtype a matrix product of ``x`` runs in here, autocast included.
+
+    Raises:
+        BellaError: ``x`` holds no floating numbers; weights would be rounded to integers.
+    """
+    if not x.is_floating_point():
+        raise BellaError(
+            f"A layer with particles met inputs of {x.dtype}, with which its weights cannot be "
+            "multiplied: convert them first, with x.float() say."
+        )
     kind = x.device.type
     return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else x.dtype
 

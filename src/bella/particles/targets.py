@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 from torch import nn
 
@@ -27,7 +27,22 @@ def matches(name: str, target: str) -> bool:
         return False
 
 
-def find(network: nn.Module, targets: Targets, *, what: str = "target_modules") -> list[str]:
+def choices(names: Sequence[str], limit: int = 12) -> str:
+    """The layers that can be named, by the last part of their names, for an error message."""
+    suffixes = list(dict.fromkeys(name.rpartition(".")[2] for name in names))
+    if not suffixes:
+        return "no layer of this network can be adapted"
+    more = f" and {len(suffixes) - limit} more" if len(suffixes) > limit else ""
+    return f"layers that can be adapted are {', '.join(map(repr, suffixes[:limit]))}{more}"
+
+
+def find(
+    network: nn.Module,
+    targets: Targets,
+    *,
+    what: str = "target_modules",
+    able: Callable[[], Sequence[str]] | None = None,
+) -> list[str]:
     """Names of the modules that ``targets`` mean, in the network's own order.
 
     Args:
@@ -35,26 +50,29 @@ def find(network: nn.Module, targets: Targets, *, what: str = "target_modules") 
         targets: names (``"encoder.0.fc1"``), suffixes (``"fc1"``) or regular expressions over whole
             names (``r".*layers\\.(10|11)\\.mlp\\.fc[12]"``).
         what: the argument's name, for the message.
+        able: names of the modules that can be chosen, for the message; any can be for ``None``.
 
     Raises:
-        BellaError: a target means no module; the message lists near names.
+        BellaError: a target means no module; the message lists those that can be chosen, or near
+            names.
     """
     wanted: Iterable[str] = (targets,) if isinstance(targets, str) else targets
-    names = [name for name, _ in network.named_modules() if name]
+    # What makes a weight (torch.nn.utils.parametrizations) stands below it and has names like 0.
+    first: dict[int, str] = {}  # a module in several places is one, by its first name
+    names = {
+        name: first.setdefault(id(module), name)
+        for name, module in network.named_modules(remove_duplicate=False)
+        if name and "parametrizations" not in name.split(".")
+    }
     found: set[str] = set()
     for target in wanted:
         hits = [name for name in names if matches(name, target)]
         if not hits:
             known = {name.rpartition(".")[2] for name in names} | set(names)
+            near = f"near names are {nearest(target, known, count=5)}"
             raise BellaError(
                 f"{what}={target!r} names no module of {type(network).__name__}: "
-                f"near names are {nearest(target, known, count=5)}."
+                f"{near if able is None else choices(able())}."
             )
-        found.update(hits)
+        found.update(names[name] for name in hits)
     return [name for name in names if name in found]
-
-
-def replace(network: nn.Module, name: str, module: nn.Module) -> None:
-    """Put ``module`` where ``name`` stands in ``network``."""
-    parent, _, child = name.rpartition(".")
-    setattr(network.get_submodule(parent), child, module)

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from bella.errors import BellaError, nearest
-from bella.particles import targets
+from bella.particles import surgery, targets
 from bella.particles.axis import ParticleAxis
 from bella.particles.copies import copies_of
 from bella.posterior import Posterior
@@ -59,6 +59,7 @@ def full(
     axis = ParticleAxis(particles)
     if start_std < 0:
         raise BellaError(f"start_std={start_std}: give a number of at least 0.")
+    surgery.check(network)
     chosen = None if trainable is None else parameters_named(network, trainable)
     if not any(True for _ in network.parameters()):
         raise BellaError(f"{type(network).__name__} has no parameters, so nothing would train.")
@@ -77,6 +78,7 @@ def full(
             for value in copies.values.values():
                 noise = torch.randn(value.shape[1:], generator=generator)
                 value.data[particle] += start_std * noise.to(value)
+    copies.base.requires_grad_(False)
     settings = {"particles": particles, "trainable": targets.as_list(trainable)}
     return FullPosterior(copies, axis, settings, shared_prefix=False)
 

@@ -223,6 +223,14 @@ class Run:
         wanted, device = self.settings.cache_prefix, self.device
         if wanted is False or self.settings.minibatches == "own":
             return
+        if outside := self.posterior.trained_outside():
+            if wanted is True:
+                raise BellaError(
+                    f"Parameters of the base train ({', '.join(list(outside)[:3])}), so what comes "
+                    "before the particles cannot be cached: pass cache_prefix=False, or freeze "
+                    "them."
+                )
+            return
 
         def cached(data: DataLoader) -> DataLoader:
             if wanted == "auto" and not is_fixed(self.posterior, data, device):

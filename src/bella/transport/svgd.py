@@ -84,7 +84,8 @@ class Svgd(Coupled):
             A = site.A.detach().to(grad.dtype).requires_grad_()
             B = site.B.detach().to(grad.dtype).requires_grad_()
             delta = layer.flat(grad).unflatten(0, (len(chosen), -1)).flatten(1, 2)  # j, rows, out
-            down = layer.down(x.to(grad.dtype), A.flatten(0, 1))
+            x = x.to(grad.dtype) if x.is_floating_point() else x  # an Embedding's are numbers
+            down = layer.down(x, A.flatten(0, 1))
             if x.shape[0] != grad.shape[0]:  # a shared input: every particle's rows are the same
                 down = down.expand(len(chosen), *down.shape)
             down = down.reshape(*delta.shape[:2], n, -1)  # j, rows, i, rank

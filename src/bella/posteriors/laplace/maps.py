@@ -17,7 +17,9 @@ from bella.errors import BellaError
 from bella.particles.copies import LinearCopies
 from bella.particles.layer import ParticleLayer
 from bella.posterior import Posterior
-from bella.posteriors.low_rank.layers import LowRankConv2d, LowRankLayer
+from bella.posteriors.low_rank.convolution import LowRankConv
+from bella.posteriors.low_rank.embedding import LowRankEmbedding
+from bella.posteriors.low_rank.layers import LowRankLayer
 
 
 class LinearMap(ABC):
@@ -74,7 +76,7 @@ class Down(LinearMap):
     def inputs(self, x: Tensor) -> Tensor:
         """The input; for a convolution its patches: the same convolution with each unit kernel."""
         layer = self.layer
-        if isinstance(layer, LowRankConv2d) and not layer.pointwise:
+        if isinstance(layer, LowRankConv) and not layer.pointwise:
             units = torch.eye(layer.A.shape[-1], dtype=x.dtype, device=x.device)
             return layer.down(x, units)
         return layer.flat(x)
@@ -126,6 +128,11 @@ def maps_of(posterior: Posterior) -> list[LinearMap]:
         )
     found: list[LinearMap] = []
     for name, layer in posterior.layers().items():
+        if isinstance(layer, LowRankEmbedding):
+            raise BellaError(
+                f"Layer {name!r} is an Embedding, whose curvature has a row for each word and is "
+                "not covered here: leave it out of target_modules."
+            )
         if isinstance(layer, LowRankLayer):
             found += [Down(layer, "A"), Up(layer, "B")]
         elif isinstance(layer, LinearCopies):

@@ -10,6 +10,7 @@ with one multiplication by W0 for all particles. W0 gets no gradient.
 from __future__ import annotations
 
 import copy
+import math
 from abc import abstractmethod
 from typing import Any
 
@@ -19,8 +20,22 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from bella.errors import BellaError
+from bella.particles.answers import stand_in_for, take_facts
 from bella.particles.axis import ParticleAxis
 from bella.particles.layer import Factors, Listener, ParticleLayer, Site, compute_dtype
+from bella.particles.linearity import (
+    dense_of,
+    described,
+    example_of,
+    family,
+    has_own_weight,
+    is_plain,
+    near,
+    tolerance_of,
+    undisturbed,
+    wave,
+    why_not_affine,
+)
 from bella.posteriors.low_rank.product import Heard, low_rank_product
 
 
@@ -30,9 +45,17 @@ class LowRankLayer(ParticleLayer):
     Args:
         name: the layer's name in the network.
         axis: the posterior's particle axis.
-        base: the frozen layer.
+        base: the frozen layer; looked at and called, and not changed.
         rank: rank of each change.
         scale: alpha / rank or alpha / √rank.
+
+    Attributes:
+        plain: whether the base is exactly the product of its class with the weight that it holds.
+            Otherwise (int8 codes, weight norm, a forward of its own, hooks) the base is called, and
+            merging asks it for the weight that it multiplies with in effect.
+
+    Raises:
+        BellaError: the rank does not fit, or the base does not multiply linearly.
     """
 
     def __init__(self, name: str, axis: ParticleAxis, base: nn.Module, rank: int, scale: float):
@@ -40,22 +63,38 @@ class LowRankLayer(ParticleLayer):
         self.base = base
         self.scale = scale
         self.listener: Listener | None = None
+        self.plain = has_own_weight(base)
+        with undisturbed(base):  # a weight that is made from others is made when it is read
+            weight = base.weight
+        if not isinstance(weight, Tensor):
+            raise BellaError(
+                f"Layer {name!r} ({described(base)}) has no weight tensor: leave it out of "
+                "target_modules."
+            )
+        self.weight_shape = weight.shape
+        self.weight_dtype = weight.dtype
         inputs, outputs = self.matrix_shape()
         if not 1 <= rank <= min(inputs, outputs):
             raise BellaError(
                 f"rank={rank} does not fit layer {name!r} of {inputs} inputs and {outputs} "
                 f"outputs: choose a rank from 1 to {min(inputs, outputs)}."
             )
-        weight = self.base_weight()
-        options: dict[str, Any] = {"device": weight.device, "dtype": factor_dtype(weight)}
+        if (reason := self.look_at_base(rank)) is not None:
+            raise BellaError(
+                f"Layer {name!r} ({described(base)}) {reason}, so a change of its weight is not "
+                "additive: leave it out of target_modules."
+            )
+        like = example_of(base)
+        options: dict[str, Any] = {"device": like.device, "dtype": factor_dtype(like)}
         self.A = nn.Parameter(torch.zeros(axis.particles, rank, inputs, **options))
         self.B = nn.Parameter(torch.zeros(axis.particles, outputs, rank, **options))
+        take_facts(self, base)
 
     # ------------------------------------------------------------ what a kind of layer answers
 
-    def base_weight(self) -> Tensor:
-        """The base's weight as it stores it."""
-        return self.base.weight  # type: ignore[return-value]
+    @abstractmethod
+    def look_at_base(self, rank: int) -> str | None:
+        """Decide `plain`, and say what keeps the base from being linear; ``None`` if it is."""
 
     @abstractmethod
     def matrix_shape(self) -> tuple[int, int]:
@@ -63,7 +102,11 @@ class LowRankLayer(ParticleLayer):
 
     @abstractmethod
     def change_to_weight(self, change: Tensor) -> Tensor:
-        """A change (out, in) in the layout of `base_weight`."""
+        """A change (out, in) in the layout of the base's weight."""
+
+    @abstractmethod
+    def effective(self) -> nn.Module:
+        """A plain layer of torch that computes what a base that is not plain does."""
 
     @abstractmethod
     def down(self, x: Tensor, A: Tensor) -> Tensor:
@@ -77,12 +120,46 @@ class LowRankLayer(ParticleLayer):
     def unflat(self, flat: Tensor, like: Tensor) -> Tensor:
         """(rows, positions, out) in the layout of the output ``like`` (with other rows)."""
 
+    # ------------------------------------------------------------ what a parent may ask
+
+    @property
+    def weight(self) -> Tensor:
+        """The weight's shape, dtype and device; see `bella.particles.answers`."""
+        held = self.base._parameters.get("weight") if self.plain else None
+        dtype = self.weight_dtype if held is None else held.dtype
+        device = self.A.device
+        return stand_in_for(self.name, self.weight_shape, dtype=dtype, device=device)
+
+    @property
+    def bias(self) -> Tensor | None:
+        """The base's, which all particles share."""
+        return self.base.bias  # type: ignore[return-value]
+
     # ------------------------------------------------------------ what they share
+
+    def start(
+        self, particle: int, init: str, gain: float, b_std: float, generator: torch.Generator
+    ) -> None:
+        """Draw one particle's A, and its B unless ``b_std`` is 0; see `bella.low_rank`."""
+        start_(self.A.data[particle], init, gain, generator)
+        if b_std:
+            B = self.B.data[particle]
+            B.copy_(b_std * torch.randn(B.shape, generator=generator))
+
+    def product_dtype(self, x: Tensor) -> torch.dtype:
+        """The dtype the change is computed in."""
+        return compute_dtype(x)
+
+    @property
+    def fused(self) -> bool:
+        """Whether the base's own product may be fused with the change: nothing of it trains."""
+        own = self.base._parameters.values()
+        return self.plain and not any(p.requires_grad for p in own if p is not None)
 
     def forward(self, x: Tensor) -> Tensor:
         """Run the particles that the axis chose; open the axis if it is not open yet."""
         A, B = self.axis.select(self.A), self.axis.select(self.B)
-        dtype = compute_dtype(x)
+        dtype = self.product_dtype(x)
         A, B = A.to(dtype), B.to(dtype)
         if self.axis.carries_particles(x):
             y = self.run(x, A, B)
@@ -134,13 +211,14 @@ class LowRankLayer(ParticleLayer):
         return self.scale / self.axis.particles * mean
 
     def merged(self, particle: int | None) -> nn.Module:
-        """The base with one particle's (or the mean) change added to its weight."""
-        plain = copy.deepcopy(self.base)
-        weight = self.base_weight()
+        """The base with one particle's (or the mean) change added to its weight; a plain layer of
+        torch where the base holds no weight of its own that could be changed."""
+        plain = copy.deepcopy(self.base) if self.plain else self.effective()
+        weight: Tensor = plain.weight  # type: ignore[assignment]
         change = self.change_to_weight(self.change(particle))
         merged = (weight.detach().to(change.dtype) + change).to(weight.dtype)
         plain.weight = nn.Parameter(merged, requires_grad=False)
-        return plain
+        return plain.train(self.training)
 
     def extra_repr(self) -> str:
         """Shown by print(network)."""
@@ -148,32 +226,71 @@ class LowRankLayer(ParticleLayer):
         return f"particles={n}, rank={rank}, scale={self.scale:g}"
 
 
-def factor_dtype(weight: Tensor) -> torch.dtype:
+def factor_dtype(like: Tensor) -> torch.dtype:
     """Factors are kept in float32 or better: bfloat16 loses the small steps of an optimiser."""
-    return weight.dtype if weight.dtype == torch.float64 else torch.float32
+    return like.dtype if like.dtype == torch.float64 else torch.float32
+
+
+def start_(A: Tensor, init: str, gain: float, generator: torch.Generator) -> None:
+    """Draw one particle's A (rank, in) in place.
+
+    Drawn on the CPU, so that one seed gives one start on every device.
+    """
+    rank, inputs = A.shape
+    draw = torch.empty(rank, inputs, dtype=torch.float32)
+    if init == "kaiming":
+        nn.init.kaiming_uniform_(draw, a=math.sqrt(5), generator=generator)
+    elif init == "xavier":
+        nn.init.xavier_uniform_(draw, generator=generator)
+    else:
+        nn.init.normal_(draw, std=1 / math.sqrt(inputs), generator=generator)
+    A.copy_(gain * draw)
 
 
 class LowRankLinear(LowRankLayer):
     """Linear layers, Hugging Face's Conv1D (a Linear that stores its weight transposed) too."""
 
     def __init__(self, name: str, axis: ParticleAxis, base: nn.Module, rank: int, scale: float):
-        self.transposed = type(base).__name__ == "Conv1D"
+        self.transposed = family(base) == "Conv1D"
         super().__init__(name, axis, base, rank, scale)
+
+    def look_at_base(self, rank: int) -> str | None:
+        """Conv1D is known by what it answers; of other forwards it is asked whether they are
+        affine."""
+        inputs, outputs = self.matrix_shape()
+        if not self.transposed:
+            self.plain = is_plain(self.base, nn.Linear)
+        elif self.plain:
+            self.plain = multiplies_transposed(self.base)
+        return None if self.plain else why_not_affine(self.base, inputs, outputs)
 
     def matrix_shape(self) -> tuple[int, int]:
         """(in, out)."""
-        first, second = self.base_weight().shape
+        if not (self.plain or self.transposed):  # codes may be packed
+            return self.base.in_features, self.base.out_features  # type: ignore[return-value]
+        first, second = self.weight_shape
         return (first, second) if self.transposed else (second, first)
 
     def change_to_weight(self, change: Tensor) -> Tensor:
         """Transposed for Conv1D."""
-        return change.mT if self.transposed else change
+        return change.mT if self.transposed and self.plain else change
+
+    def effective(self) -> nn.Linear:
+        """W and b from the base's answers."""
+        weight, bias = dense_of(self.base, self.A.shape[-1])
+        outputs, inputs = weight.shape
+        made = nn.Linear(inputs, outputs, bias is not None, device="meta")
+        made.weight = nn.Parameter(weight, requires_grad=False)
+        if bias is not None:
+            made.bias = nn.Parameter(bias, requires_grad=False)
+        return made
 
     def run(self, x: Tensor, A: Tensor, B: Tensor) -> Tensor:
         """All particles at once."""
-        if not (self.transposed or type(self.base).forward is nn.Linear.forward):
-            return super().run(x, A, B)  # a quantised base, say, multiplies in its own way
-        weight = self.base_weight().mT if self.transposed else self.base_weight()
+        if not self.fused:
+            return super().run(x, A, B)
+        weight: Tensor = self.base.weight  # type: ignore[assignment]
+        weight = weight.mT if self.transposed else weight
         return low_rank_product(x, weight, self.base.bias, A, B, self.scale)  # type: ignore[arg-type]
 
     def down(self, x: Tensor, A: Tensor) -> Tensor:
@@ -189,116 +306,12 @@ class LowRankLinear(LowRankLayer):
         return flat.reshape(-1, *like.shape[1:])
 
 
-class LowRankConv2d(LowRankLayer):
-    """Convolutions: A has the base's kernel, stride and padding, B is 1x1 on its r channels.
-
-    The weight seen as a matrix is (out, in * height * width). A pointwise convolution is a Linear
-    over pixels and runs as one. For other kernels A runs through the base's own ``forward`` with
-    its weight exchanged, so that a subclass with its own padding pads A's way too.
-    """
-
-    def __init__(self, name: str, axis: ParticleAxis, base: nn.Conv2d, rank: int, scale: float):
-        if base.groups != 1:
-            raise BellaError(
-                f"Layer {name!r} is a convolution in {base.groups} groups, whose weight is no "
-                "single matrix to be changed at low rank: leave it out of target_modules."
-            )
-        super().__init__(name, axis, base, rank, scale)
-        self.pointwise = is_pointwise(base)
-        if not self.pointwise and not is_linear_in_weight(base):
-            raise BellaError(
-                f"Layer {name!r} ({type(base).__name__}) transforms its weight before it convolves,"
-                " so a change of the weight is not additive: leave it out of target_modules."
-            )
-
-    def matrix_shape(self) -> tuple[int, int]:
-        """(in * height * width, out)."""
-        weight = self.base_weight()
-        return weight[0].numel(), weight.shape[0]
-
-    def change_to_weight(self, change: Tensor) -> Tensor:
-        """Unflattened to the kernel."""
-        return change.reshape(self.base_weight().shape)
-
-    def run(self, x: Tensor, A: Tensor, B: Tensor) -> Tensor:
-        """All particles at once."""
-        if not self.pointwise:
-            return super().run(x, A, B)
-        weight, bias = self.base_weight().flatten(1), self.base.bias
-        return low_rank_product(x, weight, bias, A, B, self.scale, channels_first=True)  # type: ignore[arg-type]
-
-    def down(self, x: Tensor, A: Tensor) -> Tensor:
-        """The base's own convolution with A for its weight."""
-        kernel = A.reshape(A.shape[0], *self.base_weight().shape[1:])
-        return self.flat(convolve_as(self.base, x, kernel))
-
-    def flat(self, y: Tensor) -> Tensor:
-        """Pixels are positions."""
-        return y.permute(0, 2, 3, 1).flatten(1, 2)
-
-    def unflat(self, flat: Tensor, like: Tensor) -> Tensor:
-        """Channels back to the second axis."""
-        return flat.unflatten(1, like.shape[-2:]).permute(0, 3, 1, 2)
-
-
-def convolve_as(base: nn.Module, x: Tensor, kernel: Tensor) -> Tensor:
-    """Run ``base`` on x with ``kernel`` for its weight and no bias."""
-    exchanged = {"weight": kernel.to(compute_dtype(x))}
-    if base.bias is not None:
-        exchanged["bias"] = kernel.new_zeros(kernel.shape[0])
-    return torch.func.functional_call(base, exchanged, (x,))
-
-
-def is_pointwise(base: nn.Conv2d) -> bool:
-    """Whether the layer is a 1x1 convolution of stride 1 that does nothing else in its forward."""
-    if (
-        base.kernel_size != (1, 1)
-        or tuple(base.stride) != (1, 1)
-        or base.padding not in ((0, 0), 0)
-    ):
-        return False
-    return type(base).forward is nn.Conv2d.forward or _agrees(
-        base, lambda x, w: F.conv2d(x, w), base.weight
-    )
-
-
-def is_linear_in_weight(base: nn.Conv2d) -> bool:
-    """Whether doubling the weight doubles the output (weight standardisation, say, does not)."""
-    if type(base).forward is nn.Conv2d.forward:
+def multiplies_transposed(base: nn.Module) -> bool:
+    """Whether a Conv1D answers x W + b, with its weight (in, out)."""
+    weight: Tensor = base.weight  # type: ignore[assignment]
+    bias: Tensor = base.bias  # type: ignore[assignment]
+    if weight.is_meta:
         return True
-    return _agrees(base, lambda x, w: 2 * convolve_as(base, x, w / 2), base.weight)
-
-
-@torch.no_grad()
-def _agrees(base: nn.Conv2d, other: Any, weight: Tensor) -> bool:
-    size = 2 * max(base.kernel_size) + 3
-    ramp = torch.linspace(-1, 1, base.in_channels * size * size, device=weight.device)
-    x = torch.sin(37 * ramp).reshape(1, base.in_channels, size, size).to(weight.dtype)
-    kernel = torch.sin(91 * torch.arange(weight.numel(), device=weight.device))
-    kernel = kernel.reshape(weight.shape).to(weight.dtype)
-    ours, theirs = convolve_as(base, x, kernel), other(x, kernel)
-    return ours.shape == theirs.shape and torch.allclose(ours, theirs, rtol=1e-2, atol=1e-2)
-
-
-KINDS: tuple[tuple[str, type[LowRankLayer]], ...] = (
-    ("Linear", LowRankLinear),
-    ("Conv1D", LowRankLinear),
-    ("Conv2d", LowRankConv2d),
-)
-"""Which layer carries low-rank particles for which class of base (itself or an ancestor)."""
-
-
-def layer_kind(name: str, module: nn.Module) -> type[LowRankLayer]:
-    """The particle layer for a base module.
-
-    Raises:
-        BellaError: this class of module has none.
-    """
-    ancestors = [ancestor.__name__ for ancestor in type(module).__mro__]
-    for known, kind in KINDS:
-        if known in ancestors:
-            return kind
-    raise BellaError(
-        f"target_modules names {name!r}, a {type(module).__name__}: low-rank particles exist for "
-        "Linear, Conv1D and Conv2d layers, so name those inside it."
-    )
+    x = wave(4, len(weight), like=weight)
+    with undisturbed(base):
+        return near(base(x), x @ weight + bias, tolerance_of(base))

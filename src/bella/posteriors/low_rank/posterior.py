@@ -7,65 +7,101 @@ W_i = W0 + s B_i A_i with s = alpha / rank (rsLoRA: alpha / √rank). The layers
 from __future__ import annotations
 
 import math
-from typing import Literal
+from functools import partial
+from typing import Any, Literal
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from bella.errors import BellaError
-from bella.particles import targets
+from bella.particles import surgery, targets
 from bella.particles.axis import ParticleAxis
-from bella.particles.copies import copies_of
+from bella.particles.copies import copies_of, why_no_head
 from bella.particles.layer import ParticleLayer
 from bella.particles.passes import BatchAxes, Folding
+from bella.particles.plan import Plan
+from bella.particles.prefix import Stream
+from bella.particles.statistics import keep_statistics, moved_by
 from bella.posterior import Posterior, check_prefix
-from bella.posteriors.low_rank.layers import LowRankLayer, layer_kind
+from bella.posteriors.low_rank.kinds import kind_of, why_no_kind
+from bella.posteriors.low_rank.layers import LowRankLayer
+from bella.trees import map_tensors
 
 Init = Literal["kaiming", "xavier", "normal"]
-
-
-def refuse_bypassed(network: nn.Module, name: str) -> None:
-    """Refuse layers whose parent reads their weight and never calls them.
-
-    Raises:
-        BellaError: the layer stands in ``nn.MultiheadAttention``, or its weight is tied.
-    """
-    parts = name.split(".")
-    for depth in range(len(parts)):
-        if isinstance(network.get_submodule(".".join(parts[:depth])), nn.MultiheadAttention):
-            raise BellaError(
-                f"Layer {name!r} stands in nn.MultiheadAttention, which reads its weight and never "
-                "calls it, so its particles would be ignored: target other layers."
-            )
-    weight = getattr(network.get_submodule(name), "weight", None)
-    sharing = [
-        other
-        for other, module in network.named_modules(remove_duplicate=False)
-        if other != name and weight is not None and getattr(module, "weight", None) is weight
-    ]
-    if sharing:
-        raise BellaError(
-            f"Layer {name!r} shares its weight with {sharing[0]!r}, which a merged particle would "
-            "change as well: target other layers, or untie the two first."
-        )
-
-
-def leave_fused_path(network: nn.Module) -> None:
-    """Keep ``nn.TransformerEncoderLayer`` on the path that calls its layers.
-
-    In evaluation it otherwise hands its weights to one fused kernel, past any particle layer.
-    """
-    for module in network.modules():
-        if isinstance(module, nn.TransformerEncoderLayer) and any(
-            isinstance(child, ParticleLayer) for child in module.modules()
-        ):
-            module.activation_relu_or_gelu = 0
 
 
 class LowRankPosterior(Posterior):
     """n low-rank changes of one frozen network. Made by `low_rank`."""
 
     kind = "low_rank"
+    _moved: tuple[str, ...] = ()
+    _watched: frozenset[str] = frozenset()
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        """See `Posterior.forward`."""
+        self._find_statistics(args, kwargs)
+        return super().forward(*args, **kwargs)
+
+    def plan_for(self, *args: Any, **kwargs: Any) -> Plan:
+        """See `Posterior.plan_for`."""
+        self._find_statistics(args, kwargs)
+        return super().plan_for(*args, **kwargs)
+
+    def prefix(self, *args: Any, **kwargs: Any) -> Stream:
+        """See `Posterior.prefix`.
+
+        Raises:
+            BellaError: parameters of the base train, which what is held could not tell gradients.
+        """
+        if torch.is_grad_enabled() and (outside := self.trained_outside()):
+            raise BellaError(
+                f"Parameters of the base train ({', '.join(list(outside)[:3])}), so what comes "
+                "before the particles cannot be held while training: call the posterior itself, "
+                "or freeze them."
+            )
+        return super().prefix(*args, **kwargs)
+
+    def begun(self, *args: Any, **kwargs: Any) -> tuple[tuple, dict[str, Any]]:
+        """See `Posterior.begun`; the inputs as they are while parameters of the base train."""
+        if torch.is_grad_enabled() and self.trained_outside():
+            self.prove(*args, **kwargs)
+            return args, kwargs
+        return super().begun(*args, **kwargs)
+
+    def train(self, mode: bool = True) -> LowRankPosterior:
+        """Training mode; what keeps statistics of its own in the frozen base keeps them."""
+        super().train(mode)
+        if mode:
+            for name in self._moved:
+                self.network.get_submodule(name).training = False
+            keep_statistics(self.network)
+        return self
+
+    def _find_statistics(self, args: tuple, kwargs: dict[str, Any]) -> None:
+        """Before the first pass that trains, run one particle to see which frozen modules keep
+        statistics."""
+        stream = args[0] if args and isinstance(args[0], Stream) else None
+        kind = "inputs" if stream is None else "stream"
+        if not self.training or kind in self._watched or torch.compiler.is_compiling():
+            return
+
+        def run() -> None:
+            if stream is not None:
+                self.passes.resume(stream, Plan("shared, looped"))
+                return
+            inputs = map_tensors(torch.clone, (args, kwargs))
+            if self.axis.own_inputs:
+                inputs = map_tensors(lambda x: x[0], inputs)
+            self.passes.loop(Plan("looped"), *inputs)
+
+        try:
+            with torch.no_grad(), self.passes.turns, self.subset(self.axis.chosen[:1]):
+                self._moved += moved_by(self.network, run)
+        except BellaError:
+            raise
+        except Exception:
+            return  # the pass itself will say what is wrong with its inputs
+        self._watched |= {kind, "stream"}
 
 
 def low_rank(
@@ -94,8 +130,10 @@ def low_rank(
         network: any ``nn.Module`` whose inputs have the batch as first axis.
         particles: number n of particles.
         rank: rank r of each change; r (in + out) parameters a layer and particle.
-        target_modules: layers to change: names, suffixes or regular expressions; Linear, Conv2d
-            and Hugging Face's Conv1D. Empty for none (then ``modules_to_save`` alone differ).
+        target_modules: layers to change: names, suffixes or regular expressions; Linear, Conv1d,
+            Conv2d, Conv3d, Embedding and Hugging Face's Conv1D. ``"all-linear"`` for every Linear
+            and Conv1D that can be changed at this rank, but heads and what turns a language
+            model's features into tokens. Empty for none (then ``modules_to_save`` alone differ).
         alpha: the change is (alpha / rank) B A; ``None`` means alpha = rank, a scale of 1.
         rslora: scale by alpha / √rank instead (Kalajdzievski 2023).
         modules_to_save: heads of which each particle trains a full copy.
@@ -127,48 +165,44 @@ def low_rank(
     if not isinstance(rank, int) or rank < 1:
         raise BellaError(f"rank={rank!r}: give a whole number of at least 1.")
     scale = (rank if alpha is None else alpha) / (math.sqrt(rank) if rslora else rank)
-    heads = targets.find(network, modules_to_save, what="modules_to_save")
-    names = [
-        name
-        for name in targets.find(network, target_modules)
-        if not any(name == head or name.startswith(f"{head}.") for head in heads)
-    ]
+    surgery.check(network)
+    reasons = surgery.bypassed(network)
+    unheard = partial(why_no_head, network, surgery.unreached(network))
+    heads = surgery.choose(network, modules_to_save, unheard, what="modules_to_save")
+    names = surgery.choose(
+        network, target_modules, partial(refusal, network, reasons), beside=heads
+    )
     if not names and not heads:
         raise BellaError("Nothing to train: name layers in target_modules or modules_to_save.")
 
     check_prefix(network, shared_prefix)
-    # Every check comes before the first change: a refused network is left as it was.
     layers: dict[str, ParticleLayer] = {}
     for name in names:
-        refuse_bypassed(network, name)
         base = network.get_submodule(name)
-        layers[name] = layer_kind(name, base)(name, axis, base, rank, scale)
+        kind = kind_of(base)
+        assert kind is not None
+        try:
+            layers[name] = kind(name, axis, base, rank, scale)
+        except BellaError:
+            if not surgery.everything(target_modules):
+                raise
+    if not layers and not heads:
+        raise BellaError(f"No Linear layer of {type(network).__name__} can have rank {rank}.")
+    adapted = bool(layers)
     for name in heads:
         head = network.get_submodule(name)
-        if not any(True for _ in head.parameters()):
-            raise BellaError(
-                f"modules_to_save names {name!r}, a {type(head).__name__} without parameters: "
-                "name a module that has some."
-            )
-        layers[name] = copies_of(name, axis, head, in_kernel=not names)
+        layers[name] = copies_of(name, axis, head, in_kernel=not adapted)
 
     for particle in range(particles):
         generator = torch.Generator().manual_seed(seed * 1_000_003 + particle)
         for layer in layers.values():
             if isinstance(layer, LowRankLayer):
-                start_(layer.A.data[particle], init, gain, generator)
-                if b_std:
-                    layer.B.data[particle].copy_(
-                        b_std * torch.randn(layer.B.shape[1:], generator=generator)
-                    )
+                layer.start(particle, init, gain, b_std, generator)
     if head_init == "reset":
         for index, name in enumerate(heads):
             layers[name].reset(seed * 1_000_003 + index)  # type: ignore[operator]
 
-    network.requires_grad_(False)
-    for name, layer in layers.items():
-        targets.replace(network, name, layer)
-    leave_fused_path(network)
+    surgery.install(network, layers, freeze=True)
     settings = {
         "particles": particles,
         "rank": rank,
@@ -182,17 +216,6 @@ def low_rank(
     )
 
 
-def start_(A: Tensor, init: Init, gain: float, generator: torch.Generator) -> None:
-    """Draw one particle's A (rank, in) in place.
-
-    Drawn on the CPU, so that one seed gives one start on every device.
-    """
-    rank, inputs = A.shape
-    draw = torch.empty(rank, inputs, dtype=torch.float32)
-    if init == "kaiming":
-        nn.init.kaiming_uniform_(draw, a=math.sqrt(5), generator=generator)
-    elif init == "xavier":
-        nn.init.xavier_uniform_(draw, generator=generator)
-    else:
-        nn.init.normal_(draw, std=1 / math.sqrt(inputs), generator=generator)
-    A.copy_(gain * draw)
+def refusal(network: nn.Module, reasons: dict[str, str], name: str) -> str | None:
+    """Why a layer gets no low-rank particles, as far as its class and place tell."""
+    return why_no_kind(name, network.get_submodule(name)) or reasons.get(name)

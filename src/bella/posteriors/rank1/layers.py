@@ -17,11 +17,24 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from bella.errors import BellaError
+from bella.particles.answers import stand_in_for, take_facts
 from bella.particles.axis import ParticleAxis
-from bella.particles.layer import Dense, ParticleLayer, Site
-from bella.particles.prefix import placeholder
-from bella.posteriors.low_rank.layers import is_linear_in_weight
-from bella.posteriors.low_rank.posterior import refuse_bypassed
+from bella.particles.layer import Dense, ParticleLayer, Site, compute_dtype
+from bella.particles.linearity import (
+    TORCHS,
+    described,
+    exchanged_call,
+    family,
+    first_line,
+    has_own_weight,
+    is_plain,
+    near,
+    tolerance_of,
+    undisturbed,
+    wave,
+)
+from bella.posteriors.low_rank.convolution import why_not_linear_in_weight
+from bella.posteriors.low_rank.layers import multiplies_transposed
 from bella.posteriors.rank1.vectors import PointVector
 
 Maker = Callable[[int, Tensor], PointVector]
@@ -43,16 +56,20 @@ class Rank1Layer(ParticleLayer):
 
     def __init__(self, name: str, axis: ParticleAxis, base: nn.Module, maker: Maker):
         super().__init__(name, axis)
-        self.base = base
-        inputs, outputs = self.sizes()
         weight: Tensor = base.weight  # type: ignore[assignment]
+        bias: Tensor | None = base.bias  # type: ignore[assignment]
+        # The same weight without the bias. deepcopy takes what `memo` holds for an object instead
+        # of copying it.
+        self.base = copy.deepcopy(
+            base, {id(weight): weight} | ({id(bias): None} if bias is not None else {})
+        )
+        inputs, outputs = self.sizes()
         self.r = maker(inputs, weight)
         self.s = maker(outputs, weight)
-        bias = base.bias
         self.bias = None
-        if isinstance(bias, Tensor):
+        if bias is not None:
             self.bias = nn.Parameter(bias.detach().expand(axis.particles, -1).clone())
-        base.register_parameter("bias", None)
+        take_facts(self, base)
 
     @abstractmethod
     def sizes(self) -> tuple[int, int]:
@@ -64,12 +81,9 @@ class Rank1Layer(ParticleLayer):
 
     @property
     def weight(self) -> Tensor:
-        """A placeholder for networks that ask their layers' dtype or device.
-
-        It is NaN, so that a network that multiplies by it itself, past r and s, shows it.
-        """
+        """The weight's shape, dtype and device; see `bella.particles.answers`."""
         shared: Tensor = self.base.weight  # type: ignore[assignment]
-        return placeholder(shared.detach(), 0, 1)
+        return stand_in_for(self.name, shared.shape, dtype=shared.dtype, device=shared.device)
 
     def product(self, x: Tensor) -> Tensor:
         """The shared layer without its bias."""
@@ -78,6 +92,7 @@ class Rank1Layer(ParticleLayer):
     def forward(self, x: Tensor) -> Tensor:
         """Run the components that the axis chose; open the axis if it is not open yet."""
         axis = self.axis
+        compute_dtype(x)  # refuses integers, to which r would be rounded
         met = axis.layer(self.name)
         if met is not None and not met.by_example:
             raise BellaError(
@@ -179,43 +194,63 @@ KINDS: dict[str, type[Rank1Layer]] = {
     "Conv1D": Rank1Linear,
     "Conv2d": Rank1Conv2d,
 }
-"""Which layer carries rank-1 factors for which class of base (itself or an ancestor)."""
+"""Which layer carries rank-1 factors for which class of torch that the base is or comes from."""
 
 
 def layer_kind(module: nn.Module) -> type[Rank1Layer] | None:
     """The rank-1 layer for a base module, or ``None`` where there is none."""
-    names = (ancestor.__name__ for ancestor in type(module).__mro__)
-    return next((KINDS[name] for name in names if name in KINDS), None)
+    return KINDS.get(family(module) or "")
 
 
-def refuse(network: nn.Module, name: str) -> None:
-    """Refuse layers that rank-1 factors cannot stand on.
+def refusal(network: nn.Module, reasons: dict[str, str], name: str) -> str | None:
+    """Why rank-1 factors cannot stand on a layer, as a sentence; ``None`` if they can.
 
-    Raises:
-        BellaError: no Linear, Conv1D or Conv2d, one that is never called, or one that transforms
-            its weight.
+    Args:
+        network: that holds it.
+        reasons: `bella.particles.surgery.bypassed` of the network.
+        name: the layer's.
     """
     module = network.get_submodule(name)
     if layer_kind(module) is None:
-        raise BellaError(
-            f"target_modules names {name!r}, a {type(module).__name__}: rank-1 factors exist for "
+        return (
+            f"target_modules names {name!r}, a {described(module)}: rank-1 factors exist for "
             "Linear, Conv1D and Conv2d layers, so name those inside it."
         )
-    refuse_bypassed(network, name)
-    if isinstance(module, nn.Conv2d) and not is_linear_in_weight(module):
-        raise BellaError(
-            f"Layer {name!r} ({type(module).__name__}) transforms its weight before it convolves, "
-            "so its factors could not be merged into the weight: leave it out of target_modules."
-        )
+    if name in reasons:
+        return reasons[name]
+    reason = why_not_scalable(module)
+    return reason and (
+        f"Layer {name!r} ({described(module)}) {reason}, so its factors could not be merged into "
+        "the weight: leave it out of target_modules."
+    )
 
 
-def convertible(network: nn.Module) -> list[str]:
-    """Every layer that `refuse` does not refuse."""
-    names = []
-    for name, _ in network.named_modules():
+def why_not_scalable(base: nn.Module) -> str | None:
+    """What keeps factors on inputs and outputs from being factors on the weight; ``None`` if
+    nothing does."""
+    kind = family(base) or ""
+    if kind == "Conv1D":
+        fits = has_own_weight(base) and multiplies_transposed(base)
+        return None if fits else "does not multiply by the weight that it holds"
+    if is_plain(base, TORCHS[kind]):
+        return None
+    if not has_own_weight(base):
+        return "makes its weight from other tensors, holds codes for it, or has hooks"
+    if isinstance(base, nn.Conv2d):
+        return why_not_linear_in_weight(base)
+    return _why_not_scalable_linear(base)
+
+
+def _why_not_scalable_linear(base: nn.Module) -> str | None:
+    weight: Tensor = base.weight.detach()  # type: ignore[operator]
+    x, r = wave(4, weight.shape[1], like=weight), 1 + wave(weight.shape[1], like=weight) / 2
+    s = 1 + wave(weight.shape[0], like=weight, pace=11.0) / 2
+    none = {} if base.bias is None else {"bias": torch.zeros_like(base.bias)}  # type: ignore[arg-type]
+    scaled = {"weight": s.unsqueeze(1) * weight * r} | none
+    with undisturbed(base):
         try:
-            refuse(network, name)
-        except BellaError:
-            continue
-        names.append(name)
-    return names
+            one = exchanged_call(base, x, scaled)
+            two = s * exchanged_call(base, x * r, {"weight": weight} | none)
+        except Exception as error:
+            return f"cannot be called with another weight ({first_line(error)})"
+        return None if near(one, two, tolerance_of(base)) else "is not linear in its weight"

@@ -11,20 +11,20 @@ example, in training and in evaluation. With r and s fixed it is BatchEnsemble (
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
 from bella.errors import BellaError, nearest
-from bella.particles import targets
+from bella.particles import surgery, targets
 from bella.particles.axis import ParticleAxis
 from bella.particles.copies import copies_of
 from bella.particles.layer import ParticleLayer
 from bella.particles.passes import BatchAxes, Folding
-from bella.posterior import Posterior
-from bella.posteriors.low_rank.posterior import leave_fused_path
-from bella.posteriors.rank1.layers import Rank1Layer, convertible, layer_kind, refuse
+from bella.posterior import Posterior, check_prefix
+from bella.posteriors.rank1.layers import Rank1Layer, layer_kind, refusal
 from bella.posteriors.rank1.vectors import CauchyVector, GaussianVector, PointVector, Start
 
 RANDOM: dict[str, type[GaussianVector] | type[CauchyVector]] = {
@@ -143,12 +143,12 @@ def rank1(
         raise BellaError(f"dropout_rate={dropout_rate}: give a number between 0 and 1.")
     if not prior_std > 0:
         raise BellaError(f"prior_std={prior_std}: give a positive number.")
+    surgery.check(network)
+    why = partial(refusal, network, surgery.bypassed(network))
     if target_modules is None:
-        names = convertible(network)
+        names = [name for name, _ in network.named_modules() if why(name) is None]
     else:
-        names = targets.find(network, target_modules)
-        for name in names:
-            refuse(network, name)
+        names = surgery.choose(network, target_modules, why)
     if "" in names:
         raise BellaError("The network is a single layer: wrap it in nn.Sequential.")
     if not names:
@@ -156,6 +156,7 @@ def rank1(
             f"Nothing to convert: {type(network).__name__} has no Linear, Conv1D or Conv2d layer "
             "that rank-1 factors can stand on."
         )
+    check_prefix(network, shared_prefix)
 
     start = Start(components, random_sign_init, dropout_rate, seed)
 
@@ -176,9 +177,7 @@ def rank1(
         for name, module in network.named_modules():
             if isinstance(module, nn.modules.batchnorm._BatchNorm):
                 layers[name] = copies_of(name, axis, module, in_kernel=False)
-    for name, layer in layers.items():
-        targets.replace(network, name, layer)
-    leave_fused_path(network)
+    surgery.install(network, layers, freeze=False)
     settings = {
         "components": components,
         "posterior": posterior,

@@ -19,8 +19,10 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from bella.particles.answers import stand_in_for, take_facts
 from bella.particles.axis import ParticleAxis
 from bella.particles.layer import ParticleLayer, Site, compute_dtype
+from bella.particles.linearity import is_plain
 from bella.posteriors.divergences import kl_gaussian
 from bella.posteriors.sparse.active import gather, largest_inactive, rows_of, scatter
 from bella.posteriors.sparse.product import ConvMap, GaussianProduct, LinearMap, Map
@@ -83,6 +85,7 @@ class SparseLayer(ParticleLayer):
         self.drawing = True
         self.scouts = 0
         self.found: Found | None = None
+        take_facts(self, base)
 
     # ------------------------------------------------------------ the active set
 
@@ -98,11 +101,9 @@ class SparseLayer(ParticleLayer):
 
     @property
     def weight(self) -> Tensor:
-        """A placeholder for networks that ask their layers' dtype or device.
-
-        It is NaN, so that a network that multiplies by it itself shows it.
-        """
-        return self.mean.new_full((), float("nan")).expand(self.shape)
+        """The weight's shape, dtype and device; see `bella.particles.answers`."""
+        like = self.mean
+        return stand_in_for(self.name, self.shape, dtype=like.dtype, device=like.device)
 
     @torch.no_grad()
     def start(
@@ -272,11 +273,9 @@ KINDS: dict[type[nn.Module], type[SparseLayer]] = {
 
 
 def layer_kind(module: nn.Module) -> type[SparseLayer] | None:
-    """The sparse layer for a plain one; none if the class computes something of its own."""
-    for known, kind in KINDS.items():
-        if isinstance(module, known) and type(module).forward is known.forward:
-            return kind
-    return None
+    """The sparse layer for a plain one; none if it computes something of its own, or with another
+    weight than it holds."""
+    return next((kind for known, kind in KINDS.items() if is_plain(module, known)), None)
 
 
 def _without_weight(base: nn.Module) -> nn.Module:

@@ -10,17 +10,18 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from bella.errors import BellaError, nearest
-from bella.particles import targets
+from bella.particles import surgery, targets
 from bella.particles.axis import ParticleAxis
+from bella.particles.linearity import described, family
 from bella.particles.passes import BatchAxes, Folding
-from bella.posterior import Posterior
-from bella.posteriors.low_rank.posterior import leave_fused_path, refuse_bypassed
+from bella.posterior import Posterior, check_prefix
 from bella.posteriors.sparse.active import decode, encode
 from bella.posteriors.sparse.criteria import CRITERIA
 from bella.posteriors.sparse.layers import SparseLayer, Start, layer_kind
@@ -179,7 +180,9 @@ def sparse_subspace(
     for what, value in positive.items():
         if not (value > 0 and math.isfinite(value)):
             raise BellaError(f"{what}={value}: give a positive number.")
+    surgery.check(network)
     names = _chosen(network, target_modules)
+    check_prefix(network, shared_prefix)
     if dense_modules is None:
         dense = names[:1] if isinstance(network.get_submodule(names[0]), nn.Conv2d) else []
     else:
@@ -195,9 +198,7 @@ def sparse_subspace(
         generator = torch.Generator().manual_seed(seed * 1_000_003 + number)
         layer.start(base.weight, start, mean_std, scale, generator)  # type: ignore[arg-type]
         layers[name] = layer
-    for name, layer in layers.items():
-        targets.replace(network, name, layer)
-    leave_fused_path(network)
+    surgery.install(network, layers, freeze=False)
     settings = {
         "density": density,
         "criterion": criterion,
@@ -217,12 +218,11 @@ def _chosen(network: nn.Module, wanted: targets.Targets | None) -> list[str]:
     Raises:
         BellaError: there is none, or one cannot be converted.
     """
+    why = partial(refusal, network, surgery.bypassed(network))
     if wanted is not None:
-        names = targets.find(network, wanted)
-        for name in names:
-            _refuse(network, name)
+        names = surgery.choose(network, wanted, why)
     else:
-        names = [name for name, _ in network.named_modules() if _is_convertible(network, name)]
+        names = [name for name, _ in network.named_modules() if why(name) is None]
     if "" in names:
         raise BellaError("The network is a single layer: wrap it in nn.Sequential.")
     if not names:
@@ -233,19 +233,21 @@ def _chosen(network: nn.Module, wanted: targets.Targets | None) -> list[str]:
     return names
 
 
-def _refuse(network: nn.Module, name: str) -> None:
+def refusal(network: nn.Module, reasons: dict[str, str], name: str) -> str | None:
+    """Why a layer gets no sparse Gaussian weight, as a sentence; ``None`` if it can have one.
+
+    Args:
+        network: that holds it.
+        reasons: `bella.particles.surgery.bypassed` of the network.
+        name: the layer's.
+    """
     module = network.get_submodule(name)
-    if layer_kind(module) is None:
-        raise BellaError(
-            f"target_modules names {name!r}, a {type(module).__name__}: sparse Gaussian weights "
-            "exist for Linear and Conv2d layers, so name those inside it."
-        )
-    refuse_bypassed(network, name)
-
-
-def _is_convertible(network: nn.Module, name: str) -> bool:
-    try:
-        _refuse(network, name)
-    except BellaError:
-        return False
-    return True
+    if layer_kind(module) is not None:
+        return reasons.get(name)
+    known = family(module) in ("Linear", "Conv2d")
+    more = ", which computes something of its own or holds no ordinary weight" if known else ""
+    end = "leave it out" if known else "name those inside it"
+    return (
+        f"target_modules names {name!r}, a {described(module)}{more}: sparse Gaussian weights "
+        f"exist for plain Linear and Conv2d layers, so {end}."
+    )
