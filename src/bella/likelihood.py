@@ -1,50 +1,38 @@
-"""The logits of a network's outputs, and their negative log-likelihood."""
+"""The negative log-likelihood of a network's outputs."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any
 
 import torch.nn.functional as F
 from torch import Tensor
 
 from bella import metrics
+from bella.classes import ClassAxis, logits_of
 from bella.errors import BellaError
 
-
-def logits_of(outputs: Any) -> Tensor:
-    """The logits among a network's outputs.
-
-    Args:
-        outputs: the logits, an object or mapping with ``logits``, or a tuple that begins with them.
-
-    Raises:
-        BellaError: none of these.
-    """
-    if isinstance(outputs, Tensor):
-        return outputs
-    if isinstance(outputs, Mapping) and "logits" in outputs:
-        return outputs["logits"]
-    if isinstance(getattr(outputs, "logits", None), Tensor):
-        return outputs.logits
-    if isinstance(outputs, tuple | list) and outputs and isinstance(outputs[0], Tensor):
-        return outputs[0]
-    raise BellaError(
-        f"The network returned a {type(outputs).__name__} without logits: return a tensor of "
-        "logits, or an object with .logits."
-    )
+__all__ = ["logits_of", "nll"]
 
 
-def nll(outputs: Any, labels: Tensor, *, ignore_index: int = -100) -> Tensor:
+def nll(
+    outputs: Any,
+    labels: Tensor,
+    *,
+    ignore_index: int = -100,
+    class_axis: int | ClassAxis | None = None,
+) -> Tensor:
     """Negative log-likelihood: MEAN over the batch, SUM over the particles.
 
     The sum keeps every particle's gradient its own; a mean would divide each by n.
 
     Args:
-        outputs: a posterior's outputs; logits (particles, batch, ..., classes).
+        outputs: a posterior's outputs; logits (particles, batch, ..., classes), or with the classes
+            on another axis where the labels' shape shows which.
         labels: class numbers (batch, ...), or (particles, batch, ...) where each particle has its
             own examples.
         ignore_index: label of positions that do not count; a particle without any other has 0.
+        class_axis: where the network's own outputs have their classes, if their kind and the
+            labels' shape leave it open; see `bella.classes.ClassAxis`.
 
     Returns:
         A scalar, in nats.
@@ -53,7 +41,7 @@ def nll(outputs: Any, labels: Tensor, *, ignore_index: int = -100) -> Tensor:
         BellaError: labels of another shape or type, or out of range (checked on CPU tensors; on a
             GPU the check would wait for the device).
     """
-    logits = metrics.precise(logits_of(outputs))
+    logits = metrics.precise(ClassAxis.of(class_axis).place(outputs, labels))
     if labels.is_floating_point():
         raise BellaError(f"Labels are {labels.dtype}: give class numbers as integers.")
     labels = labels.long()
