@@ -77,11 +77,16 @@ class ClassAxis:
         Raises:
             BellaError: no logits, labels of another shape, or an axis that nothing decides.
         """
+        axis = self.in_logits(outputs, labels)
         logits = logits_of(outputs)
-        axis = self.find(outputs, labels)
-        if type(outputs).__name__ == PIXELS and labels is not None and axis == 1:
+        if type(outputs).__name__ == PIXELS and labels is not None and axis == 2:
             logits = enlarge(logits, labels)
-        return logits.movedim(axis + 1 if axis > 0 else axis, -1)
+        return logits.movedim(axis, -1)
+
+    def in_logits(self, outputs: Any, labels: Tensor | None = None) -> int:
+        """The axis in a posterior's logits, whose axis 0 are the particles; see `place`."""
+        axis = self.find(outputs, labels)
+        return axis + 1 if axis > 0 else axis
 
     def find(self, outputs: Any, labels: Tensor | None = None) -> int:
         """The axis in the network's own outputs; see `place`."""
