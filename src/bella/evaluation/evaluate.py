@@ -5,17 +5,19 @@ from __future__ import annotations
 import math
 import operator
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 from rich.progress import Progress
-from torch import Tensor
+from torch import Tensor, nn
 
 from bella import metrics
 from bella.classes import ClassAxis
 from bella.errors import BellaError
 from bella.inputs import split, to
+from bella.likelihood import likelihood_of_outputs, resolve, targets_of
 from bella.posterior import Posterior
 from bella.prediction.predict import NotFiniteError, particles_at_once, predict
 from bella.prediction.predictive import IGNORED, Predictive
@@ -28,6 +30,7 @@ def collect(
     posterior: Posterior,
     loader: Any,
     *,
+    likelihood: str = "auto",
     progress: Progress | None = None,
     class_axis: int | ClassAxis | None = None,
     ignore_index: int = IGNORED,
@@ -38,6 +41,8 @@ def collect(
     Args:
         posterior: any posterior.
         loader: of (inputs, labels) or mappings with ``labels``.
+        likelihood: what the labels are, see `bella.likelihood`; ``auto``: as the network's own
+            loss takes them.
         progress: a display to show a bar in, from the second second on.
         class_axis: see `bella.predict`; found on the first batch and kept.
         ignore_index: label of examples, tokens or pixels that do not count.
@@ -46,11 +51,13 @@ def collect(
 
     Returns:
         The predictive and the labels of all that counts, on the CPU: of examples, or of their
-        tokens or pixels one after another (`Predictive.lengths` says how many each example has).
+        tokens or pixels one after another (`Predictive.lengths` says how many each example has);
+        labels stand at the positions that are scored on them.
 
     Raises:
         BellaError: the loader is empty, or nothing in it counts; labels that do not fit; inputs or
-            logits that are not finite, named by batch and row.
+            logits that are not finite, named by batch and row;
+            a network that predicts no classes.
     """
     device = next(posterior.parameters()).device
     total = operator.length_hint(loader) or None
@@ -58,23 +65,30 @@ def collect(
     start = time.monotonic()
     parts, labels = [], []
     axis = ClassAxis.of(class_axis)
+    network = getattr(posterior, "network", posterior)
+    kind = resolve(likelihood, network)
     for number, batch in enumerate(loader):
-        args, kwargs, y = split(batch)
+        args, kwargs, y = split(batch, network)
         inputs: Any = to(kwargs or args, device)
         if options.get("particles_per_pass") == "auto":
             size = particles_at_once(posterior, inputs, options.pop("memory", None))
             options["particles_per_pass"] = size
+        y = targets_of(y, kind) if kind == "tokens" else y
         try:
-            predictive = predict(
-                posterior,
-                inputs,
-                class_axis=axis,
-                labels=y,
-                ignore_index=ignore_index,
-                **options,
-            )
+            with outputs_of(posterior) as heard:
+                predictive = predict(
+                    posterior,
+                    inputs,
+                    class_axis=axis,
+                    labels=y,
+                    ignore_index=ignore_index,
+                    **options,
+                )
         except NotFiniteError as error:
             raise NotFiniteError(f"Batch {number}: {error}") from None
+        if kind is None:  # only the outputs tell
+            kind = likelihood_of_outputs(heard[0])
+            y = targets_of(y, kind) if kind == "tokens" else y
         counted, y = predictive.cpu().counted(y.cpu(), ignore_index)
         parts.append(counted)
         labels.append(y)
@@ -88,6 +102,19 @@ def collect(
             "none with -1, which foreign data may."
         )
     return Predictive.cat(parts), torch.cat(labels)
+
+
+@contextmanager
+def outputs_of(posterior: nn.Module) -> Iterator[list[Any]]:
+    """What its first pass inside the block returns, in a list."""
+    heard: list[Any] = []
+    handle = posterior.register_forward_hook(
+        lambda _, __, outputs: None if heard else heard.append(outputs)
+    )
+    try:
+        yield heard
+    finally:
+        handle.remove()
 
 
 def evaluate(
@@ -108,8 +135,8 @@ def evaluate(
             may be out of range (-1) where there are none.
         temperature: divide all logits by it.
         progress: a display to show bars in.
-        **options: those of `bella.predict`: ``draws``, ``average``, ``particles_per_pass``,
-            ``class_axis``, ``ignore_index`` (-100), ...
+        **options: ``likelihood``, see `collect`, and those of `bella.predict`: ``draws``,
+            ``average``, ``particles_per_pass``, ``class_axis``, ``ignore_index`` (-100), ...
 
     Returns:
         The figures of `evaluate_predictive`, over all examples; where each has several answers,

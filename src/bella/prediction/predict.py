@@ -16,6 +16,7 @@ from bella import metrics
 from bella.classes import ClassAxis
 from bella.errors import BellaError
 from bella.inputs import arguments, rows
+from bella.likelihood import check_logits, check_predicts_classes
 from bella.memory import at_once, parts
 from bella.particles.prefix import Stream
 from bella.posterior import Posterior
@@ -65,11 +66,12 @@ def predict(
         The predictive, (particles, batch, positions..., classes) whatever the network's own order.
 
     Raises:
-        BellaError: ``draws``, ``particles_per_pass`` or ``first`` out of range, outputs without
-            logits or not finite (rows of the inputs that are not are named), a class axis that
-            nothing decides, several draws together with ``stop``, or a ``memory`` too small for
-            one particle.
+        BellaError: ``draws``, ``particles_per_pass`` or ``first`` out of range, outputs that are no
+            logits of classes or not finite (rows of the inputs that are not are named), a class
+            axis that nothing decides, several draws together with ``stop``, or a ``memory`` too
+            small for one particle.
     """
+    check_predicts_classes(posterior)
     if draws < 1:
         raise BellaError(f"draws={draws}: give a whole number of at least 1.")
     if particles_per_pass not in (None, "auto") and particles_per_pass < 1:  # type: ignore[operator]
@@ -108,6 +110,7 @@ def predict(
                 alone = len(part) == len(everyone)
                 with nullcontext() if alone else posterior.subset(part):
                     logits.append(axis.place(posterior(*args, **kwargs), labels))
+            check_logits(logits[0])
             joined = metrics.precise(torch.cat(logits))
             refuse_not_finite(joined, (args, kwargs), numbers)
             return joined

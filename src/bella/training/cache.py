@@ -73,7 +73,7 @@ class CachedPrefix(Dataset):
         start = 0
         labels = []
         for batch in batches:
-            args, kwargs, y = split(batch)
+            args, kwargs, y = split(batch, posterior.network)
             with torch.inference_mode():
                 stream = posterior.prefix(*to(args, self.device), **to(kwargs, self.device))
             if not self.kept:
@@ -146,7 +146,7 @@ def is_fixed(posterior: Posterior, data: Data, device: torch.device) -> bool:
     before = torch.random.get_rng_state()
     runs: list[list[Tensor]] = []
     for _ in range(2):
-        args, kwargs, _ = split(collate([dataset[i] for i in probe]))
+        args, kwargs, _ = split(collate([dataset[i] for i in probe]), posterior.network)
         if args and isinstance(args[0], Stream):
             return False
         try:
