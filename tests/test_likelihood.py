@@ -268,6 +268,31 @@ def test_wrapped_networks_go_by_their_outputs():
     assert record.history[0]["loss"] == pytest.approx(float(own), rel=0.05)
 
 
+@pytest.mark.parametrize("wrapped", [False, True])
+@torch.no_grad()
+def test_evaluation_scores_the_tokens_that_training_scores(wrapped):
+    class Wrapped(nn.Module):
+        def __init__(self, inner):
+            super().__init__()
+            self.inner = inner
+
+        def forward(self, input_ids):
+            return self.inner(input_ids=input_ids)
+
+    torch.manual_seed(0)
+    network = NETWORKS["gpt2"][1]()
+    network = Wrapped(network) if wrapped else network
+    posterior = bella.low_rank(network, 2, 2, (r".*c_fc",)).eval()
+    inputs, labels = batch("gpt2")
+    plain = NETWORKS["gpt2"][1]().eval()
+    plain.load_state_dict(
+        (posterior.particle(0).inner if wrapped else posterior.particle(0)).state_dict()
+    )
+    found = bella.evaluate(posterior, [inputs | {"labels": labels}])
+    own = float(plain(**inputs, labels=labels).loss)  # particles begin where the network is
+    assert found["nll"] == pytest.approx(own, rel=1e-5)
+
+
 # ------------------------------------------------------------ what is refused
 
 

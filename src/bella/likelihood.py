@@ -16,7 +16,7 @@ A position whose label is -100 counts nowhere. `likelihood_of` names what a netw
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any, Literal, NamedTuple
 
 import torch
@@ -24,7 +24,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from bella import metrics
+from bella.classes import ClassAxis, logits_of
 from bella.errors import BellaError
+
+__all__ = ["LIKELIHOODS", "likelihood_of", "logits_of", "losses", "nll"]
 
 IGNORED = -100
 """Label of positions that do not count."""
@@ -96,10 +99,12 @@ _UNSHIFTED = re.compile(
 _CAUSAL = re.compile("CausalLM|LMHead|ForConditionalGeneration|Text2Text|ForCausalImageModeling")
 # Their own loss is another than a cross-entropy of their logits.
 _OTHER = re.compile(
-    "ForCTC|ForRNNT|ForTDT|Segmentation|ObjectDetection|QuestionAnswering|DepthEstimation|XVector|"
+    "ForCTC|ForRNNT|ForTDT|InstanceSegmentation|UniversalSegmentation|ForSegmentation|ObjectDetection|QuestionAnswering|DepthEstimation|XVector|"
     "ForPreTraining|DoubleHeads|Diffusion|^ProphetNet|^Musicgen|^SeamlessM4T|^PI0|TTS"
 )
-_CLASSES = re.compile("Classification|MaskedLM|MultipleChoice|NextSentencePrediction")
+_CLASSES = re.compile(
+    "Classification|SemanticSegmentation|MaskedLM|MultipleChoice|NextSentencePrediction"
+)
 
 
 def resolve(name: str, network: nn.Module) -> str | None:
@@ -180,29 +185,6 @@ def _of_transformers(thing: Any) -> bool:
 # ------------------------------------------------------------ scoring
 
 
-def logits_of(outputs: Any) -> Tensor:
-    """The logits among a network's outputs.
-
-    Args:
-        outputs: the logits, an object or mapping with ``logits``, or a tuple that begins with them.
-
-    Raises:
-        BellaError: none of these.
-    """
-    if isinstance(outputs, Tensor):
-        return outputs
-    if isinstance(outputs, Mapping) and "logits" in outputs:
-        return outputs["logits"]
-    if isinstance(getattr(outputs, "logits", None), Tensor):
-        return outputs.logits
-    if isinstance(outputs, tuple | list) and outputs and isinstance(outputs[0], Tensor):
-        return outputs[0]
-    raise BellaError(
-        f"The network returned a {type(outputs).__name__} without logits: return a tensor of "
-        "logits, or an object with .logits."
-    )
-
-
 def check_logits(logits: Tensor) -> None:
     """Refuse logits whose softmax says nothing.
 
@@ -244,6 +226,7 @@ def losses(
     likelihood: str | None = None,
     own: bool | None = None,
     ignore_index: int = IGNORED,
+    class_axis: int | ClassAxis | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Each particle's negative log-likelihood, summed, and the number of labels that count.
 
@@ -253,6 +236,7 @@ def losses(
         likelihood: see `nll`.
         own: whether every particle has labels of its own; ``None`` reads it from their shape.
         ignore_index: see `nll`.
+        class_axis: see `nll`.
 
     Returns:
         Sums in nats and counts, both (particles,).
@@ -261,7 +245,7 @@ def losses(
         BellaError: see `nll`.
     """
     name = likelihood or likelihood_of_outputs(outputs)
-    logits = metrics.precise(logits_of(outputs))
+    logits = metrics.precise(ClassAxis.of(class_axis).place(outputs, labels))
     check_logits(logits)
     if name == "tokens" and logits.dim() < 4:
         raise BellaError(
@@ -282,7 +266,12 @@ def losses(
 
 
 def nll(
-    outputs: Any, labels: Tensor, *, likelihood: str | None = None, ignore_index: int = IGNORED
+    outputs: Any,
+    labels: Tensor,
+    *,
+    likelihood: str | None = None,
+    ignore_index: int = IGNORED,
+    class_axis: int | ClassAxis | None = None,
 ) -> Tensor:
     """Negative log-likelihood: MEAN over the labels that count, SUM over the particles.
 
@@ -290,7 +279,8 @@ def nll(
     the mean of the losses that the n networks would compute themselves from these labels.
 
     Args:
-        outputs: a posterior's outputs; logits (particles, batch, ..., classes).
+        outputs: a posterior's outputs; logits (particles, batch, ..., classes), or with the classes
+            on another axis where the labels' shape shows which.
         labels: class numbers (batch, ...), or (particles, batch, ...) where each particle has its
             own examples.
         likelihood: ``classes``: every position has its label; ``tokens``: position t is scored on
@@ -299,6 +289,8 @@ def nll(
             where it comes from, and the decoders of encoder-decoder networks alone
             (``BartForCausalLM``) do not shift: name it there.
         ignore_index: label of positions that do not count; a particle without any other has 0.
+        class_axis: where the network's own outputs have their classes, if their kind and the
+            labels' shape leave it open; see `bella.classes.ClassAxis`.
 
     Returns:
         A scalar, in nats.
@@ -307,7 +299,13 @@ def nll(
         BellaError: labels of another shape or type, one logit, or labels out of range (checked on
             CPU tensors; on a GPU the check would wait for the device).
     """
-    sums, counts = losses(outputs, labels, likelihood=likelihood, ignore_index=ignore_index)
+    sums, counts = losses(
+        outputs,
+        labels,
+        likelihood=likelihood,
+        ignore_index=ignore_index,
+        class_axis=class_axis,
+    )
     return (sums / counts.clamp_min(1)).sum()
 
 

@@ -155,7 +155,7 @@ def test_without_errors_what_tells_errors_is_nan():
 
 
 def test_labels_that_do_not_fit_are_named():
-    with pytest.raises(BellaError, match=r"\(batch,\)"):
+    with pytest.raises(BellaError, match="do not fit predictions"):
         evaluate_predictive(predict(LinearParticles(), X), Y[:7])
     with pytest.raises(BellaError, match="Label 3 is out of range"):
         evaluate(LinearParticles(), loader_of(X, Y + 1))

@@ -250,7 +250,7 @@ def test_bad_input_is_named(metric, probs, labels, message):
 
 def test_particle_figures_want_three_axes_and_probabilities():
     for metric in (metrics.mutual_information, metrics.diversity, metrics.disagreement):
-        with pytest.raises(BellaError, match="particles, batch, classes"):
+        with pytest.raises(BellaError, match="particles, batch, ..., classes"):
             metric(PROBS)
         with pytest.raises(BellaError, match="not finite"):
             metric(torch.full((2, 3, 4), math.nan))

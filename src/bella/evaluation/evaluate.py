@@ -14,11 +14,13 @@ from rich.progress import Progress
 from torch import Tensor, nn
 
 from bella import metrics
+from bella.classes import ClassAxis
+from bella.errors import BellaError
 from bella.inputs import split, to
 from bella.likelihood import likelihood_of_outputs, resolve, targets_of
 from bella.posterior import Posterior
-from bella.prediction.predict import particles_at_once, predict
-from bella.prediction.predictive import Predictive
+from bella.prediction.predict import NotFiniteError, particles_at_once, predict
+from bella.prediction.predictive import IGNORED, Predictive
 
 PATIENCE = 2.0
 """Seconds after which a bar is worth showing."""
@@ -30,6 +32,8 @@ def collect(
     *,
     likelihood: str = "auto",
     progress: Progress | None = None,
+    class_axis: int | ClassAxis | None = None,
+    ignore_index: int = IGNORED,
     **options: Any,
 ) -> tuple[Predictive, Tensor]:
     """Predict a whole loader.
@@ -40,37 +44,63 @@ def collect(
         likelihood: what the labels are, see `bella.likelihood`; ``auto``: as the network's own
             loss takes them.
         progress: a display to show a bar in, from the second second on.
+        class_axis: see `bella.predict`; found on the first batch and kept.
+        ignore_index: label of examples, tokens or pixels that do not count.
         **options: those of `bella.predict`: ``draws``, ``average``, ``particles_per_pass``
             (``auto`` is decided on the first batch), ``stop``, ...
 
     Returns:
-        The predictive and the labels of all examples, on the CPU; labels stand at the positions
-        that are scored on them.
+        The predictive and the labels of all that counts, on the CPU: of examples, or of their
+        tokens or pixels one after another (`Predictive.lengths` says how many each example has);
+        labels stand at the positions that are scored on them.
 
     Raises:
-        BellaError: the loader is empty, or the network is none that predicts classes.
+        BellaError: the loader is empty, or nothing in it counts; labels that do not fit; inputs or
+            logits that are not finite, named by batch and row;
+            a network that predicts no classes.
     """
     device = next(posterior.parameters()).device
     total = operator.length_hint(loader) or None
     task = progress.add_task("predicting", total=total, visible=False) if progress else None
     start = time.monotonic()
     parts, labels = [], []
+    axis = ClassAxis.of(class_axis)
     network = getattr(posterior, "network", posterior)
     kind = resolve(likelihood, network)
-    for batch in loader:
+    for number, batch in enumerate(loader):
         args, kwargs, y = split(batch, network)
         inputs: Any = to(kwargs or args, device)
         if options.get("particles_per_pass") == "auto":
             size = particles_at_once(posterior, inputs, options.pop("memory", None))
             options["particles_per_pass"] = size
-        with outputs_of(posterior) as heard:
-            parts.append(predict(posterior, inputs, **options).cpu())
-        kind = kind or likelihood_of_outputs(heard[0])
-        labels.append((targets_of(y, kind) if kind == "tokens" else y).cpu())
+        y = targets_of(y, kind) if kind == "tokens" else y
+        try:
+            with outputs_of(posterior) as heard:
+                predictive = predict(
+                    posterior,
+                    inputs,
+                    class_axis=axis,
+                    labels=y,
+                    ignore_index=ignore_index,
+                    **options,
+                )
+        except NotFiniteError as error:
+            raise NotFiniteError(f"Batch {number}: {error}") from None
+        if kind is None:  # only the outputs tell
+            kind = likelihood_of_outputs(heard[0])
+            y = targets_of(y, kind) if kind == "tokens" else y
+        counted, y = predictive.cpu().counted(y.cpu(), ignore_index)
+        parts.append(counted)
+        labels.append(y)
         if progress and task is not None:
             progress.update(task, advance=1, visible=time.monotonic() - start > PATIENCE)
     if progress and task is not None:
         progress.remove_task(task)
+    if parts and not any(map(len, labels)):
+        raise BellaError(
+            f"Nothing in the data counts: all labels are {ignore_index}. Label examples that have "
+            "none with -1, which foreign data may."
+        )
     return Predictive.cat(parts), torch.cat(labels)
 
 
@@ -106,10 +136,11 @@ def evaluate(
         temperature: divide all logits by it.
         progress: a display to show bars in.
         **options: ``likelihood``, see `collect`, and those of `bella.predict`: ``draws``,
-            ``average``, ``particles_per_pass``, ...
+            ``average``, ``particles_per_pass``, ``class_axis``, ``ignore_index`` (-100), ...
 
     Returns:
-        The figures of `evaluate_predictive`.
+        The figures of `evaluate_predictive`, over all examples; where each has several answers,
+        over all tokens or pixels whose label counts.
 
     Raises:
         BellaError: no data, or labels that do not fit the classes.
@@ -136,7 +167,7 @@ def evaluate_predictive(
 
     Args:
         predictive: predictions on in-distribution data.
-        labels: their class numbers.
+        labels: their class numbers; what has the label -100 is left out.
         ood: by name, the predictions on other data and their labels.
 
     Returns:
@@ -146,13 +177,17 @@ def evaluate_predictive(
         uncertainty tells errors; ``aurc``, by entropy; ``diversity`` and ``disagreement``.
         For each other set also ``auroc_NAME_entropy``, ``auroc_NAME_mi``, ``entropy_NAME``,
         ``mi_NAME`` and, where all its labels are valid, ``accuracy_NAME``, ``nll_NAME`` and
-        ``ece_NAME``. A figure of what does not occur (``mi_wrong`` without errors) is NaN.
+        ``ece_NAME``. A figure of what does not occur (``mi_wrong`` without errors) is NaN, and so
+        are the AUROCs of mutual information where no particle disputes anything: one network has
+        no such score, and .5 would look like a measurement.
 
     Raises:
         BellaError: no data, or labels that do not fit the classes.
     """
+    predictive, labels = predictive.counted(labels)
     probs, mi = predictive.probs, predictive.mutual_information
     metrics.check(probs, labels)
+    disputed = bool((mi > 0).any())
     wrong = predictive.predictions != labels
     found = {
         "accuracy": metrics.accuracy(probs, labels),
@@ -165,17 +200,23 @@ def evaluate_predictive(
         "mi_correct": _mean(mi[~wrong]),
         "mi_wrong": _mean(mi[wrong]),
         "auroc_errors_entropy": metrics.auroc_errors(probs, labels, predictive.entropy),
-        "auroc_errors_mi": metrics.auroc_errors(probs, labels, mi),
+        "auroc_errors_mi": metrics.auroc_errors(probs, labels, mi) if disputed else math.nan,
         "aurc": metrics.aurc(probs, labels, predictive.entropy),
         "diversity": metrics.diversity(predictive.particle_probs, predictive.weights),
         "disagreement": metrics.disagreement(predictive.particle_probs, predictive.weights),
     }
     for name, (other, truth) in (ood or {}).items():
+        other, truth = other.counted(truth)
+        other_mi = other.mutual_information
         found[f"auroc_{name}_entropy"] = metrics.auroc_between(predictive.entropy, other.entropy)
-        found[f"auroc_{name}_mi"] = metrics.auroc_between(mi, other.mutual_information)
+        found[f"auroc_{name}_mi"] = (
+            metrics.auroc_between(mi, other_mi)
+            if disputed or bool((other_mi > 0).any())
+            else math.nan
+        )
         found[f"entropy_{name}"] = float(other.entropy.mean())
-        found[f"mi_{name}"] = float(other.mutual_information.mean())
-        if bool(((truth >= 0) & (truth < other.probs.shape[1])).all()):
+        found[f"mi_{name}"] = float(other_mi.mean())
+        if bool(((truth >= 0) & (truth < other.probs.shape[-1])).all()):
             found[f"accuracy_{name}"] = metrics.accuracy(other.probs, truth)
             found[f"nll_{name}"] = other.nll(truth)
             found[f"ece_{name}"] = metrics.ece(other.probs, truth)

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from bella.errors import BellaError
 from bella.metrics import check_labels
+from bella.prediction.predictive import IGNORED
 
 COLDEST, HOTTEST = 0.01, 100.0
 """Bounds of the temperature: without errors among the labels the best one would be 0."""
@@ -19,16 +20,17 @@ COLDEST, HOTTEST = 0.01, 100.0
 @torch.inference_mode(False)
 @torch.enable_grad()
 def fit_temperature(
-    logits: Float[Tensor, "*particles batch classes"], labels: Int[Tensor, " batch"]
+    logits: Float[Tensor, "*particles_batch classes"], labels: Int[Tensor, "*batch"]
 ) -> float:
     """The temperature T that minimises the NLL of softmax(logits / T) on validation data.
 
     L-BFGS on log T in float64, T from 0.01 to 100.
 
     Args:
-        logits: of one network, (batch, classes), or of every particle, (particles, batch, classes):
-            then all are divided by the same T and their probabilities averaged.
-        labels: class numbers.
+        logits: of one network, (batch, ..., classes), or of every particle,
+            (particles, batch, ..., classes): then all are divided by the same T and their
+            probabilities averaged.
+        labels: class numbers (batch, ...); what has the label -100 does not count.
 
     Source:
         Guo et al. 2017, On calibration of modern neural networks, section 4.2.
@@ -36,17 +38,21 @@ def fit_temperature(
     Raises:
         BellaError: logits that are not finite, labels of another shape or out of range, no data.
     """
-    if logits.dim() not in (2, 3) or labels.shape != logits.shape[-2:-1] or not len(labels):
+    own = labels.dim() + 1
+    fit = logits.dim() in (own, own + 1) and logits.shape[-own:-1] == labels.shape
+    if not (fit and own > 1 and bool((labels != IGNORED).any())):
         raise BellaError(
             f"Logits of shape {tuple(logits.shape)} and labels of shape {tuple(labels.shape)} are "
-            "not ([particles,] batch, classes) and (batch,) with at least one example."
+            "not ([particles,] batch, ..., classes) and (batch, ...) with at least one example."
         )
     if not torch.isfinite(logits).all():
         raise BellaError("Logits are not finite: check the network's inputs and training.")
-    check_labels(labels, logits.shape[-1])
+    check_labels(labels, logits.shape[-1], IGNORED)
     # A copy, because what was predicted in inference mode cannot enter autograd.
-    scores = logits.detach().to("cpu", torch.double, copy=True).view(-1, *logits.shape[-2:])
-    target = labels.to("cpu", torch.long, copy=True)
+    scores = logits.detach().to("cpu", torch.double, copy=True)
+    target = labels.to("cpu", torch.long, copy=True).flatten()
+    scores = scores.reshape(-1, len(target), logits.shape[-1])[:, target != IGNORED]
+    target = target[target != IGNORED]
     log_t = torch.zeros((), dtype=torch.double, requires_grad=True)
     optimizer = torch.optim.LBFGS(
         [log_t],

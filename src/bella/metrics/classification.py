@@ -1,7 +1,8 @@
 """Figures of a predictive: pure functions of tensors.
 
 torchmetrics and scikit-learn compute what they compute well; the rest is a line or two.
-Information is in nats.
+Information is in nats. No figure depends on the order of the examples: where an order by confidence
+or uncertainty has ties, tied examples count as their mean.
 """
 
 from __future__ import annotations
@@ -15,10 +16,10 @@ from torch import Tensor
 from bella.errors import BellaError, require
 
 Probs = Float[Tensor, "batch classes"]
-ParticleProbs = Float[Tensor, "particles batch classes"]
+ParticleProbs = Float[Tensor, "particles *batch classes"]
 Labels = Int[Tensor, " batch"]
 Scores = Float[Tensor, " batch"]
-Weights = Float[Tensor, "particles batch"] | None
+Weights = Float[Tensor, "particles *batch"] | None
 """What each particle counts for each example, with a sum of 1; ``None`` for all the same."""
 
 
@@ -31,7 +32,7 @@ def check_labels(labels: Tensor, classes: int, ignore_index: int | None = None) 
     Raises:
         BellaError: labels that are not integers, are negative or not below ``classes``.
     """
-    if labels.is_floating_point():
+    if labels.is_floating_point() or labels.is_complex():
         raise BellaError(f"Labels are {labels.dtype}: give class numbers as integers.")
     labels = labels.long()
     wrong = (labels < 0) | (labels >= classes)
@@ -83,10 +84,10 @@ def check_particles(particle_probs: ParticleProbs) -> None:
     Raises:
         BellaError: another shape, or values that are not probabilities.
     """
-    if particle_probs.dim() != 3:
+    if particle_probs.dim() < 3:
         raise BellaError(
             f"Probabilities of shape {tuple(particle_probs.shape)} are not "
-            "(particles, batch, classes)."
+            "(particles, batch, ..., classes)."
         )
     check_probs(particle_probs)
 
@@ -105,20 +106,31 @@ def entropy(probs: Float[Tensor, "*shape classes"]) -> Float[Tensor, "*shape"]:
     return torch.special.entr(precise(probs)).sum(-1)
 
 
-def over_particles(values: Float[Tensor, "particles batch *rest"], weights: Weights) -> Tensor:
-    """The mean over the particles, by their weights where there are any."""
+def over_particles(values: Float[Tensor, "particles ..."], weights: Weights) -> Tensor:
+    """The mean over the particles, by their weights where there are any.
+
+    Taken from the first particle on, so that particles that say the same have exactly that for
+    their mean.
+    """
+    first = values[:1]
     if weights is None:
-        return values.mean(0)
-    return torch.einsum("nb...,nb->b...", values, weights.to(values.dtype))
+        return (first + (values - first).mean(0, keepdim=True)).squeeze(0)
+    weights = weights.to(values.dtype)
+    weights = weights.reshape(*weights.shape, *[1] * (values.dim() - weights.dim()))
+    return (first + (weights * (values - first)).sum(0, keepdim=True)).squeeze(0)
 
 
-def expected_entropy(particle_probs: ParticleProbs, weights: Weights = None) -> Scores:
+def expected_entropy(
+    particle_probs: ParticleProbs, weights: Weights = None
+) -> Float[Tensor, "*batch"]:
     """mean_i H[p_i]: the uncertainty that every particle sees (aleatoric)."""
     check_particles(particle_probs)
     return over_particles(entropy(particle_probs), weights)
 
 
-def mutual_information(particle_probs: ParticleProbs, weights: Weights = None) -> Scores:
+def mutual_information(
+    particle_probs: ParticleProbs, weights: Weights = None
+) -> Float[Tensor, "*batch"]:
     """H[p] - mean_i H[p_i] >= 0 with p = mean_i p_i: what the particles dispute (epistemic).
 
     Computed as the equal mean_i KL(p_i || p), which keeps its digits where particles nearly agree:
@@ -153,7 +165,7 @@ def kl(p: Float[Tensor, "*shape classes"], q: Float[Tensor, "*shape classes"]) -
 def accuracy(probs: Probs, labels: Labels) -> float:
     """Share of examples whose most probable class is the label."""
     check(probs, labels)
-    return (probs.argmax(-1) == labels).double().mean().item()
+    return (probs.argmax(-1) == labels.long()).double().mean().item()
 
 
 def nll(log_probs: Float[Tensor, "batch classes"], labels: Labels) -> float:
@@ -186,11 +198,14 @@ def ece(probs: Probs, labels: Labels, bins: int = 15) -> float:
 
 
 def adaptive_ece(probs: Probs, labels: Labels, bins: int = 15) -> float:
-    """Expected calibration error with bins of equal numbers of examples (Nixon et al. 2019)."""
+    """Expected calibration error with bins of equal numbers of examples (Nixon et al. 2019).
+
+    Examples of one confidence may fall into two bins; each is then right as often as all of them.
+    """
     check(probs, labels)
     confidence, predictions = probs.double().max(-1)
-    order = confidence.argsort(stable=True)
-    gap = (confidence - (predictions == labels).double())[order]
+    right = mean_of_ties((predictions == labels.long()).double(), confidence)
+    gap = (confidence - right)[confidence.argsort()]
     return sum(part.sum().abs().item() for part in gap.tensor_split(bins)) / len(labels)
 
 
@@ -200,7 +215,7 @@ def reliability(
     """Mean confidence, accuracy and number of examples of each bin of `ece` that has any."""
     check(probs, labels)
     confidence, predictions = _below_one(probs).max(-1)
-    right = (predictions == labels).double()
+    right = (predictions == labels.long()).double()
     inner = torch.linspace(0, 1, bins + 1, dtype=confidence.dtype, device=confidence.device)[1:-1]
     bin_of = torch.bucketize(confidence, inner, right=True)
     rows = [bin_of == b for b in range(bins)]
@@ -210,6 +225,13 @@ def reliability(
         [right[row].mean().item() for row in rows],
         [int(row.sum()) for row in rows],
     )
+
+
+def mean_of_ties(values: Scores, score: Scores) -> Scores:
+    """Each example's value, replaced by the mean of the examples that have its score."""
+    _, group, count = score.unique(return_inverse=True, return_counts=True)
+    total = values.new_zeros(len(count)).index_add_(0, group, values)
+    return (total / count)[group]
 
 
 def _below_one(probs: Probs) -> Probs:
@@ -223,7 +245,7 @@ def _below_one(probs: Probs) -> Probs:
 
 
 def auroc(score: Scores, positive: Bool[Tensor, " batch"]) -> float:
-    """Probability that a positive example scores above a negative one.
+    """Probability that a positive example scores above a negative one; of equal scores, a half.
 
     NaN where one of the two kinds is missing: there is then nothing to tell apart.
 
@@ -253,7 +275,7 @@ def auroc_between(inside: Scores, outside: Scores) -> float:
 def auroc_errors(probs: Probs, labels: Labels, uncertainty: Scores) -> float:
     """How well an uncertainty tells wrong answers (higher) from right ones; NaN without errors."""
     check(probs, labels)
-    return auroc(uncertainty, probs.argmax(-1) != labels)
+    return auroc(uncertainty, probs.argmax(-1) != labels.long())
 
 
 def risk_coverage(
@@ -261,8 +283,11 @@ def risk_coverage(
 ) -> tuple[Float[Tensor, " batch"], Float[Tensor, " batch"]]:
     """The coverages 1/b, 2/b, ..., 1 and the error rate (risk) of so many least uncertain answers.
 
+    Answers of one uncertainty may come in any order: theirs is the risk that is expected over all
+    of those orders.
+
     Raises:
-        BellaError: an uncertainty of another shape than the labels, and as `check`.
+        BellaError: an uncertainty of another shape than the labels or not finite, and as `check`.
     """
     check(probs, labels)
     if uncertainty.shape != labels.shape:
@@ -270,7 +295,10 @@ def risk_coverage(
             f"Uncertainties of shape {tuple(uncertainty.shape)} do not fit labels of shape "
             f"{tuple(labels.shape)}."
         )
-    wrong = (probs.argmax(-1) != labels).double()[uncertainty.argsort(stable=True)]
+    if not torch.isfinite(uncertainty).all():
+        raise BellaError("Uncertainties are not finite: check the network's inputs and training.")
+    wrong = mean_of_ties((probs.argmax(-1) != labels.long()).double(), uncertainty)
+    wrong = wrong[uncertainty.argsort()]
     count = torch.arange(1, len(wrong) + 1, dtype=torch.double, device=wrong.device)
     return count / len(wrong), wrong.cumsum(0) / count
 
@@ -294,11 +322,13 @@ def diversity(particle_probs: ParticleProbs, weights: Weights = None) -> float:
 def disagreement(particle_probs: ParticleProbs, weights: Weights = None) -> float:
     """Share of examples on which two particles name different classes, mean over pairs."""
     check_particles(particle_probs)
-    votes = particle_probs.argmax(-1)
+    votes = particle_probs.argmax(-1).flatten(1)
     n = len(votes)
     if n == 1:
         return 0.0
-    counts = torch.ones_like(votes, dtype=torch.double) if weights is None else weights.double()
+    counts = torch.ones_like(votes, dtype=torch.double)
+    if weights is not None:
+        counts = weights.double().flatten(1)
     pairs = counts[:, None] * counts[None]
     pairs.diagonal().zero_()
     differ = pairs * (votes[:, None] != votes[None])

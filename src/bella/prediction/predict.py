@@ -13,13 +13,14 @@ import torch
 from torch import Tensor, nn
 
 from bella import metrics
+from bella.classes import ClassAxis
 from bella.errors import BellaError
 from bella.inputs import arguments, rows
-from bella.likelihood import check_logits, check_predicts_classes, logits_of
+from bella.likelihood import check_logits, check_predicts_classes
 from bella.memory import at_once, parts
 from bella.particles.prefix import Stream
 from bella.posterior import Posterior
-from bella.prediction.predictive import Average, Predictive, agree, early_weights
+from bella.prediction.predictive import IGNORED, Average, Predictive, agree, early_weights
 from bella.trees import tensors_of
 
 
@@ -33,6 +34,9 @@ def predict(
     average: Average = "probs",
     stop: float | None = None,
     first: int = 2,
+    class_axis: int | ClassAxis | None = None,
+    labels: Tensor | None = None,
+    ignore_index: int = IGNORED,
 ) -> Predictive:
     """Predict a batch with every particle, or with as many as the examples need.
 
@@ -48,13 +52,24 @@ def predict(
         average: see `Predictive`.
         stop: examples on which the mutual information of the ``first`` particles is below this
             bound (in nats) skip all others, and their predictive is that of the first. 0 skips
-            nothing. See `Predictive.saved` and `bella.prediction.early_stop`.
+            nothing. Of an example with several positions the most disputed one decides. See
+            `Predictive.saved` and `bella.prediction.early_stop`.
         first: how many particles run on every example, at least 2.
+        class_axis: where the network's own outputs have their classes, for tokens and pixels: 1 as
+            in torch's cross_entropy, -1 for the last. ``None``: as the kind of the outputs or the
+            labels' shape show (see `bella.classes.ClassAxis`).
+        labels: of these inputs, (batch, positions...), where there are any. Only their shape is
+            used, to find the classes' axis, and for ``stop`` which positions count.
+        ignore_index: label of positions that do not count.
+
+    Returns:
+        The predictive, (particles, batch, positions..., classes) whatever the network's own order.
 
     Raises:
-        BellaError: ``draws``, ``particles_per_pass`` or ``first`` out of range, outputs that are
-            no logits of classes, several draws together with ``stop``, or a ``memory`` too small
-            for one particle.
+        BellaError: ``draws``, ``particles_per_pass`` or ``first`` out of range, outputs that are no
+            logits of classes or not finite (rows of the inputs that are not are named), a class
+            axis that nothing decides, several draws together with ``stop``, or a ``memory`` too
+            small for one particle.
     """
     check_predicts_classes(posterior)
     if draws < 1:
@@ -73,6 +88,7 @@ def predict(
     if stop is not None and draws > 1:
         raise BellaError("stop skips particles and not draws: leave out draws, or stop.")
     args, kwargs = arguments(inputs)
+    axis = ClassAxis.of(class_axis)
     everyone = range(posterior.particles)
     with evaluating(posterior), torch.inference_mode():
         if particles_per_pass == "auto":
@@ -82,27 +98,80 @@ def predict(
         if size < len(everyone) or stop:
             args, kwargs = posterior.begun(*args, **kwargs)
 
-        def said(particles: Sequence[int], args: tuple, kwargs: dict[str, Any]) -> Tensor:
+        def said(
+            particles: Sequence[int],
+            args: tuple,
+            kwargs: dict[str, Any],
+            labels: Tensor | None,
+            numbers: Sequence[int] | None = None,
+        ) -> Tensor:
             logits = []
             for part in parts(particles, size):
                 alone = len(part) == len(everyone)
                 with nullcontext() if alone else posterior.subset(part):
-                    logits.append(logits_of(posterior(*args, **kwargs)))
+                    logits.append(axis.place(posterior(*args, **kwargs), labels))
             check_logits(logits[0])
-            return metrics.precise(torch.cat(logits))
+            joined = metrics.precise(torch.cat(logits))
+            refuse_not_finite(joined, (args, kwargs), numbers)
+            return joined
 
         if not stop or first >= len(everyone):
             return Predictive(
-                torch.cat([said(everyone, args, kwargs) for _ in range(draws)]), average
+                torch.cat([said(everyone, args, kwargs, labels) for _ in range(draws)]), average
             )
-        begin = said(everyone[:first], args, kwargs)
-        early = agree(begin, stop)
+        begin = said(everyone[:first], args, kwargs, labels)
+        counted = None if labels is None else labels != ignore_index
+        early = agree(begin, stop, counted=counted)
         rest = begin.new_zeros(len(everyone) - first, *begin.shape[1:])
         if not early.all():
             doubtful = (~early).nonzero().flatten()
-            rest[:, doubtful] = said(everyone[first:], *rows((args, kwargs), doubtful, len(early)))
+            some = None if labels is None else labels.to(doubtful.device)[doubtful]
+            args, kwargs = rows((args, kwargs), doubtful, len(early))
+            rest[:, doubtful] = said(everyone[first:], args, kwargs, some, doubtful.tolist())
         logits = torch.cat((begin, rest))
         return Predictive(logits, average, early_weights(logits, early, first))
+
+
+class NotFiniteError(BellaError):
+    """Some rows of a batch gave logits that are not finite."""
+
+
+def refuse_not_finite(logits: Tensor, inputs: Any, numbers: Sequence[int] | None = None) -> None:
+    """Refuse logits that are not finite, and name the rows of the inputs that are to blame.
+
+    Args:
+        logits: (particles, batch, ...).
+        inputs: what they came from, as (args, kwargs) of tensors or streams.
+        numbers: of the rows in the caller's batch, if these are some of them.
+
+    Raises:
+        NotFiniteError: they are not.
+    """
+    if torch.isfinite(logits).all():
+        return
+    args, kwargs = inputs
+    held = [x.carried() if isinstance(x, Stream) else x for x in (*args, *kwargs.values())]
+    bad = torch.zeros(logits.shape[1], dtype=torch.bool, device=logits.device)
+    for x in tensors_of(held):
+        if x.is_floating_point() and x.dim() and len(x) == len(bad):
+            bad |= ~torch.isfinite(x).reshape(len(x), -1).all(1).to(bad.device)
+    if bad.any():
+        rows_are, verb = _rows(bad, numbers)
+        raise NotFiniteError(f"{rows_are} of the inputs {verb} not finite: clean the data first.")
+    bad = ~logits.movedim(1, 0).flatten(1).isfinite().all(1)
+    rows_are, verb = _rows(bad, numbers)
+    raise NotFiniteError(
+        f"{rows_are} of the network's logits {verb} not finite, though its inputs are: are they in "
+        "range, and did training converge?"
+    )
+
+
+def _rows(bad: Tensor, numbers: Sequence[int] | None, most: int = 5) -> tuple[str, str]:
+    found = [numbers[row] if numbers else row for row in bad.nonzero().flatten().tolist()]
+    named = ", ".join(map(str, found[:most]))
+    if len(found) == 1:
+        return f"Row {named}", "is"
+    return f"Rows {named}{f' and {len(found) - most} more' if len(found) > most else ''}", "are"
 
 
 def particles_at_once(posterior: Posterior, inputs: Any, memory: int | None = None) -> int:

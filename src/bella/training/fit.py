@@ -24,6 +24,7 @@ from bella.likelihood import IGNORED
 from bella.particles.prefix import Stream
 from bella.particles.recompute import recompute
 from bella.posterior import Posterior
+from bella.prediction.predictive import IGNORED
 from bella.storage import own_tensors
 from bella.training.annealing import kl_weight
 from bella.training.batches import Data, epoch_seed, loader, own_batches
@@ -178,6 +179,8 @@ class Run:
         first = self.load_checkpoint(record)
         begun = time.perf_counter() - record.seconds
         self.share_prefix(bar)
+        if self.validation is not None and first < self.settings.epochs:
+            self.try_validation()
         task = bar.add_task("training", total=self.steps, completed=self.step.number)
         for epoch in range(first, self.settings.epochs):
             if self.should_stop(epoch):
@@ -316,19 +319,39 @@ class Run:
 
     # ------------------------------------------------------------ validation and the best epoch
 
+    def try_validation(self) -> None:
+        """Validate on the first batch with labels that count, so that what cannot be validated is
+        refused before it has trained for an epoch.
+
+        Raises:
+            BellaError: it cannot.
+        """
+        assert self.validation is not None
+        for batch in self.validation:
+            if bool((split(batch)[2] != IGNORED).any()):
+                try:
+                    self.validate([batch])
+                except BellaError as error:
+                    raise BellaError(f"The validation data do not work: {error}") from error
+                return
+        raise BellaError(
+            f"The validation data are empty, or all of their labels are {IGNORED}: leave them out."
+        )
+
     @torch.no_grad()
-    def validate(self) -> dict[str, float]:
-        """NLL and accuracy of the predictive on the validation data."""
+    def validate(self, batches: Iterable[Any] | None = None) -> dict[str, float]:
+        """NLL and accuracy of the predictive on the validation data, or on some batches of them."""
         from bella.evaluation.evaluate import collect
         from bella.metrics import accuracy
 
-        assert self.validation is not None
+        # Before the first step nobody knows how many particles fit: then one at a time.
+        at_once = self.gradients.at_once or 1
         with self.precision.autocast(), finite_predictions(self.posterior):
             predictive, labels = collect(
                 self.posterior,
-                self.validation,
+                self.validation if batches is None else batches,
                 likelihood=self.settings.likelihood,
-                particles_per_pass=self.gradients.at_once,
+                particles_per_pass=at_once,
             )
         return {
             "validation_nll": float(predictive.nll(labels)),

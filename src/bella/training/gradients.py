@@ -10,6 +10,7 @@ from torch import Tensor
 
 from bella import likelihood as likelihoods
 from bella import memory
+from bella.classes import ClassAxis
 from bella.inputs import to
 from bella.posterior import Posterior
 from bella.training.precision import Precision
@@ -72,6 +73,7 @@ class Gradients:
         self.move = move
         self.likelihood = likelihoods.resolve(likelihood, posterior.network)
         self.own = minibatches == "own"
+        self.class_axis = ClassAxis()
         self.budget = memory_budget
         self.precision = precision or Precision("no", next(posterior.parameters()).device)
         wanted = particles_per_pass or posterior.particles
@@ -127,7 +129,13 @@ class Gradients:
                 named = {key: value[chunk] for key, value in kwargs.items()}
                 with posterior.own_inputs():
                     outputs, labels = posterior(*own, **named), labels[chunk]
-            sums, _ = likelihoods.losses(outputs, labels, likelihood=self.likelihood, own=self.own)
+            sums, _ = likelihoods.losses(
+                outputs,
+                labels,
+                likelihood=self.likelihood,
+                own=self.own,
+                class_axis=self.class_axis,
+            )
             return sums
 
     def count(self, batch: Batch) -> Tensor:

@@ -9,7 +9,7 @@ import torch
 from bella.posterior import Posterior
 from bella.transport.base import Transport
 from bella.transport.coupling import Coupling, Measurement, Scope
-from bella.transport.gram import differences
+from bella.transport.spread import Spread
 
 
 class Coupled(Transport):
@@ -45,17 +45,23 @@ class Coupled(Transport):
             normalize=normalize,
             floor=min_bandwidth,
         )
+        self.spread = Spread(self.groups)
         if posterior.particles > 1:
             self.coupling.measure()  # an unknown bandwidth rule is refused here, not in training
 
     def repel(self, measured: Measurement, weights: list[torch.Tensor], coefficient: float) -> None:
-        """Add -coefficient Σ_j weights_ij (Δ_i - Δ_j) to the gradients, and log."""
+        """Add -coefficient Σ_j weights_ij (Δ_i - Δ_j) to the gradients, and log.
+
+        Particles that are one point, and would stay one, are parted first; see `Spread`.
+        """
+        if coefficient:
+            self.spread.part()
         own = [p.grad for g in self.groups for s in g.sites for p in s.parameters]
         gradient = sum(g.float().square().sum() for g in own if g is not None)
         repulsion = torch.zeros(())
         for group, weight in zip(self.groups, weights, strict=True):
             if group.in_kernel and coefficient:
-                forces = group.pull(differences(weight))
+                forces = group.push(weight)
                 repulsion = repulsion.to(weight.device) + sum(f.square().sum() for f in forces)
                 group.add_to_grad(forces, -coefficient)
         self._log |= {
@@ -63,4 +69,5 @@ class Coupled(Transport):
             "bandwidth": measured.width.sqrt(),
             "mean_kernel": measured.mean_k,
             "repulsion_ratio": coefficient * (repulsion / (gradient + 1e-30)) ** 0.5,
+            "spread_steps": float(self.spread.steps),
         }

@@ -14,6 +14,7 @@ from torch import Tensor
 from bella.errors import BellaError
 from bella.particles.layer import Factors, Site
 from bella.transport import gram
+from bella.transport.gram import differences
 from bella.transport.kernels import bandwidth, kernel_named, median
 
 Scope = Literal["global", "layer"]
@@ -46,11 +47,23 @@ class Group:
         return stacked if self.low_rank else [x.flatten(2) for x in stacked]
 
     def inner(self) -> Matrices:
-        """Inner products of the particles, per layer."""
+        """Inner products of the particles, per layer; those of whole copies about their mean."""
         if self.low_rank:
             A, B = self.stacked()
             return gram.inner_low_rank(A, B, self.scale)
-        return gram.inner_dense(self.stacked()[0])
+        return gram.inner_dense(gram.centred(self.stacked()[0]))
+
+    def square_distances(self) -> Matrices:
+        """‖Δ_i - Δ_j‖² per layer, as `wide` as the parameters."""
+        first = self.sites[0].parameters[0]
+        d2 = gram.square_distances(self.inner())
+        return d2.to(torch.promote_types(first.dtype, torch.float32)).to(first.device)
+
+    def push(self, weights: Matrices) -> list[Tensor]:
+        """The force Σ_j weights_ij (Δ_i - Δ_j) on every parameter, stacked as `stacked` is."""
+        if self.low_rank:
+            return self.pull(differences(weights))
+        return [gram.pull_dense(gram.centred(self.stacked()[0]), differences(weights))]
 
     def pull(self, M: Matrices) -> list[Tensor]:
         """The force Σ_j M_ij Δ_j on every parameter, stacked as `stacked` is."""
@@ -88,7 +101,7 @@ def mean_distance(groups: Sequence[Group]) -> Tensor:
     """Root of the mean square distance of two particles, over all layers together."""
     if not groups:  # a single network, with nothing to move
         return torch.zeros(())
-    d2 = sum(gram.square_distances(group.inner()).sum() for group in groups if group.in_kernel)
+    d2 = sum(group.square_distances().sum() for group in groups if group.in_kernel)
     n = groups[0].sites[0].parameters[0].shape[0]
     return torch.as_tensor(d2 / max(n * (n - 1), 1)).sqrt()
 
@@ -99,7 +112,8 @@ class Measurement:
 
     Attributes:
         k: k_ij per layer; groups that only follow hold the kernel of the others.
-        slope: -2 ∂k/∂‖Δ_i - Δ_j‖² per layer; zero for groups that only follow.
+        slope: -2 ∂k/∂‖Δ_i - Δ_j‖² per layer; zero for groups that only follow, and for pairs that
+            are one point in that layer.
         distance: mean over pairs of the square distance over all layers.
         width: mean bandwidth σ².
         mean_k: mean of k_ij over pairs i ≠ j.
@@ -161,7 +175,7 @@ class Coupling:
                 "(requires_grad), or choose transport 'ensemble'."
             )
         # All layers' pairs in one (layers, n, n); the groups take their rows back at the end.
-        d2 = torch.cat([gram.square_distances(group.inner()) for group in moving])
+        d2 = torch.cat([group.square_distances() for group in moving])
         share = torch.ones_like(d2[:, :1, :1])
         if self.scope == "global":
             if self.normalize:
@@ -172,7 +186,8 @@ class Coupling:
             total = d2
         width = bandwidth(total, self.rule, self.floor)
         k, slope = self.kernel(total, width)
-        k, slope = k.expand_as(d2), (slope * share).expand_as(d2)
+        # Where two particles are one point in a layer, no direction there parts them.
+        k, slope = k.expand_as(d2), (slope * share).where(d2 > 0, 0)
         n = d2.shape[-1]
         pairs = max(n * (n - 1), 1)
         rows_k, rows_slope = (

@@ -18,12 +18,13 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
+from bella.classes import ClassAxis, logits_of
 from bella.errors import BellaError
-from bella.likelihood import logits_of
 from bella.posterior import Posterior
 from bella.transport import kernels
 from bella.transport.base import Transport
-from bella.transport.gram import differences, inner_dense, square_distances
+from bella.transport.gram import centred, differences, inner_dense, square_distances
+from bella.transport.spread import Spread
 
 
 class Function(Transport):
@@ -34,6 +35,8 @@ class Function(Transport):
         kernel: ``rbf``, ``imq`` or ``laplace``.
         bandwidth: ``median`` of square distances, ``liu-wang``, or σ as a number.
         min_bandwidth: smallest σ².
+        class_axis: where the network's outputs have their classes, if their kind leaves it open
+            (see `bella.classes.ClassAxis`). All positions are compared, padding too.
         **options: those of `Transport`; ``data_size`` is needed.
     """
 
@@ -46,9 +49,12 @@ class Function(Transport):
         kernel: str = "rbf",
         bandwidth: str | float = "median",
         min_bandwidth: float = 1e-6,
+        class_axis: int | None = None,
         **options: Any,
     ):
         super().__init__(posterior, **options)
+        self.axis = ClassAxis(class_axis)
+        self.spread = Spread(self.groups)
         self.kernel = kernels.kernel_named(kernel)
         self.rule = bandwidth
         self.floor = min_bandwidth
@@ -68,7 +74,7 @@ class Function(Transport):
         for particle in range(self.posterior.particles):
             with self.posterior.subset([particle]):
                 self.everyone = None
-                parts.append(log_probabilities(self.posterior(*args, **kwargs)))
+                parts.append(log_probabilities(self.axis.place(self.posterior(*args, **kwargs))))
         self.everyone = torch.cat(parts)
 
     def _listen(self, posterior: Any, inputs: Any, outputs: Any) -> None:
@@ -79,7 +85,7 @@ class Function(Transport):
         logits = logits_of(outputs)
         if not logits.requires_grad:
             return
-        own = log_probabilities(logits.detach())
+        own = log_probabilities(self.axis.place(outputs).detach())
         if len(chosen) < posterior.particles and self.everyone is None:
             raise BellaError(
                 "function repels every particle from all others, but only some run: "
@@ -87,13 +93,19 @@ class Function(Transport):
             )
         everyone = own if len(chosen) == posterior.particles else self.everyone
         assert everyone is not None
-        logits.register_hook(lambda grad: grad + self.force(everyone, list(chosen)).to(grad.dtype))
+        axis = self.axis.in_logits(outputs)
+
+        def push(grad: Tensor) -> Tensor:
+            return grad + self.force(everyone, list(chosen)).to(grad.dtype).movedim(-1, axis)
+
+        logits.register_hook(push)
 
     @torch.no_grad()
     def force(self, everyone: Tensor, chosen: list[int]) -> Tensor:
-        """-(T/N) R on the chosen particles' logits, given all log-probabilities (n, batch, ...)."""
+        """-(T/N) R on the chosen particles' logits, given all log-probabilities
+        (n, batch, ..., classes)."""
         # The force sees differences alone. Centred, close particles do not lose theirs in the Gram.
-        flat = (everyone - everyone.mean(0)).flatten(1).unsqueeze(0)
+        flat = centred(everyone.flatten(1).unsqueeze(0))
         d2 = square_distances(inner_dense(flat))
         width = kernels.bandwidth(d2, self.rule, self.floor)
         k, slope = self.kernel(d2, width)
@@ -109,13 +121,15 @@ class Function(Transport):
         return -self.coefficient * self.loss_scale / self.accumulate * pull
 
     def couple(self, coefficient: float) -> None:
-        """The repulsion came in through the logits; only its figures are left to log."""
-        self._log |= self._felt
+        """The repulsion came in through the logits; its figures are left to log, and particles that
+        are one point to part."""
+        if coefficient and self.posterior.particles > 1:
+            self.spread.part()
+        self._log |= self._felt | {"spread_steps": float(self.spread.steps)}
         self.everyone = None
 
 
-def log_probabilities(outputs: Any) -> Tensor:
-    """Log-probabilities of a network's outputs, in float32 or better."""
-    logits = logits_of(outputs)
+def log_probabilities(logits: Tensor) -> Tensor:
+    """Log-probabilities of logits (..., classes), in float32 or better."""
     dtype = torch.float64 if logits.dtype == torch.float64 else torch.float32
     return torch.log_softmax(logits.to(dtype), -1)

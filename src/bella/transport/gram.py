@@ -6,6 +6,10 @@ O(n² r² (in + out)) a layer.
 
 With Δ_i = s B_i A_i the inner product is ⟨Δ_i, Δ_j⟩ = s² Σ (B_iᵀ B_j) ∘ (A_i A_jᵀ). (Appendix G of
 the Bella paper repeats the index i in one of its traces; this is the corrected form.)
+
+Distances between near particles are small differences of large inner products. Products of factors
+are therefore accumulated in float64 (taking a mean away from the factors would help in one gauge
+only), and whole copies, which are too large for that, are taken about their mean.
 """
 
 from __future__ import annotations
@@ -13,6 +17,15 @@ from __future__ import annotations
 import torch
 from jaxtyping import Float
 from torch import Tensor
+
+ONE_POINT = 1e-14
+"""Square distance, relative to the particles' own squares, below which two are one point: what
+float32 factors resolve, and well above what float64 sums round."""
+
+
+def exact(x: Tensor) -> Tensor:
+    """In float64, where products of float32 do not round; on the CPU if the device has none."""
+    return (x.cpu() if x.device.type == "mps" else x).double()
 
 
 def _blocks(X: Float[Tensor, "layers particles rank dim"]) -> Float[Tensor, ...]:
@@ -27,8 +40,8 @@ def inner_low_rank(
     B: Float[Tensor, "layers particles out rank"],
     scale: float,
 ) -> Float[Tensor, "layers particles particles"]:
-    """⟨Δ_i, Δ_j⟩ of every pair of particles, per layer."""
-    return scale**2 * (_blocks(A) * _blocks(B.mT)).sum((2, 4))
+    """⟨Δ_i, Δ_j⟩ of every pair of particles, per layer, in float64."""
+    return scale**2 * (_blocks(exact(A)) * _blocks(exact(B).mT)).sum((2, 4))
 
 
 def pull_low_rank(
@@ -62,6 +75,17 @@ def inner_dense(
     return torch.bmm(value, value.mT)
 
 
+def centred(
+    value: Float[Tensor, "layers particles size"],
+) -> Float[Tensor, "layers particles size"]:
+    """About the particles' mean; what no difference between particles sees is taken away.
+
+    The first particle is taken away before: equal particles are exactly 0 afterwards.
+    """
+    value = value - value[:, :1]
+    return value - value.mean(1, keepdim=True)
+
+
 def pull_dense(
     value: Float[Tensor, "layers particles size"], M: Float[Tensor, "layers particles particles"]
 ) -> Float[Tensor, "layers particles size"]:
@@ -72,9 +96,11 @@ def pull_dense(
 def square_distances(
     inner: Float[Tensor, "layers particles particles"],
 ) -> Float[Tensor, "layers particles particles"]:
-    """‖i - j‖² = ⟨i, i⟩ + ⟨j, j⟩ - 2 ⟨i, j⟩, clamped at 0 where rounding would go below."""
+    """‖i - j‖² = ⟨i, i⟩ + ⟨j, j⟩ - 2 ⟨i, j⟩, and exactly 0 where it is no more than rounding."""
     norms = inner.diagonal(dim1=-2, dim2=-1)
-    d2 = (norms.unsqueeze(-1) + norms.unsqueeze(-2) - 2 * inner).clamp_min(0)
+    both = norms.unsqueeze(-1) + norms.unsqueeze(-2)
+    d2 = both - 2 * inner
+    d2 = d2.where(d2 > ONE_POINT * both, 0)
     d2.diagonal(dim1=-2, dim2=-1).zero_()
     return d2
 
