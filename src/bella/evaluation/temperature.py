@@ -40,7 +40,7 @@ def fit_temperature(
     """
     own = labels.dim() + 1
     fit = logits.dim() in (own, own + 1) and logits.shape[-own:-1] == labels.shape
-    if not (fit and own > 1 and bool((labels != IGNORED).any())):
+    if not (fit and own > 1 and bool((labels.long() != IGNORED).any())):
         raise BellaError(
             f"Logits of shape {tuple(logits.shape)} and labels of shape {tuple(labels.shape)} are "
             "not ([particles,] batch, ..., classes) and (batch, ...) with at least one example."

@@ -117,7 +117,7 @@ def predict(
                 torch.cat([said(everyone, args, kwargs, labels) for _ in range(draws)]), average
             )
         begin = said(everyone[:first], args, kwargs, labels)
-        counted = None if labels is None else labels != ignore_index
+        counted = None if labels is None else labels.long() != ignore_index
         early = agree(begin, stop, counted=counted)
         rest = begin.new_zeros(len(everyone) - first, *begin.shape[1:])
         if not early.all():

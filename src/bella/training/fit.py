@@ -297,7 +297,7 @@ class Run:
         """
         assert self.validation is not None
         for batch in self.validation:
-            if bool((split(batch)[2] != IGNORED).any()):
+            if bool((split(batch)[2].long() != IGNORED).any()):
                 try:
                     self.validate([batch])
                 except BellaError as error:

@@ -9,6 +9,7 @@ import torch
 from bella.posterior import Posterior
 from bella.transport.base import Transport
 from bella.transport.coupling import Coupling, Measurement, Scope
+from bella.transport.gram import differences
 from bella.transport.spread import Spread
 
 
@@ -61,7 +62,7 @@ class Coupled(Transport):
         repulsion = torch.zeros(())
         for group, weight in zip(self.groups, weights, strict=True):
             if group.in_kernel and coefficient:
-                forces = group.push(weight)
+                forces = group.pull(differences(weight))
                 repulsion = repulsion.to(weight.device) + sum(f.square().sum() for f in forces)
                 group.add_to_grad(forces, -coefficient)
         self._log |= {

@@ -23,7 +23,7 @@ from bella.errors import BellaError
 from bella.posterior import Posterior
 from bella.transport import kernels
 from bella.transport.base import Transport
-from bella.transport.gram import centred, differences, inner_dense, square_distances
+from bella.transport.gram import differences, from_first, inner_dense, square_distances
 from bella.transport.spread import Spread
 
 
@@ -104,8 +104,8 @@ class Function(Transport):
     def force(self, everyone: Tensor, chosen: list[int]) -> Tensor:
         """-(T/N) R on the chosen particles' logits, given all log-probabilities
         (n, batch, ..., classes)."""
-        # The force sees differences alone. Centred, close particles do not lose theirs in the Gram.
-        flat = centred(everyone.flatten(1).unsqueeze(0))
+        # The force sees differences alone, and in the Gram close particles would lose theirs.
+        flat = from_first(everyone.flatten(1).unsqueeze(0))
         d2 = square_distances(inner_dense(flat))
         width = kernels.bandwidth(d2, self.rule, self.floor)
         k, slope = self.kernel(d2, width)
