@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import importlib
-import math
 import json
+import math
 
 import pytest
 import torch

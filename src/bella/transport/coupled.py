@@ -19,9 +19,11 @@ class Coupled(Transport):
     Args:
         posterior: whose particles move.
         kernel: ``rbf``, ``imq`` or ``laplace``.
-        bandwidth: ``median`` of square distances, ``liu-wang``, or σ as a number.
-        scope: ``global``, one kernel over all layers, or ``layer``, one for each.
-        normalize: divide each layer's square distances by their median before they are summed.
+        bandwidth: ``median`` of square distances, ``liu-wang``, or σ as a number, in the units of
+            the distances: with ``normalize`` and scope ``global`` those are medians.
+        scope: ``global``, one kernel on the mean of all layers' square distances, or ``layer``, one
+            for each.
+        normalize: divide each layer's square distances by their median before their mean is taken.
         min_bandwidth: smallest σ² and smallest median.
         **options: those of `Transport`; ``data_size`` is needed.
     """

@@ -137,9 +137,9 @@ class Coupling:
         groups: what the particles own.
         kernel: ``rbf``, ``imq`` or ``laplace``.
         rule: bandwidth, see `bella.transport.kernels.bandwidth`.
-        scope: one kernel over all layers, or one for each.
+        scope: one kernel on the mean of all layers' square distances, or one for each.
         normalize: with one kernel over all layers, divide each layer's square distances by their
-            median first; otherwise one layer of large scale rules the sum.
+            median first; otherwise one layer of large scale rules the mean.
         floor: smallest median or bandwidth.
 
     Raises:
