@@ -30,15 +30,15 @@ def test_the_labels_shape_shows_the_axis(positions, classes, data):
     axis = data.draw(st.integers(1, len(shape)))
     logits = random(3, *shape[:axis], classes, *shape[axis:])
     labels = torch.zeros(shape, dtype=torch.long)
-    placed = ClassAxis().place(logits, labels)
+    placed = ClassAxis().place(logits, logits, labels)
     assert placed.shape == (3, *shape, classes)
     torch.testing.assert_close(placed, logits.movedim(axis + 1, -1), rtol=0, atol=0)
 
 
 def test_plain_classifiers_have_no_other_axis():
     logits = random(3, 8, 8)
-    assert ClassAxis().place(logits) is not None
-    assert torch.equal(ClassAxis().place(logits), logits)
+    assert ClassAxis().place(logits, logits) is not None
+    assert torch.equal(ClassAxis().place(logits, logits), logits)
 
 
 @pytest.mark.parametrize("own", [False, True])
@@ -62,38 +62,42 @@ def test_what_two_axes_fit_is_refused_and_settled_by_name():
 
 def test_an_axis_that_was_found_is_kept():
     axis = ClassAxis()
-    axis.place(random(3, 2, 6, 4), torch.zeros(2, 4, dtype=torch.long))
+    first = random(3, 2, 6, 4)
+    axis.place(first, first, torch.zeros(2, 4, dtype=torch.long))
     assert axis.axis == 1
     twice = random(3, 2, 6, 6)
-    assert torch.equal(axis.place(twice, torch.zeros(2, 6, dtype=torch.long)), twice.mT)
+    assert torch.equal(axis.place(twice, twice, torch.zeros(2, 6, dtype=torch.long)), twice.mT)
 
 
 @pytest.mark.parametrize("kind", [TokenClassifierOutput, MaskedLMOutput, CausalLMOutputWithPast])
 def test_transformers_outputs_say_it_themselves(kind):
     logits = random(3, 2, 6, 6)
     labels = torch.randint(6, (2, 6))
-    assert torch.equal(ClassAxis().place(kind(logits=logits)), logits)
+    assert torch.equal(ClassAxis().place(logits, kind(logits=logits)), logits)
     expected = sum(F.cross_entropy(one.mT, labels) for one in logits)
     torch.testing.assert_close(bella.nll(kind(logits=logits), labels), expected)
 
 
 def test_pixels_of_transformers_are_enlarged_to_the_labels():
     logits, labels = random(3, 2, 5, 4, 4), torch.randint(5, (2, 8, 12))
-    placed = ClassAxis().place(SemanticSegmenterOutput(logits=logits), labels)
+    placed = ClassAxis().place(logits, SemanticSegmenterOutput(logits=logits), labels)
     for one, particle in zip(placed, logits, strict=True):
         larger = F.interpolate(particle, (8, 12), mode="bilinear", align_corners=False)
         torch.testing.assert_close(one, larger.movedim(1, -1))
-    unlabelled = ClassAxis().place(SemanticSegmenterOutput(logits=logits))
+    unlabelled = ClassAxis().place(logits, SemanticSegmenterOutput(logits=logits))
     assert torch.equal(unlabelled, logits.movedim(2, -1))
 
 
 @pytest.mark.parametrize(
     ("make", "words"),
     [
-        (lambda: ClassAxis().place(random(3, 2, 6, 4)), "class_axis=1 .* class_axis=-1"),
-        (lambda: ClassAxis(0).place(random(3, 2, 6, 4)), "class_axis=0"),
-        (lambda: ClassAxis(3).place(random(3, 2, 6, 4)), "from 1 to 2"),
-        (lambda: ClassAxis().place(random(3, 2)), "particles, batch"),
+        (
+            lambda: ClassAxis().place(random(3, 2, 6, 4), random(3, 2, 6, 4)),
+            "class_axis=1 .* class_axis=-1",
+        ),
+        (lambda: ClassAxis(0).place(random(3, 2, 6, 4), random(3, 2, 6, 4)), "class_axis=0"),
+        (lambda: ClassAxis(3).place(random(3, 2, 6, 4), random(3, 2, 6, 4)), "from 1 to 2"),
+        (lambda: ClassAxis().place(random(3, 2), random(3, 2)), "particles, batch"),
         (lambda: bella.nll(random(3, 2, 5, 4, 4), torch.zeros(2, 8, 8).long()), "do not fit"),
         (lambda: bella.nll(random(3, 2, 5), torch.zeros(2, 5).long()), "do not fit"),
         (

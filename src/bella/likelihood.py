@@ -1,17 +1,39 @@
-"""The negative log-likelihood of a network's outputs."""
+"""The logits of a network's outputs, and their negative log-likelihood."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch.nn.functional as F
 from torch import Tensor
 
 from bella import metrics
-from bella.classes import ClassAxis, logits_of
+from bella.classes import ClassAxis
 from bella.errors import BellaError
 
-__all__ = ["logits_of", "nll"]
+
+def logits_of(outputs: Any) -> Tensor:
+    """The logits among a network's outputs.
+
+    Args:
+        outputs: the logits, an object or mapping with ``logits``, or a tuple that begins with them.
+
+    Raises:
+        BellaError: none of these.
+    """
+    if isinstance(outputs, Tensor):
+        return outputs
+    if isinstance(outputs, Mapping) and "logits" in outputs:
+        return outputs["logits"]
+    if isinstance(getattr(outputs, "logits", None), Tensor):
+        return outputs.logits
+    if isinstance(outputs, tuple | list) and outputs and isinstance(outputs[0], Tensor):
+        return outputs[0]
+    raise BellaError(
+        f"The network returned a {type(outputs).__name__} without logits: return a tensor of "
+        "logits, or an object with .logits."
+    )
 
 
 def nll(
@@ -41,7 +63,8 @@ def nll(
         BellaError: labels of another shape or type, or out of range (checked on CPU tensors; on a
             GPU the check would wait for the device).
     """
-    logits = metrics.precise(ClassAxis.of(class_axis).place(outputs, labels))
+    logits = ClassAxis.of(class_axis).place(logits_of(outputs), outputs, labels)
+    logits = metrics.precise(logits)
     if labels.is_floating_point():
         raise BellaError(f"Labels are {labels.dtype}: give class numbers as integers.")
     labels = labels.long()

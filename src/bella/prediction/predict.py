@@ -16,6 +16,7 @@ from bella import metrics
 from bella.classes import ClassAxis
 from bella.errors import BellaError
 from bella.inputs import arguments, rows
+from bella.likelihood import logits_of
 from bella.memory import at_once, parts
 from bella.particles.prefix import Stream
 from bella.posterior import Posterior
@@ -107,7 +108,8 @@ def predict(
             for part in parts(particles, size):
                 alone = len(part) == len(everyone)
                 with nullcontext() if alone else posterior.subset(part):
-                    logits.append(axis.place(posterior(*args, **kwargs), labels))
+                    outputs = posterior(*args, **kwargs)
+                    logits.append(axis.place(logits_of(outputs), outputs, labels))
             joined = metrics.precise(torch.cat(logits))
             refuse_not_finite(joined, (args, kwargs), numbers)
             return joined

@@ -18,8 +18,9 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from bella.classes import ClassAxis, logits_of
+from bella.classes import ClassAxis
 from bella.errors import BellaError
+from bella.likelihood import logits_of
 from bella.posterior import Posterior
 from bella.transport import kernels
 from bella.transport.base import Transport
@@ -74,7 +75,9 @@ class Function(Transport):
         for particle in range(self.posterior.particles):
             with self.posterior.subset([particle]):
                 self.everyone = None
-                parts.append(log_probabilities(self.axis.place(self.posterior(*args, **kwargs))))
+                outputs = self.posterior(*args, **kwargs)
+                placed = self.axis.place(logits_of(outputs), outputs)
+                parts.append(log_probabilities(placed))
         self.everyone = torch.cat(parts)
 
     def _listen(self, posterior: Any, inputs: Any, outputs: Any) -> None:
@@ -85,7 +88,7 @@ class Function(Transport):
         logits = logits_of(outputs)
         if not logits.requires_grad:
             return
-        own = log_probabilities(self.axis.place(outputs).detach())
+        own = log_probabilities(self.axis.place(logits.detach(), outputs))
         if len(chosen) < posterior.particles and self.everyone is None:
             raise BellaError(
                 "function repels every particle from all others, but only some run: "
@@ -93,7 +96,7 @@ class Function(Transport):
             )
         everyone = own if len(chosen) == posterior.particles else self.everyone
         assert everyone is not None
-        axis = self.axis.in_logits(outputs)
+        axis = self.axis.find(logits, outputs)
 
         def push(grad: Tensor) -> Tensor:
             return grad + self.force(everyone, list(chosen)).to(grad.dtype).movedim(-1, axis)
