@@ -32,6 +32,7 @@ _PLACES = {
     "evaluate": "bella.evaluation.evaluate",
     "cost": "bella.evaluation.cost",
     "chunks": "bella.memory",
+    "recompute": "bella.particles.recompute",
     "checkpoint": "bella.particles.recompute",
     "fit": "bella.training.fit",
     "BellaError": "bella.errors",

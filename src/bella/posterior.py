@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import copy
-import warnings
-from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -16,16 +15,26 @@ from bella import storage
 from bella.errors import BellaError, nearest
 from bella.particles.axis import ParticleAxis
 from bella.particles.layer import ParticleLayer, Site
+from bella.particles.passes import BatchAxes, Folding, Passes
+from bella.particles.plan import Plan, Plans
 from bella.particles.prefix import SharedPrefix, Stream, entrance_of
-from bella.particles.recompute import checkpointing
-from bella.trees import map_tensors, tensors_of
+from bella.particles.recompute import recomputing
+from bella.trees import tensors_of
+
+
+class NothingSharedError(BellaError):
+    """There is no prefix that particles share."""
+
+    def __init__(self) -> None:
+        super().__init__("This posterior opens its particle axis at the inputs: no prefix.")
 
 
 class Posterior(nn.Module):
     """n networks that share a base, called as one.
 
     ``posterior(*inputs, **kwargs)`` returns what the network returns, its tensors shaped
-    (particles, batch, ...). Inputs have the batch as first axis.
+    (particles, batch, ...). How the particles run is the business of `bella.particles.passes`: all
+    in one pass where that is proven to be the same, else one after another.
 
     Args:
         network: a network whose particle layers are already in place.
@@ -33,15 +42,21 @@ class Posterior(nn.Module):
         settings: what rebuilds the same posterior on a fresh network (JSON values).
         shared_prefix: ``True`` opens the axis at the first block with particles, a module's name
             opens it there, ``False`` at the inputs.
+        folding: ``auto`` folds the particles into one pass where that is proven to be right,
+            ``never`` runs them one after another, ``always`` folds without the proof.
+        batch_axes: for a caller who knows better, by an argument's name or position the axis of
+            its tensors that carries the batch, or ``None`` if it is the same for any batch.
 
     Raises:
-        BellaError: ``shared_prefix`` names no module.
+        BellaError: ``shared_prefix`` names no module, or ``folding`` is unknown.
     """
 
     kind: ClassVar[str] = ""
     trains_base: ClassVar[bool] = False
     """Whether what the particles share trains too; then it is saved with them, and its batch norm
     learns its statistics."""
+    loops_by_design: ClassVar[str] = ""
+    """Why its particles run one after another whatever the network; empty where they need not."""
     stochastic: bool = False
     """Whether two calls draw different weights; then `bella.predict` may take several draws."""
 
@@ -52,16 +67,26 @@ class Posterior(nn.Module):
         settings: dict[str, Any],
         *,
         shared_prefix: bool | str = True,
+        folding: Folding = "auto",
+        batch_axes: BatchAxes | None = None,
     ):
         super().__init__()
         self.network = network
         self.axis = axis
         self.settings = settings
-        self.shared = self._choose_opening(shared_prefix)
-        self._proven = False
-        self._own_inputs = False
+        entrances = self._entrances(shared_prefix)
+        self.passes = Passes(
+            network,
+            axis,
+            entrances,
+            share=shared_prefix is not False and "" not in entrances,
+            folding=folding,
+            batch_axes=batch_axes,
+            by_design=self.loops_by_design,
+        )
+        self.passes.needs_examples = any(layer.needs_examples for layer in self.layers().values())
         self.mover: Any = None  # the transport that moves these particles now
-        self.checkpointed: tuple[str, ...] = ()  # modules, see `bella.checkpoint`
+        self.recomputed: tuple[str, ...] = ()  # modules, see `bella.recompute`
         self.train(network.training)
 
     # ------------------------------------------------------------ calling it
@@ -72,29 +97,15 @@ class Posterior(nn.Module):
         return self.axis.particles
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
-        """Run the chosen particles in one pass; a `Stream` from `prefix` continues from there.
+        """Run the chosen particles; a `Stream` from `prefix` continues from there.
 
         Raises:
-            BellaError: no tensor among the inputs, or an output that does not carry the particles.
+            BellaError: no tensor among the inputs, an empty batch, or a cache of an earlier pass.
         """
-        with checkpointing(self.network, self.axis, self.checkpointed):
-            return self._call(args, kwargs)
-
-    def _call(self, args: tuple, kwargs: dict) -> Any:
-        if args and isinstance(args[0], Stream):
-            return self._resume(args[0].again())
-        tensors = [x for x in tensors_of((args, kwargs)) if x.dim()]
-        if not tensors:
-            raise BellaError("A posterior needs at least one tensor whose first axis is the batch.")
-        if self._own_inputs:
-            args, kwargs = self._flatten_own((args, kwargs))
-            return self._run(tensors[0].shape[1], args, kwargs)
-        batch = tensors[0].shape[0]
-        if not self._proven:
-            return self._first_pass(batch, args, kwargs)
-        if self.shared is None:
-            return self._run_repeated(batch, args, kwargs)
-        return self._resume(self.shared.run(args, kwargs, batch))
+        with recomputing(self.network, self.axis, self.recomputed, self.passes.turns):
+            if self.axis.own_inputs:
+                return self.passes.call_own(args, kwargs)
+            return self.passes.call(args, kwargs)
 
     def prefix(self, *args: Any, **kwargs: Any) -> Stream:
         """Run what all particles share, once; hand the result to the posterior, or keep it.
@@ -102,123 +113,60 @@ class Posterior(nn.Module):
         Raises:
             BellaError: nothing is shared (the axis opens at the inputs).
         """
-        self.prove(*args, **kwargs)
-        if self.shared is None:
-            raise BellaError("This posterior opens its particle axis at the inputs: no prefix.")
-        batch = next(x for x in tensors_of((args, kwargs)) if x.dim()).shape[0]
+        plan = self.plan_for(*args, **kwargs)
+        if not plan.shares:
+            raise NothingSharedError
         # Nothing frozen needs a graph, and one that passes share can be gone through only once;
         # transformers may have told the embeddings to begin one.
         wanted = self.trains_base or any(x.requires_grad for x in tensors_of((args, kwargs)))
         with torch.set_grad_enabled(wanted and torch.is_grad_enabled()):
-            return self.shared.run(args, kwargs, batch)
+            _, stream = self.passes.first_half(plan, args, kwargs)
+        if stream is None:
+            raise NothingSharedError
+        return stream
 
     def prove(self, *args: Any, **kwargs: Any) -> None:
-        """Find out, by one pass of two particles without gradients, whether the prefix can be
-        shared. No random number is used up.
+        """Find out how passes like this one may run, on a few of its examples.
 
-        The first pass does so by itself and may run some layers twice; whoever listens to layers
-        calls this before. Later calls do nothing.
+        The first pass of a kind does so by itself. No random number is used up; later calls do
+        nothing.
         """
-        if not (self._proven or self._own_inputs or (args and isinstance(args[0], Stream))):
-            device = next(self.parameters()).device
-            forked = torch.random.fork_rng([device] if device.type == "cuda" else [])
-            with torch.no_grad(), forked, self.subset(self.axis.chosen[:2]):
-                self(*args, **kwargs)
+        if not (args and isinstance(args[0], Stream)):
+            self.plan_for(*args, **kwargs)
+
+    def plan_for(self, *args: Any, **kwargs: Any) -> Plan:
+        """How such a pass runs; a stream from `prefix` may stand for the inputs."""
+        if args and isinstance(args[0], Stream):
+            return self.passes.plan_resuming(args[0])
+        return self.passes.plan(args, kwargs)
+
+    def plan(self) -> Plans:
+        """How all kinds of passes so far run, and why: print it."""
+        return self.passes.known()
 
     def begun(self, *args: Any, **kwargs: Any) -> tuple[tuple, dict[str, Any]]:
         """The same inputs for several passes: with their prefix run, where there is one."""
-        self.prove(*args, **kwargs)
-        if self.shared is None or self._own_inputs or (args and isinstance(args[0], Stream)):
+        if self.passes.prefix is None or self.axis.own_inputs:
             return args, kwargs
-        return (self.prefix(*args, **kwargs),), {}
-
-    def _resume(self, stream: Stream) -> Any:
-        assert self.shared is not None
-        return self.axis.unfold(self.shared.resume(stream), stream.batch)
-
-    def _run(self, batch: int, args: tuple, kwargs: dict) -> Any:
-        with self.axis.running(batch, is_open=True):
-            return self.axis.unfold(self.network(*args, **kwargs), batch)
-
-    def _run_repeated(self, batch: int, args: tuple, kwargs: dict) -> Any:
-        with self.axis.running(batch):
-            args, kwargs = map_tensors(self.axis.repeat, (args, kwargs))
-        return self._run(batch, args, kwargs)
-
-    def _first_pass(self, batch: int, args: tuple, kwargs: dict) -> Any:
-        """One pass that shows whether the prefix can be shared and whether all layers run.
-
-        Raises:
-            BellaError: no layer with particles ran.
-        """
-        ran: set[str] = set()
-        layers = self.layers()
-        handles = [
-            layer.register_forward_hook(lambda *_, name=name: ran.add(name))
-            for name, layer in layers.items()
-        ]
+        if (args and isinstance(args[0], Stream)) or not self.plan_for(*args, **kwargs).shares:
+            return args, kwargs
         try:
-            outputs = self._try_sharing(batch, args, kwargs)
-        finally:
-            for handle in handles:
-                handle.remove()
-        idle = sorted(set(layers) - ran)
-        if idle:
-            said = (
-                f"Layers with particles that did not run: {', '.join(idle)}. Does the network read "
-                "their weight without calling them? Then their particles make no difference."
-            )
-            if not ran:
-                raise BellaError(said)
-            warnings.warn(said, stacklevel=3)
-        self._proven = True
-        return outputs
+            return (self.prefix(*args, **kwargs),), {}
+        except NothingSharedError:
+            return args, kwargs
 
-    def _try_sharing(self, batch: int, args: tuple, kwargs: dict) -> Any:
-        """Share the prefix if this network's outputs allow it; else open the axis at the inputs."""
-        if self.shared is None:
-            return self._run_repeated(batch, args, kwargs)
-        try:
-            stream = self.shared.run(args, kwargs, batch)
-            outputs = self._resume(stream)
-            if not has_nan(outputs) and not self.shared.reads_placeholders(stream):
-                return outputs
-            reason = "something of the shared part is used past the entrance"
-        except torch.OutOfMemoryError:
-            raise
-        except (BellaError, RuntimeError, IndexError) as error:
-            reason = str(error)
-        # Bad inputs fail here as well, with the network's own error.
-        outputs = self._run_repeated(batch, args, kwargs)
-        if not has_nan(outputs):
-            warnings.warn(
-                f"Nothing is shared between the particles: the axis cannot open at "
-                f"{' or '.join(self.shared.entrances)} ({reason}). "
-                "Pass shared_prefix=False to accept this, or name a module to open it at.",
-                stacklevel=4,
-            )
-            self.shared = None
-        return outputs
+    @property
+    def shared(self) -> SharedPrefix | None:
+        """The shared prefix, if there may be one: ``None`` if it was asked for none, or where no
+        kind of pass so far can share it."""
+        plans = self.plan()
+        if plans and not any(plan.shares for plan in plans):
+            return None
+        return self.passes.prefix
 
-    @contextmanager
-    def own_inputs(self) -> Iterator[None]:
+    def own_inputs(self) -> AbstractContextManager[None]:
         """Inside the block every particle has inputs of its own, shaped (particles, batch, ...)."""
-        self._own_inputs = True
-        try:
-            yield
-        finally:
-            self._own_inputs = False
-
-    def _flatten_own(self, inputs: Any) -> Any:
-        def flat(x: Tensor) -> Tensor:
-            if x.dim() < 2 or x.shape[0] != self.axis.width:
-                raise BellaError(
-                    f"own_inputs: a tensor of shape {tuple(x.shape)} does not begin with "
-                    f"({self.axis.width} running particles, batch)."
-                )
-            return x.flatten(0, 1)
-
-        return map_tensors(flat, inputs)
+        return self.axis.owning()
 
     def subset(self, particles: Sequence[int]) -> AbstractContextManager[None]:
         """Only these particles run inside the ``with`` block (for chunks, or to save memory)."""
@@ -299,8 +247,9 @@ class Posterior(nn.Module):
     def _plain(self, particle: int | None) -> nn.Module:
         # deepcopy takes what `memo` holds for an object instead of copying it: each layer with
         # particles turns into its merged plain layer.
-        merged = {id(layer): layer.merged(particle) for layer in self.layers().values()}
-        plain = copy.deepcopy(self.network, merged)
+        with self.passes.turns:  # nothing of a pass that another thread runs is copied
+            merged = {id(layer): layer.merged(particle) for layer in self.layers().values()}
+            plain = copy.deepcopy(self.network, merged)
         return plain.requires_grad_(False)
 
     def _check(self, particle: int) -> None:
@@ -312,17 +261,11 @@ class Posterior(nn.Module):
 
     # ------------------------------------------------------------ where the axis opens
 
-    def _choose_opening(self, shared_prefix: bool | str) -> SharedPrefix | None:
-        if shared_prefix is False:
-            return None
+    def _entrances(self, shared_prefix: bool | str) -> tuple[str, ...]:
         if isinstance(shared_prefix, str):
             check_prefix(self.network, shared_prefix)
-            entrances = [shared_prefix]
-        else:
-            entrances = [entrance_of(self.network, name) for name in self.layers()]
-        if "" in entrances:
-            return None
-        return SharedPrefix(self.network, self.axis, tuple(dict.fromkeys(entrances)))
+            return (shared_prefix,)
+        return tuple(dict.fromkeys(entrance_of(self.network, name) for name in self.layers()))
 
     # ------------------------------------------------------------ files
 
@@ -355,11 +298,6 @@ def check_prefix(network: nn.Module, shared_prefix: bool | str) -> None:
             f"shared_prefix={shared_prefix!r} names no module of the network: near names are "
             f"{nearest(shared_prefix, names, count=5)}."
         )
-
-
-def has_nan(outputs: Any) -> bool:
-    """Whether a tensor of the outputs holds a NaN."""
-    return any(x.is_floating_point() and bool(x.isnan().any()) for x in tensors_of(outputs))
 
 
 class Point(Posterior):

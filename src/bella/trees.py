@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -12,39 +13,99 @@ from torch import Tensor
 from bella.errors import BellaError
 
 
-def map_tensors(function: Callable[[Tensor], Any], tree: Any) -> Any:
-    """Apply ``function`` to every tensor of a tuple, list, mapping, dataclass or tensor.
+def map_leaves(function: Callable[[Any], Any], tree: Any) -> Any:
+    """Apply ``function`` to every leaf of a tuple, list, mapping or dataclass.
 
-    Containers keep their type (named tuples and transformers' ``ModelOutput`` too); anything else
-    is handed through untouched.
+    Containers keep their type (named tuples and transformers' ``ModelOutput`` too); whatever is
+    none is a leaf.
     """
     if isinstance(tree, Tensor):
         return function(tree)
     if isinstance(tree, tuple) and hasattr(tree, "_fields"):
-        return type(tree)(*(map_tensors(function, item) for item in tree))
+        return type(tree)(*(map_leaves(function, item) for item in tree))
     if isinstance(tree, tuple | list):
-        return type(tree)(map_tensors(function, item) for item in tree)
+        return type(tree)(map_leaves(function, item) for item in tree)
     if dataclasses.is_dataclass(tree) and not isinstance(tree, type):
         fields = {f.name: getattr(tree, f.name) for f in dataclasses.fields(tree) if f.init}
         return dataclasses.replace(
-            tree, **{name: map_tensors(function, value) for name, value in fields.items()}
+            tree, **{name: map_leaves(function, value) for name, value in fields.items()}
         )
     if isinstance(tree, Mapping):
-        mapped = {key: map_tensors(function, value) for key, value in tree.items()}
+        mapped = {key: map_leaves(function, value) for key, value in tree.items()}
         return mapped if type(tree) is dict else type(tree)(mapped)  # type: ignore[call-arg]
-    return tree
+    return function(tree)
 
 
-def tensors_of(tree: Any) -> list[Tensor]:
-    """Every tensor of ``tree``, in order (see `map_tensors`)."""
-    found: list[Tensor] = []
+def map_tensors(function: Callable[[Tensor], Any], tree: Any) -> Any:
+    """Apply ``function`` to every tensor of a tree; other leaves are handed through untouched."""
+    return map_leaves(lambda x: function(x) if isinstance(x, Tensor) else x, tree)
 
-    def note(x: Tensor) -> Tensor:
+
+def leaves_of(tree: Any) -> list[Any]:
+    """Every leaf of ``tree``, in order (see `map_leaves`)."""
+    found: list[Any] = []
+
+    def note(x: Any) -> Any:
         found.append(x)
         return x
 
-    map_tensors(note, tree)
+    map_leaves(note, tree)
     return found
+
+
+def tensors_of(tree: Any) -> list[Tensor]:
+    """Every tensor of ``tree``, in order (see `map_leaves`)."""
+    return [x for x in leaves_of(tree) if isinstance(x, Tensor)]
+
+
+PLAIN = (type(None), bool, int, float, str, bytes, torch.dtype, torch.device)
+"""Leaves that are what they say; anything else but a tensor is an object of unknown contents."""
+
+
+def fresh(tree: Any) -> Any:
+    """The same tree with copies of its objects of unknown contents: a pass may fill a cache."""
+
+    def one(leaf: Any) -> Any:
+        return leaf if isinstance(leaf, (Tensor, *PLAIN)) else copy.deepcopy(leaf)
+
+    return map_leaves(one, tree)
+
+
+def structure(tree: Any) -> Any:
+    """What a tree is like beside its sizes, as something to look up by.
+
+    Containers with their keys, tensors by dtype, device and which axes have length 0, 1 or more,
+    plain leaves by value, others by type.
+    """
+    if isinstance(tree, Tensor):
+        return tree.dtype, tree.device.type, tuple([min(size, 2) for size in tree.shape])
+    if isinstance(tree, tuple | list):
+        return type(tree).__name__, tuple([structure(item) for item in tree])
+    if isinstance(tree, Mapping):
+        return tuple([(key, structure(value)) for key, value in tree.items()])
+    if dataclasses.is_dataclass(tree) and not isinstance(tree, type):
+        return type(tree).__name__, tuple(
+            [(f.name, structure(getattr(tree, f.name))) for f in dataclasses.fields(tree)]
+        )
+    return tree if isinstance(tree, PLAIN) else type(tree).__name__
+
+
+def holds_tensors(leaf: Any, depth: int = 4) -> bool:
+    """Whether an object that is no container of ours holds a tensor somewhere inside.
+
+    A key-value cache does; a configuration does not.
+    """
+    if isinstance(leaf, Tensor):
+        return True
+    if isinstance(leaf, (*PLAIN, type)) or depth == 0:
+        return False
+    if isinstance(leaf, Mapping):
+        inside: Any = leaf.values()
+    elif isinstance(leaf, list | tuple | set):
+        inside = leaf
+    else:
+        inside = getattr(leaf, "__dict__", {}).values()
+    return any(holds_tensors(item, depth - 1) for item in inside)
 
 
 def check_finite(tree: Any, what: str) -> None:

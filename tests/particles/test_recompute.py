@@ -70,6 +70,8 @@ def test_blocks_run_again_only_in_training_and_only_where_asked():
     posterior, x = deep(), torch.randn(5, 4)
     bella.checkpoint(posterior, (r"blocks\.4",))
     posterior.prove(x)
+    posterior.eval().prove(x)
+    posterior.train()
     asked, other = counted(posterior, "blocks.4.0.up"), counted(posterior, "blocks.5.0.up")
     bella.nll(posterior(x), Y).backward()
     assert (len(asked), len(other)) == (2, 1)
@@ -132,7 +134,7 @@ def test_particles_of_a_checkpointed_posterior_are_plain():
     x = torch.randn(5, 4)
     plain = posterior.particle(1)
     torch.testing.assert_close(plain(x), posterior(x)[1])
-    assert copy.deepcopy(posterior).checkpointed == posterior.checkpointed
+    assert copy.deepcopy(posterior).recomputed == posterior.recomputed
 
 
 @pytest.mark.parametrize("name", TRANSPORTS)
@@ -141,7 +143,7 @@ def test_fit_checkpoints_the_same_training(name):
     plain, checkpointed = (make(network=Plain(0.2)) for _ in range(2))
     fit(plain, **options)
     fit(checkpointed, checkpoint=True, particles_per_pass="auto", **options)
-    assert checkpointed.checkpointed == ("blocks.2",)
+    assert checkpointed.recomputed == ("blocks.2",)
     assert_same_particles(plain, checkpointed, rtol=0, atol=1e-6)
     fit(make(), checkpoint=["head"], epochs=1)
 

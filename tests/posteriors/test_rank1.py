@@ -14,6 +14,7 @@ from torch.distributions import Normal, kl_divergence
 import bella
 from bella.errors import BellaError
 from bella.models.wide_resnet import WideResNet
+from bella.particles.axis import Pass
 from bella.posteriors.divergences import kl_cauchy, kl_gaussian
 from bella.posteriors.rank1.layers import Rank1Layer
 from bella.posteriors.rank1.vectors import PointVector, Start
@@ -216,12 +217,15 @@ def test_merged_components_and_soup():
 
 
 def test_layers_that_begin_late_may_share_their_prefix():
-    posterior = bella.rank1(convnet(), 3, target_modules="7", shared_prefix=True, **POINTS).eval()
     x = torch.randn(4, 3, 8, 8)
-    shared = posterior(x)
-    assert posterior.shared is not None
-    posterior.shared = None
-    assert torch.allclose(shared, posterior(x))
+    found = []
+    for share in (True, False):
+        options = {"target_modules": "7", "shared_prefix": share} | POINTS
+        torch.manual_seed(3)
+        posterior = bella.rank1(convnet(), 3, **options).eval()
+        found.append(posterior(x))
+        assert (posterior.shared is not None) == share
+    assert torch.allclose(*found)
 
 
 # ---------------------------------------------------------------- training
@@ -242,7 +246,7 @@ def test_gradients_reach_shared_weights_factors_spreads_biases_and_batch_norm():
 def test_draws_have_the_gradient_of_reparameterisation():
     posterior = bella.rank1(nn.Sequential(nn.Linear(3, 2)), 2)
     r = posterior.network[0].r
-    with posterior.axis.running(5, is_open=True):
+    with posterior.axis.run(Pass((0, 1), 5, is_open=True)):
         state = torch.get_rng_state()
         draw = r()
         torch.set_rng_state(state)
@@ -255,6 +259,7 @@ def test_draws_have_the_gradient_of_reparameterisation():
 
 def test_shared_batch_norm_sees_all_components_together():
     posterior = bella.rank1(convnet(), 3, **POINTS).train()
+    posterior.prove(torch.randn(4, 3, 8, 8))
     seen = []
     posterior.network[1].register_forward_pre_hook(lambda _, args: seen.append(args[0]))
     posterior(torch.randn(4, 3, 8, 8))
@@ -377,7 +382,7 @@ def test_draws_have_the_moments_of_their_distribution():
     for kind in ("gaussian", "cauchy"):
         posterior = bella.rank1(nn.Sequential(nn.Linear(3, 2)), 2, kind, random_sign_init=0.5)
         r = posterior.network[0].r
-        with posterior.axis.running(200_000, is_open=True), torch.no_grad():
+        with posterior.axis.run(Pass((0, 1), 200_000, is_open=True)), torch.no_grad():
             draws = r()
         scale = F.softplus(r.rho)
         center = draws.mean(1) if kind == "gaussian" else draws.median(1).values

@@ -123,6 +123,7 @@ def test_without_a_bound_only_the_first_run(posterior, first):
     def run():
         found["it"] = bella.predict(posterior, X, stop=math.inf, first=first)
 
+    run()  # the first time, a few rows prove how it may run
     assert rows_through(posterior, run) == first * len(X)
     with posterior.subset(range(first)):
         alone = bella.predict(posterior, X)

@@ -16,9 +16,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from bella.errors import BellaError
-from bella.particles.axis import ParticleAxis
+from bella.particles.axis import ParticleAxis, UnprovenError
 from bella.particles.layer import Dense, ParticleLayer, Site, compute_dtype
+from bella.particles.prefix import Turns
 from bella.particles.recompute import rerun
+from bella.particles.roles import Role, map_roles
 from bella.trees import map_tensors, tensors_of
 
 
@@ -64,6 +66,7 @@ class Copies(ParticleLayer):
             self.register_buffer(_key(path), buffer.detach().expand(n, *buffer.shape).clone())
         self.buffer_paths = [path for path, _ in module.named_buffers()]
         self.reruns = False
+        self.turns = Turns()
 
     def reset(self, seed: int, within: Sequence[str] = ("",)) -> None:
         """Start every particle differently, by the modules' own ``reset_parameters``.
@@ -97,6 +100,12 @@ class Copies(ParticleLayer):
         """The module as it was before it was copied."""
         return self._template[0]
 
+    @property
+    def normalises(self) -> bool:
+        """Whether there is a batch norm inside."""
+        norm = nn.modules.batchnorm._BatchNorm
+        return any(isinstance(module, norm) for module in self.template.modules())
+
     def states(self) -> list[dict[str, Tensor]]:
         """Parameters and buffers of each running particle, by their names in the module."""
         axis = self.axis
@@ -128,24 +137,33 @@ class Copies(ParticleLayer):
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """Run each particle's copy on its own rows; open the axis if it is not open yet."""
         axis = self.axis
-        first = tensors_of((args, kwargs))[0]
-        carries = axis.carries_particles(first)
-        self.set_mode()
-        rows = first.shape[0] // axis.width
-        call: Any = partial(torch.func.functional_call, self.template)
-        if self.reruns and self.training and torch.is_grad_enabled():
-            call = partial(rerun, axis, call)
-        outputs = []
-        for row, state in enumerate(self.states()):
+        carries = axis.carries_particles(tensors_of((args, kwargs))[0])
+        with self.turns:  # the template lends its code to one call at a time
+            self.set_mode()
+            call: Any = self.call
+            if self.reruns and self.training and torch.is_grad_enabled():
+                call = partial(rerun, axis, call)
+            states = self.states()
+            if axis.width == 1:
+                return call(states[0], *args, **kwargs)
+            met = axis.layer(self.name)
+            if met is None:
+                raise UnprovenError(f"{self.name} did not run in the proof")
+            outputs = []
+            for row, state in enumerate(states):
 
-            def own(x: Tensor, row: int = row) -> Tensor:
-                mine = carries and x.dim() and x.shape[0] == rows * axis.width
-                return x[row * rows : (row + 1) * rows] if mine else x
+                def own(x: Tensor, role: Role, row: int = row) -> Tensor:
+                    return x.chunk(axis.width, role)[row] if carries and role is not None else x
 
-            inputs = map_tensors(own, args), map_tensors(own, kwargs)
-            outputs.append(call(state, *inputs))
+                mine, named = map_roles(own, (args, kwargs), met.inputs)
+                outputs.append(call(state, *mine, **named))
         axis.is_open = True
-        return join(outputs)
+        return join(outputs, met.outputs)
+
+    def call(self, state: dict[str, Tensor], *args: Any, **kwargs: Any) -> Any:
+        """The module with one particle's parameters and buffers."""
+        with self.turns:
+            return torch.func.functional_call(self.template, state, args, kwargs)
 
     def sites(self) -> list[Site]:
         """Every stacked parameter."""
@@ -217,12 +235,16 @@ def copies_of(
     return kind(name, axis, module, in_kernel=in_kernel, trainable=trainable)
 
 
-def join(outputs: list[Any]) -> Any:
-    """Concatenate the tensors of equal output trees along their first axis."""
-    columns = zip(*(tensors_of(output) for output in outputs), strict=True)
-    joined = iter(
-        [torch.cat(column) if column[0].dim() else torch.stack(column) for column in columns]
-    )
+def join(outputs: list[Any], roles: Sequence[Role]) -> Any:
+    """Concatenate the tensors of equal output trees along the axis that carries the batch.
+
+    Raises:
+        UnprovenError: one has no such axis.
+    """
+    columns = list(zip(*(tensors_of(output) for output in outputs), strict=True))
+    if len(columns) != len(roles) or None in roles:
+        raise UnprovenError("a module that is copied returns something other than rows")
+    joined = iter([torch.cat(x, role) for x, role in zip(columns, roles, strict=True)])  # type: ignore[arg-type]
     return map_tensors(lambda _: next(joined), outputs[0])
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -83,10 +83,39 @@ class ParticleLayer(nn.Module, ABC):
         self.name = name
         self.axis = axis
 
+    needs_examples: ClassVar[bool] = False
+    """Whether it must know which rows belong to one example, also where a single particle runs."""
+
     @abstractmethod
     def sites(self) -> list[Site]:
         """What of this layer a transport may move."""
 
+    def distinct(self, variants: int, generator: torch.Generator) -> dict[int, Tensor]:
+        """Other values of this layer's stacked parameters, by their ``id``: what a proof runs with.
+
+        Particles start alike, so their own values could not show whose rows were whose.
+
+        Args:
+            variants: how many different ones of each, stacked as particles are.
+            generator: of the CPU; draws them.
+        """
+        return {
+            id(p): spread_out(p, variants, generator)
+            for site in self.sites()
+            for p in site.parameters
+        }
+
     @abstractmethod
     def merged(self, particle: int | None) -> nn.Module:
         """A plain layer: one particle's, or the average of their weights for ``None``."""
+
+
+def spread_out(
+    stacked: Tensor, variants: int, generator: torch.Generator, std: float | None = None
+) -> Tensor:
+    """The first particle's value with noise of its own size, several times (variants, ...)."""
+    start = stacked.detach()[:1]
+    if std is None:
+        std = float(start.float().square().mean().sqrt()) or 0.1
+    noise = torch.randn(variants, *start.shape[1:], generator=generator)
+    return start + (std * noise).to(start)

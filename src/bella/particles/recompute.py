@@ -1,7 +1,7 @@
-"""Activation checkpointing: chosen modules keep only their inputs and run again in backward.
+"""Recomputed activations: chosen modules keep only their inputs and run again in backward.
 
-By then the pass is over, the axis closed, and perhaps another subset chosen: the axis is put
-back to where it was when the module ran. Random numbers are those of the first run (PyTorch keeps
+By then the pass is over, and backward may run in another thread: what runs again carries the pass
+as it was when the module ran. Random numbers are those of the first run (PyTorch keeps
 their state), and so is autocast.
 
 A network of transformers that was told ``gradient_checkpointing_enable()`` does the same here.
@@ -21,19 +21,19 @@ from torch import nn
 from bella.errors import BellaError
 from bella.particles import targets
 from bella.particles.axis import ParticleAxis
-from bella.particles.prefix import entrance_of, exchanged
+from bella.particles.prefix import Turns, entrance_of, exchanged
 
 if TYPE_CHECKING:
     from bella.posterior import Posterior
 
 
-def checkpoint(posterior: Posterior, modules: targets.Targets | None = None) -> list[str]:
+def recompute(posterior: Posterior, modules: targets.Targets | None = None) -> list[str]:
     """Train with less memory and the same gradients: run modules a second time in backward.
 
     Batch norms inside that train see each batch twice.
 
     Args:
-        posterior: its later training passes are checkpointed.
+        posterior: its later training passes recompute these modules.
         modules: names, suffixes or regular expressions; ``None`` for the repeated blocks that hold
             layers with particles, and an empty tuple for none.
 
@@ -50,16 +50,20 @@ def checkpoint(posterior: Posterior, modules: targets.Targets | None = None) -> 
         if not names:
             raise BellaError(
                 f"{type(network).__name__} has no repeated blocks around its layers with "
-                "particles: name the modules to checkpoint."
+                "particles: name the modules to recompute."
             )
     else:
         names = targets.find(network, modules, what="modules")
-    posterior.checkpointed = tuple(names)
+    posterior.recomputed = tuple(names)
     return names
 
 
+checkpoint = recompute
+"""The older name."""
+
+
 class Back:
-    """Inside a ``with`` block the axis is as it was when this was made.
+    """Inside a ``with`` block a pass goes on from where it was when this was made.
 
     Args:
         axis: of the pass that is running.
@@ -67,18 +71,20 @@ class Back:
 
     def __init__(self, axis: ParticleAxis):
         self.axis = axis
-        self.then = dict(vars(axis))
+        self.then = axis.running.copy()
 
     def __enter__(self) -> None:
-        self.now = dict(vars(self.axis))
-        vars(self.axis).update(self.then)
+        self.going_on = self.axis.run(self.then.copy())
+        self.going_on.__enter__()
 
-    def __exit__(self, *_: Any) -> None:
-        vars(self.axis).update(self.now)
+    def __exit__(self, *error: Any) -> None:
+        self.going_on.__exit__(*error)
 
 
 def rerun(axis: ParticleAxis, function: Callable, *args: Any, **kwargs: Any) -> Any:
     """Call a function whose activations are not kept."""
+    if not axis.is_running:  # somebody else's call of the network, meanwhile
+        return function(*args, **kwargs)
     back = Back(axis)
     return torch.utils.checkpoint.checkpoint(
         partial(function, **kwargs),
@@ -89,23 +95,35 @@ def rerun(axis: ParticleAxis, function: Callable, *args: Any, **kwargs: Any) -> 
 
 
 @contextmanager
-def checkpointing(network: nn.Module, axis: ParticleAxis, names: Collection[str]) -> Iterator[None]:
-    """Checkpoint the passes inside the block, if they train.
+def recomputing(
+    network: nn.Module, axis: ParticleAxis, names: Collection[str], turns: Turns
+) -> Iterator[None]:
+    """Recompute the passes inside the block in backward, if they train.
 
     Args:
         network: with its particle layers in place.
         axis: theirs.
-        names: modules to checkpoint beside those that are told to by transformers.
+        names: modules to recompute beside those that are told to by transformers.
+        turns: taken for as long as modules are patched.
     """
-    with ExitStack() as patches:
-        if network.training and torch.is_grad_enabled():
-            for name, module in network.named_modules():
-                theirs = getattr(module, "gradient_checkpointing", None)
-                if theirs is None and name in names:
-                    again = partial(rerun, axis, module.forward)
-                    patches.enter_context(exchanged(module, "forward", again))
-                elif theirs is not None and (theirs or name in names):
-                    again = partial(rerun, axis)
-                    patches.enter_context(exchanged(module, "gradient_checkpointing", True))
-                    patches.enter_context(exchanged(module, "_gradient_checkpointing_func", again))
+    if not (network.training and torch.is_grad_enabled()):
+        yield
+        return
+    chosen = [
+        (name, module, getattr(module, "gradient_checkpointing", None))
+        for name, module in network.named_modules()
+        if name in names or getattr(module, "gradient_checkpointing", False)
+    ]
+    if not chosen:
+        yield
+        return
+    with turns, ExitStack() as patches:
+        for _, module, theirs in chosen:
+            if theirs is None:
+                again = partial(rerun, axis, module.forward)
+                patches.enter_context(exchanged(module, "forward", again))
+            else:
+                again = partial(rerun, axis)
+                patches.enter_context(exchanged(module, "gradient_checkpointing", True))
+                patches.enter_context(exchanged(module, "_gradient_checkpointing_func", again))
         yield

@@ -6,8 +6,6 @@ through the same transports; each parameter is one stacked tensor (particles, ..
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from torch import nn
 
@@ -23,10 +21,7 @@ class FullPosterior(Posterior):
 
     kind = "full"
 
-    def _run_repeated(self, batch: int, args: tuple, kwargs: dict) -> Any:
-        """The network is one particle layer, which hands the same rows to every copy."""
-        with self.axis.running(batch):
-            return self.axis.unfold(self.network(*args, **kwargs), batch)
+    loops_by_design = "each particle is a whole copy of the network"
 
 
 def full(

@@ -128,7 +128,7 @@ class CachedPrefix(Dataset):
 
 def _shapes(stream: Stream) -> Stream:
     """A stream that holds shapes and no examples."""
-    empty = stream.with_carried([placeholder(x, stream.batch) for x in stream.carried()])
+    empty = stream.with_carried([placeholder(x, 0, 1) for x in stream.carried()])
     # Tensors made in inference mode would be refused in training.
     return map_tensors(lambda x: x if x.stride() and not any(x.stride()) else x.clone(), empty)
 

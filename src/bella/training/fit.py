@@ -21,7 +21,7 @@ from bella.console import progress_bar
 from bella.errors import BellaError, require
 from bella.inputs import split, to
 from bella.particles.prefix import Stream
-from bella.particles.recompute import checkpoint
+from bella.particles.recompute import recompute
 from bella.posterior import Posterior
 from bella.prediction.predictive import IGNORED
 from bella.storage import own_tensors
@@ -112,7 +112,7 @@ class Run:
         posterior.to(self.accelerator.device)
         if settings.checkpoint:
             named = settings.checkpoint
-            checkpoint(posterior, None if named is True else named)
+            recompute(posterior, None if named is True else named)
 
         self.train = loader(train, settings.batch_size, shuffle=True)
         self.validation = (

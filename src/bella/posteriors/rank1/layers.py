@@ -39,6 +39,7 @@ class Rank1Layer(ParticleLayer):
     """
 
     channel_axis: int  # of inputs and outputs, counted from the end
+    needs_examples = True
 
     def __init__(self, name: str, axis: ParticleAxis, base: nn.Module, maker: Maker):
         super().__init__(name, axis)
@@ -68,7 +69,7 @@ class Rank1Layer(ParticleLayer):
         It is NaN, so that a network that multiplies by it itself, past r and s, shows it.
         """
         shared: Tensor = self.base.weight  # type: ignore[assignment]
-        return placeholder(shared.detach(), len(shared))
+        return placeholder(shared.detach(), 0, 1)
 
     def product(self, x: Tensor) -> Tensor:
         """The shared layer without its bias."""
@@ -77,6 +78,12 @@ class Rank1Layer(ParticleLayer):
     def forward(self, x: Tensor) -> Tensor:
         """Run the components that the axis chose; open the axis if it is not open yet."""
         axis = self.axis
+        met = axis.layer(self.name)
+        if met is not None and not met.by_example:
+            raise BellaError(
+                f"Rank-1 factors are drawn for each example, and {met.why_not}: leave "
+                f"{self.name!r} out of target_modules."
+            )
         if not axis.carries_particles(x):
             x = axis.repeat(x)
             axis.is_open = True

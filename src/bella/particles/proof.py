@@ -1,0 +1,544 @@
+"""The proof that a kind of pass may be folded, or may share its prefix.
+
+n passes of one particle are the truth: with one particle running every row is that particle's. A
+faster way is used only where it was seen to give the same, for a few examples, with particles that
+differ in every factor (their own start alike and would prove nothing), without chance, and on other
+placeholders. Of the other way's rows
+
+- those of a particle equal that particle's own pass within rounding, and
+- changing one particle leaves the others' bit for bit as they were.
+
+It takes at most eight passes of up to three examples, uses up no random number and leaves buffers
+as they were.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import replace
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from bella.errors import BellaError
+from bella.particles.axis import Pass
+from bella.particles.copies import Copies
+from bella.particles.layer import ParticleLayer
+from bella.particles.plan import Plan
+from bella.particles.prefix import Places, Stream, places_of
+from bella.particles.roles import (
+    Layer,
+    MixedError,
+    Role,
+    any_differ,
+    differ,
+    examples,
+    map_roles,
+    role_of,
+    roles_of,
+    with_roles,
+)
+from bella.particles.sober import Sober, seed_all, undisturbed
+from bella.trees import fresh, map_tensors, tensors_of
+
+if TYPE_CHECKING:
+    from bella.particles.passes import Passes
+
+FEW, FEWER = 3, 2
+"""Examples of the two calls that show which tensors follow the batch."""
+
+REFUSALS = (BellaError, MixedError, RuntimeError, ValueError, IndexError, TypeError, KeyError)
+"""What may go wrong in a pass that is only tried (but for a lack of memory)."""
+
+
+class Seen:
+    """What one pass of one particle shows.
+
+    Attributes:
+        outputs: the network's.
+        calls: for each particle layer, the tensors of its calls' arguments and of what they return.
+        dependent: particle layers whose rows may depend on the data.
+    """
+
+    def __init__(self) -> None:
+        self.outputs: Any = None
+        self.calls: dict[str, list[tuple[list[Tensor], list[Tensor]]]] = {}
+        self.dependent: set[str] = set()
+
+
+class Prover:
+    """Proves kinds of passes of one posterior.
+
+    Args:
+        passes: whose network, axis and prefix they are.
+    """
+
+    def __init__(self, passes: Passes):
+        self.passes = passes
+        self.network, self.axis = passes.network, passes.axis
+        self.layers: dict[str, ParticleLayer] = {
+            name: module
+            for name, module in self.network.named_modules()
+            if isinstance(module, ParticleLayer)
+        }
+        generator = torch.Generator().manual_seed(20_201)
+        self.values: dict[int, Tensor] = {}
+        for layer in self.layers.values():
+            self.values |= layer.distinct(3, generator)
+        self.fold = self.axis.particles > 1
+
+    # ------------------------------------------------------------ whole proofs
+
+    def prove(self, args: tuple, kwargs: dict[str, Any], kind: Any) -> Plan:
+        """How passes like this one may run.
+
+        Raises:
+            Exception: what the network raises on a few of these examples.
+        """
+        batch, candidates = self.passes.candidates(args, kwargs)
+        few = min(batch, FEW)
+        fewer = FEWER if few == FEW else few + 1
+        inputs = map_tensors(clean, (args, kwargs))
+        chosen = telling(inputs, candidates[0], batch, few)
+        # The same examples and one of them again: whatever the data decide, they decide alike.
+        rows = [chosen[torch.arange(count) % few] for count in (few, fewer, few + 1)]
+
+        def take(roles: Sequence[Role], which: int) -> tuple[tuple, dict[str, Any]]:
+            return map_roles(
+                lambda x, role: examples(x, role, rows[which].to(x.device), batch), inputs, roles
+            )
+
+        with self.without_chance():
+            why = ""
+            failed: Exception = BellaError("no argument carries the batch")
+            for roles in candidates:
+                try:
+                    first = self.see(partial(self.single, *take(roles, 0), few, 0))
+                    second = self.see(partial(self.single, *take(roles, 1), fewer, 0))
+                    outputs = self.independent(first, second, few, fewer)
+                    break
+                except MixedError as mixed:
+                    why = why or str(mixed)
+                except torch.OutOfMemoryError:
+                    raise
+                except REFUSALS as error:
+                    failed = error
+            else:
+                if not why:
+                    raise failed
+                return Plan("looped", why)
+            layers = self.layers_of(first, second, few, fewer)
+            plan = Plan("looped", "", inputs=roles, outputs=outputs, layers=layers)
+            self.notice_idle(first)
+            some = take(roles, 0)
+            other = self.see(lambda: self.single(*some, few, 1)) if self.fold else first
+            plan.why = self.not_foldable(layers, first, other)
+            if self.passes.prefix is not None:
+                self.prove_sharing(plan, some, take(roles, 2), (few, few + 1), kind, first, other)
+            if self.fold and not plan.why:
+                truths = first.outputs, other.outputs
+                tried = self.compare(
+                    lambda which, fill: self.folded(*some, few, plan, which),
+                    truths,
+                    outputs,
+                    twice=not plan.folds,
+                )
+                plan.from_inputs = not tried
+                if not plan.folds and not plan.shares:
+                    plan.how, plan.why = ("looped", tried) if tried else ("folded", "")
+            return plan
+
+    def prove_sharing(
+        self,
+        plan: Plan,
+        some: tuple[tuple, dict],
+        more: tuple[tuple, dict],
+        counts: tuple[int, int],
+        kind: Any,
+        first: Seen,
+        other: Seen,
+    ) -> None:
+        """Whether what comes before the entrance may run once; notes it in the plan."""
+        prefix = self.passes.prefix
+        assert prefix is not None
+        try:
+            raw, streams = Places(kind, plan.inputs), []
+            for inputs, count in zip((some, more), counts, strict=True):
+                seed_all()
+                with Sober():
+                    streams.append(prefix.run(*inputs, count, raw))
+            places = places_of(streams[0], streams[1], kind)
+            stream = replace(streams[0], places=places)
+            plan.sort = stream.sort
+        except torch.OutOfMemoryError:
+            raise
+        except REFUSALS as error:
+            self.passes.not_shared = str(error)
+            return
+        truths = first.outputs, other.outputs
+        tried = plan.why
+        if self.fold and not tried:
+            tried = self.compare(
+                lambda which, fill: prefix.resume(
+                    stream.again(), self.one(counts[0], (0, 1), which, plan.layers), fill
+                ),
+                truths,
+                plan.outputs,
+            )
+            if not tried:
+                plan.how, plan.places = "shared", places
+                return
+        alone = self.compare_alone(
+            lambda: prefix.resume(
+                stream.again(), self.one(counts[0], (int(self.fold),), (int(self.fold),))
+            ),
+            other.outputs,
+        )
+        if alone:
+            self.passes.not_shared = tried or alone
+        else:
+            plan.how, plan.places = "shared, looped", places
+            plan.why = tried
+
+    def prove_resuming(self, stream: Stream) -> Plan:
+        """How second halves from a stream like this one may run, whoever made the stream."""
+        prefix = self.passes.prefix
+        assert prefix is not None
+        few = min(stream.batch, FEW)
+        fewer = FEWER if few == FEW else few + 1
+        cleaned = replace(stream, arrived=map_tensors(clean, stream.arrived), dice=None)
+        some, less = (cleaned.some(torch.arange(count) % stream.batch) for count in (few, fewer))
+
+        def single(part: Stream, variant: int) -> Any:
+            return prefix.resume(part.again(), self.one(part.batch, (variant,), (variant,)))
+
+        plan = Plan("shared, looped", places=stream.places)
+        with self.without_chance():
+            try:
+                first = self.see(lambda: single(some, 0))
+                second = self.see(lambda: single(less, 0))
+                plan.outputs = self.independent(first, second, few, fewer)
+                plan.layers = self.layers_of(first, second, few, fewer)
+            except MixedError as mixed:
+                plan.why = str(mixed)
+                return plan
+            self.notice_idle(first)
+            if not self.fold:
+                return plan
+            other = self.see(lambda: single(some, 1))
+            plan.why = self.not_foldable(plan.layers, first, other) or self.compare(
+                lambda which, fill: prefix.resume(
+                    some.again(), self.one(few, (0, 1), which, plan.layers), fill
+                ),
+                (first.outputs, other.outputs),
+                plan.outputs,
+            )
+            if not plan.why:
+                plan.how = "shared"
+        return plan
+
+    # ------------------------------------------------------------ its passes
+
+    def one(
+        self,
+        batch: int,
+        chosen: tuple[int, ...],
+        variants: tuple[int, ...],
+        layers: dict[str, Layer] | None = None,
+        is_open: bool = False,
+    ) -> Pass:
+        """A pass of particles with values of the proof's own."""
+        chosen = tuple(i if i < self.axis.particles else 0 for i in chosen)
+        return Pass(
+            chosen, batch, is_open=is_open, layers=layers, values=self.values, variants=variants
+        )
+
+    def single(self, args: tuple, kwargs: dict, batch: int, variant: int) -> Any:
+        """The network of one particle."""
+        args, kwargs = fresh(map_tensors(torch.clone, (args, kwargs)))
+        with self.axis.run(self.one(batch, (variant,), (variant,), is_open=True)):
+            return self.network(*args, **kwargs)
+
+    def folded(
+        self, args: tuple, kwargs: dict, batch: int, plan: Plan, which: tuple[int, ...]
+    ) -> Any:
+        """Two particles in one pass from the inputs on."""
+        one = self.one(batch, (0, 1), which, plan.layers, is_open=True)
+        with self.axis.run(one):
+            args, kwargs = map_roles(
+                lambda x, role: x.clone() if role is None else self.axis.repeat(x, role),
+                (args, kwargs),
+                plan.inputs,
+            )
+            args, kwargs = fresh((args, kwargs))
+            return self.network(*args, **kwargs)
+
+    def see(self, run: Callable[[], Any]) -> Seen:
+        """Run one particle, and note what its layers meet."""
+        seen = Seen()
+        frames: list[bool] = []  # of the modules that run now: whether data decided something there
+        began = False
+
+        def told() -> None:
+            if began and frames:
+                frames[-1] = True
+
+        def before(module: nn.Module, args: tuple) -> None:
+            frames.append(False)
+
+        def after(module: nn.Module, args: tuple, output: Any) -> None:
+            frames.pop()
+
+        def met(name: str) -> Any:
+            def hook(module: nn.Module, args: tuple, kwargs: dict, output: Any) -> None:
+                tensors = tensors_of((args, kwargs)), tensors_of(output)
+                seen.calls.setdefault(name, []).append(tensors)
+                if any(frames[:-1]):
+                    seen.dependent.add(name)
+
+            return hook
+
+        def begin(*_: Any) -> None:
+            nonlocal began
+            began = True
+
+        with ExitStack() as hooks:
+            for name in self.passes.entrances or tuple(self.layers):
+                module = self.network.get_submodule(name)
+                hooks.callback(module.register_forward_pre_hook(begin).remove)
+            for module in self.network.modules():
+                hooks.callback(module.register_forward_pre_hook(before).remove)
+            for name, layer in self.layers.items():
+                hooks.callback(layer.register_forward_hook(met(name), with_kwargs=True).remove)
+            for module in self.network.modules():
+                hooks.callback(module.register_forward_hook(after).remove)
+            seed_all()
+            with Sober(told):
+                seen.outputs = run()
+        return seen
+
+    @contextmanager
+    def without_chance(self) -> Iterator[None]:
+        """Nothing is left of what runs inside: no random number, no buffer, nothing heard."""
+        norms = [
+            module
+            for module in self.network.modules()
+            if module.training
+            and (
+                isinstance(module, nn.modules.batchnorm._BatchNorm)
+                or (isinstance(module, Copies) and module.normalises)
+            )
+        ]
+        with ExitStack() as stack:
+            stack.enter_context(self.passes.turns)
+            stack.enter_context(undisturbed(self.network))
+            for layer in self.layers.values():
+                if getattr(layer, "listener", None) is not None:
+                    stack.callback(setattr, layer, "listener", layer.listener)
+                    layer.listener = None  # type: ignore[assignment]
+            # What a training batch norm mixes, it mixes on purpose: over all that runs.
+            for norm in norms:
+                norm.training = False
+                stack.callback(setattr, norm, "training", True)
+            yield
+
+    # ------------------------------------------------------------ what they show
+
+    def independent(self, first: Seen, second: Seen, few: int, fewer: int) -> tuple[Role, ...]:
+        """Roles of the outputs, if each example's are its own.
+
+        Raises:
+            MixedError: they are not.
+        """
+        try:
+            roles = roles_of(first.outputs, second.outputs, few, fewer)
+        except MixedError as mixed:
+            raise MixedError(f"an output mixes the examples: it {mixed}") from None
+        common = min(few, fewer)
+        pairs = zip(tensors_of(first.outputs), tensors_of(second.outputs), roles, strict=True)
+        for x, y, role in pairs:
+            if role is not None:
+                x, y = begin(x, role, few, common), begin(y, role, fewer, common)
+            if differ(x, y):
+                raise MixedError(
+                    "what an example gets depends on which others are in its batch, or their rows "
+                    "do not stand together"
+                )
+        return roles
+
+    def layers_of(self, first: Seen, second: Seen, few: int, fewer: int) -> dict[str, Layer]:
+        """What each particle layer meets, from two passes on other numbers of examples."""
+        found = {}
+        for name, layer in self.layers.items():
+            calls, others = first.calls.get(name, []), second.calls.get(name, [])
+            if name in first.dependent:
+                found[name] = Layer(why_not=f"which rows {name} gets depends on the data")
+                continue
+            if len(calls) != len(others):
+                found[name] = Layer(
+                    why_not=f"how often {name} runs depends on the number of examples"
+                )
+                continue
+            met = set()
+            try:
+                for (x, y), (x2, y2) in zip(calls, others, strict=True):
+                    roles = tuple(
+                        role_of(a.shape, b.shape, few, fewer) for a, b in zip(x, x2, strict=True)
+                    )
+                    outputs = tuple(
+                        role_of(a.shape, b.shape, few, fewer) for a, b in zip(y, y2, strict=True)
+                    )
+                    by_example = not layer.needs_examples or (
+                        roles[0] == 0
+                        and not differ(
+                            begin(x[0], 0, few, min(few, fewer)),
+                            begin(x2[0], 0, fewer, min(few, fewer)),
+                        )
+                    )
+                    met.add(Layer(roles, outputs, by_example))
+            except MixedError as mixed:
+                found[name] = Layer(why_not=f"the input of {name} {mixed}", by_example=False)
+                continue
+            if not met:
+                continue
+            one, *more = met
+            if not all(layer.by_example for layer in met):
+                one = Layer(
+                    by_example=False,
+                    why_not=f"the rows that {name} gets are not one example after another",
+                )
+            elif more:
+                one = Layer(why_not=f"{name} is called with inputs of several kinds")
+            elif one.inputs[:1] != (0,):
+                where = "no axis" if one.inputs[:1] in ((None,), ()) else f"axis {one.inputs[0]}"
+                one = replace(
+                    one, why_not=f"the input of {name} has the examples on {where}, not the first"
+                )
+            found[name] = one
+        return found
+
+    def not_foldable(self, layers: dict[str, Layer], first: Seen, other: Seen) -> str:
+        """Why particle layers could not tell whose rows they hold; empty if they can."""
+        for name, layer in layers.items():
+            if layer.why_not:
+                return layer.why_not
+            shapes = [
+                [[x.shape for x in call[0]] for call in seen.calls.get(name, [])]
+                for seen in (first, other)
+            ]
+            if shapes[0] != shapes[1]:
+                return f"the rows of {name} depend on the particle"
+        return ""
+
+    def compare(
+        self,
+        run: Callable[[tuple[int, ...], float], Any],
+        truths: tuple[Any, Any],
+        roles: tuple[Role, ...],
+        *,
+        twice: bool = True,
+    ) -> str:
+        """Why a way to run two particles differs from the truth; empty if it does not.
+
+        Args:
+            run: runs particles of these variants with that value of placeholders.
+            truths: the outputs of the first and of the second one alone.
+            roles: of the outputs.
+            twice: whether to change the second particle as well.
+        """
+        found = []
+        try:
+            for variants, fill in (((0, 1), math.nan), ((0, 2), 1e4))[: 1 + twice]:
+                seed_all()
+                with Sober():
+                    found.append(split(run(variants, fill), roles, 2))
+        except torch.OutOfMemoryError:
+            raise
+        except REFUSALS as error:
+            return short(error)
+        both = zip(*(tensors_of(truth) for truth in truths), strict=True)
+        told = False
+        for out, truth in zip(found[0], both, strict=True):
+            told |= differ(*truth)
+            if any_differ(out, truth):
+                return "folded, a particle's outputs are not those of its own pass"
+        if not told:
+            return "the particles make no difference to the outputs of these examples"
+        if twice and any(differ(a[0], b[0], 1e-7) for a, b in zip(*found, strict=True)):
+            return "folded, a particle's outputs depend on another particle"
+        return ""
+
+    def compare_alone(self, run: Callable[[], Any], truth: Any) -> str:
+        """Why a second half of one particle differs from its whole pass; empty if it does not."""
+        seed_all()
+        try:
+            with Sober():
+                outputs = run()
+            if any_differ(tensors_of(outputs), tensors_of(truth)):
+                return "something of the shared part is used past the entrance"
+        except torch.OutOfMemoryError:
+            raise
+        except REFUSALS as error:
+            return short(error)
+        return ""
+
+    def notice_idle(self, seen: Seen) -> None:
+        """Tell the layers that did not run.
+
+        Raises:
+            BellaError: none did.
+        """
+        self.passes.tell_idle(sorted(set(self.layers) - seen.calls.keys()))
+
+
+def telling(inputs: Any, roles: Sequence[Role], batch: int, few: int) -> Tensor:
+    """A few examples that show what the data may decide: shortest and longest masks come first."""
+    wanted: list[int] = []
+    for x, role in with_roles(inputs, roles):
+        if role is not None and not x.is_floating_point() and not x.is_complex():
+            sums = x.movedim(role, 0).reshape(x.shape[role], -1).long().sum(1)
+            if len(sums) == batch:
+                wanted = [int(sums.argmin()), *wanted, int(sums.argmax())]
+    picked = list(dict.fromkeys([*wanted, *range(min(batch, few))]))[:few]
+    return torch.tensor(sorted(picked))
+
+
+def begin(x: Tensor, role: int, batch: int, common: int) -> Tensor:
+    """The part of the first examples of a batch."""
+    return x.narrow(role, 0, x.shape[role] // batch * common)
+
+
+def split(outputs: Any, roles: Sequence[Role], width: int) -> list[list[Tensor]]:
+    """Each output tensor's parts, one for each particle.
+
+    Raises:
+        MixedError: its rows are not so many particles'.
+    """
+    found = []
+    tensors = tensors_of(outputs)
+    if len(tensors) != len(roles):
+        raise MixedError(f"there are {len(tensors)} outputs where {len(roles)} were expected")
+    for x, role in zip(tensors, roles, strict=True):
+        if role is None:
+            found.append([x] * width)
+        elif x.dim() <= role or x.shape[role] % width:
+            raise MixedError(f"an output of shape {tuple(x.shape)} does not carry the particles")
+        else:
+            found.append(list(x.chunk(width, role)))
+    return found
+
+
+def clean(x: Tensor) -> Tensor:
+    """Finite numbers in place of NaN and infinities: bad data prove nothing."""
+    if not x.is_floating_point() or bool(x.isfinite().all()):
+        return x
+    return x.nan_to_num(0.0, 0.0, 0.0)
+
+
+def short(error: Exception) -> str:
+    """An error's first line."""
+    return str(error).strip().split("\n")[0].rstrip(".")

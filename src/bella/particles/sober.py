@@ -1,0 +1,115 @@
+"""Passes without chance: dropout off and noise at its mean, whatever the network draws and where.
+
+Two ways to run a network can be compared only if both draw the same, and what they draw depends on
+how many rows they run. So proofs replace what torch draws by its mean, below the network's own
+code: no module's mode is changed and no random number is used up.
+
+The same place sees operations whose result has a shape, or is a number, that depends on the data.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+
+aten = torch.ops.aten
+
+MEANS: dict[Any, Callable[..., Any]] = {
+    aten.bernoulli_.float: lambda x, p=0.5, **_: x.fill_(p),
+    aten.bernoulli_.Tensor: lambda x, p, **_: x.copy_(p),
+    aten.bernoulli.default: lambda x, **_: x.clone(),
+    aten.bernoulli.p: lambda x, p, **_: torch.full_like(x, p),
+    aten.native_dropout.default: lambda x, *_: (x.clone(), torch.ones_like(x, dtype=torch.bool)),
+    aten.normal_.default: lambda x, mean=0.0, *_, **__: x.fill_(mean),
+    aten.uniform_.default: lambda x, low=0.0, high=1.0, **_: x.fill_((low + high) / 2),
+    aten.exponential_.default: lambda x, rate=1.0, **_: x.fill_(1 / rate),
+    aten.cauchy_.default: lambda x, median=0.0, *_, **__: x.fill_(median),
+    aten.randn_like.default: lambda x, **_: torch.zeros_like(x),
+    aten.rand_like.default: lambda x, **_: torch.full_like(x, 0.5),
+}
+"""The mean (for a Cauchy variable the median) of what an operation draws."""
+
+FILLED: dict[Any, float] = {aten.randn: 0.0, aten.rand: 0.5}
+
+DEPENDENT = {
+    aten.nonzero,
+    aten.masked_select,
+    aten.unique_dim,
+    aten._unique,
+    aten._unique2,
+    aten.unique_consecutive,
+    aten.unique_dim_consecutive,
+    aten.bincount,
+    aten._local_scalar_dense,
+    aten.equal,
+}
+
+
+class Sober(TorchDispatchMode):
+    """Inside the block torch draws means.
+
+    Args:
+        told: called where the shape of a result, or a number that Python reads, depends on data.
+    """
+
+    def __init__(self, told: Callable[[], None] | None = None):
+        super().__init__()
+        self.told = told
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """Run an operation, or answer with its mean."""
+        kwargs = kwargs or {}
+        if func in MEANS:
+            return MEANS[func](*args, **kwargs)
+        packet = func.overloadpacket
+        if packet in FILLED:
+            options = {k: v for k, v in kwargs.items() if k != "generator"}
+            return torch.full(args[0], FILLED[packet], **options)
+        if self.told is not None and (packet in DEPENDENT or _selects(packet, args)):
+            self.told()
+        names = [argument.name for argument in func._schema.arguments]
+        if "dropout_p" in names:
+            place = names.index("dropout_p")
+            if place < len(args):
+                args = (*args[:place], 0.0, *args[place + 1 :])
+            elif "dropout_p" in kwargs:
+                kwargs = kwargs | {"dropout_p": 0.0}
+        return func(*args, **kwargs)
+
+
+def _selects(packet: Any, args: tuple) -> bool:
+    """Whether it indexes with a mask, or repeats by a tensor."""
+    if packet is aten.index:
+        return any(x is not None and x.dtype in (torch.bool, torch.uint8) for x in args[1])
+    return packet is aten.repeat_interleave and isinstance(args[0], Tensor) and len(args) == 1
+
+
+@contextmanager
+def undisturbed(network: nn.Module) -> Iterator[None]:
+    """Random numbers (torch's, numpy's, Python's) and buffers are afterwards as they were."""
+    device = next(iter(network.parameters()), torch.empty(0)).device
+    before = [(buffer, buffer.clone()) for buffer in network.buffers()]
+    python, numbers = random.getstate(), np.random.get_state()
+    with torch.random.fork_rng([device] if device.type == "cuda" else []):
+        try:
+            yield
+        finally:
+            random.setstate(python)
+            np.random.set_state(numbers)
+            for buffer, value in before:
+                if not torch.equal(buffer, value):
+                    buffer.copy_(value)
+
+
+def seed_all(seed: int = 0) -> None:
+    """Begin torch's, numpy's and Python's random numbers anew: for what has no mean."""
+    torch.manual_seed(seed)
+    np.random.seed(seed)
+    random.seed(seed)
