@@ -163,6 +163,18 @@ def test_the_spread_is_the_same_in_every_run():
         assert torch.equal(one, two)
 
 
+@pytest.mark.filterwarnings("ignore:.*are one point")
+@pytest.mark.parametrize("name", ["repulsive", "svgd", "function"])
+def test_what_goes_on_knows_that_it_was_spread(name):
+    move = by_name(name, copies("full"), data_size=8)
+    trained(move.posterior, move, torch.optim.SGD(move.posterior.parameters(), 0.1), 1)
+    again = by_name(name, move.posterior, data_size=8)
+    again.load_state_dict(move.state_dict())
+    trained(again.posterior, again, torch.optim.SGD(again.posterior.parameters(), 0.1), 1)
+    assert again.log["spread_steps"] == move.log["spread_steps"] == 1
+    assert again.spread.parted
+
+
 def stuck_after_backward(posterior: bella.Posterior, x: torch.Tensor) -> torch.Tensor:
     posterior.zero_grad()
     bella.nll(posterior(x), batch()[1]).backward()

@@ -52,6 +52,15 @@ class Coupled(Transport):
         if posterior.particles > 1:
             self.coupling.measure()  # an unknown bandwidth rule is refused here, not in training
 
+    def state_dict(self) -> dict[str, Any]:
+        """What a resumed run needs."""
+        return super().state_dict() | {"spread_steps": self.spread.steps}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Continue where `state_dict` was taken."""
+        super().load_state_dict(state)
+        self.spread.steps = int(state.get("spread_steps", 0))
+
     def repel(self, measured: Measurement, weights: list[torch.Tensor], coefficient: float) -> None:
         """Add -coefficient Σ_j weights_ij (Δ_i - Δ_j) to the gradients, and log.
 

@@ -68,6 +68,15 @@ class Function(Transport):
         """Stop listening to the outputs."""
         self.handle.remove()
 
+    def state_dict(self) -> dict[str, Any]:
+        """What a resumed run needs."""
+        return super().state_dict() | {"spread_steps": self.spread.steps}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Continue where `state_dict` was taken."""
+        super().load_state_dict(state)
+        self.spread.steps = int(state.get("spread_steps", 0))
+
     @torch.no_grad()
     def prepare(self, *args: Any, **kwargs: Any) -> None:
         """Predict a batch with all particles before they are trained on it in several passes."""
