@@ -8,7 +8,6 @@ leaves.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any
 
 import torch.nn.functional as F
@@ -19,29 +18,6 @@ from bella.errors import BellaError
 PIXELS = "SemanticSegmenterOutput"
 """transformers' output of networks that label pixels: (batch, classes, height, width), of a smaller
 picture than the labels'; its networks enlarge the logits bilinearly before their loss."""
-
-
-def logits_of(outputs: Any) -> Tensor:
-    """The logits among a network's outputs.
-
-    Args:
-        outputs: the logits, an object or mapping with ``logits``, or a tuple that begins with them.
-
-    Raises:
-        BellaError: none of these.
-    """
-    if isinstance(outputs, Tensor):
-        return outputs
-    if isinstance(outputs, Mapping) and "logits" in outputs:
-        return outputs["logits"]
-    if isinstance(getattr(outputs, "logits", None), Tensor):
-        return outputs.logits
-    if isinstance(outputs, tuple | list) and outputs and isinstance(outputs[0], Tensor):
-        return outputs[0]
-    raise BellaError(
-        f"The network returned a {type(outputs).__name__} without logits: return a tensor of "
-        "logits, or an object with .logits."
-    )
 
 
 class ClassAxis:
@@ -55,7 +31,8 @@ class ClassAxis:
             ``torch.nn.functional.cross_entropy``, -1 for the last. ``None`` to find it.
 
     Attributes:
-        axis: as given or found, counted in the network's own outputs; ``None`` until then.
+        axis: as given or found, counted in the network's own outputs; ``None`` until then, and for
+            outputs (batch, classes), which have no other.
     """
 
     def __init__(self, given: int | None = None):
@@ -66,49 +43,43 @@ class ClassAxis:
         """One that may have been made already, by a caller with several batches."""
         return given if isinstance(given, ClassAxis) else ClassAxis(given)
 
-    def place(self, outputs: Any, labels: Tensor | None = None) -> Tensor:
+    def place(self, logits: Tensor, outputs: Any, labels: Tensor | None = None) -> Tensor:
         """A posterior's logits with the classes last: (particles, batch, ..., classes).
 
         Args:
-            outputs: a posterior's outputs, whose logits are (particles, batch, ...).
+            logits: (particles, batch, ...), with the classes wherever the network has them.
+            outputs: what the posterior returned and they are part of; transformers' kinds of
+                outputs say where the classes are.
             labels: (batch, ...) or (particles, batch, ...). With transformers' networks that label
                 pixels, logits are enlarged to the labels' pixels as those networks' loss does.
 
         Raises:
-            BellaError: no logits, labels of another shape, or an axis that nothing decides.
+            BellaError: labels of another shape, or an axis that nothing decides.
         """
-        axis = self.in_logits(outputs, labels)
-        logits = logits_of(outputs)
+        axis = self.find(logits, outputs, labels)
         if type(outputs).__name__ == PIXELS and labels is not None and axis == 2:
             logits = enlarge(logits, labels)
         return logits.movedim(axis, -1)
 
-    def in_logits(self, outputs: Any, labels: Tensor | None = None) -> int:
-        """The axis in a posterior's logits, whose axis 0 are the particles; see `place`."""
-        axis = self.find(outputs, labels)
-        return axis + 1 if axis > 0 else axis
-
-    def find(self, outputs: Any, labels: Tensor | None = None) -> int:
-        """The axis in the network's own outputs; see `place`."""
-        logits = logits_of(outputs)
+    def find(self, logits: Tensor, outputs: Any, labels: Tensor | None = None) -> int:
+        """The classes' axis in the posterior's logits, whose axis 0 are the particles; see
+        `place`."""
         own = logits.dim() - 1
         if own < 2:
             raise BellaError(
                 f"Logits of shape {tuple(logits.shape)} must be (particles, batch, ..., classes)."
             )
-        if self.axis is not None:
-            if not (-own < self.axis < own) or self.axis == 0:
-                raise BellaError(
-                    f"class_axis={self.axis}: the network's outputs have {own} axes and the first "
-                    f"is the batch, so give one from 1 to {own - 1}, or -1 for the last."
-                )
-            return self.axis
-        if own == 2:
-            return 1
-        self.axis = known_axis(outputs)
-        if self.axis is None:
-            self.axis = axis_by_labels(logits, labels)
-        return self.axis
+        if self.axis is None and own > 2:
+            self.axis = known_axis(outputs)
+            if self.axis is None:
+                self.axis = axis_by_labels(logits, labels)
+        axis = -1 if self.axis is None else self.axis
+        if not (-own < axis < own) or axis == 0:
+            raise BellaError(
+                f"class_axis={axis}: the network's outputs have {own} axes and the first is the "
+                f"batch, so give one from 1 to {own - 1}, or -1 for the last."
+            )
+        return axis + 1 if axis > 0 else axis
 
 
 def known_axis(outputs: Any) -> int | None:

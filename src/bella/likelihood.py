@@ -16,7 +16,7 @@ A position whose label is -100 counts nowhere. `likelihood_of` names what a netw
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, Literal, NamedTuple
 
 import torch
@@ -24,7 +24,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from bella import metrics
-from bella.classes import ClassAxis, logits_of
+from bella.classes import ClassAxis
 from bella.errors import BellaError
 
 __all__ = ["LIKELIHOODS", "likelihood_of", "logits_of", "losses", "nll"]
@@ -245,7 +245,7 @@ def losses(
         BellaError: see `nll`.
     """
     name = likelihood or likelihood_of_outputs(outputs)
-    logits = metrics.precise(ClassAxis.of(class_axis).place(outputs, labels))
+    logits = metrics.precise(ClassAxis.of(class_axis).place(logits_of(outputs), outputs, labels))
     check_logits(logits)
     if name == "tokens" and logits.dim() < 4:
         raise BellaError(
@@ -263,6 +263,29 @@ def losses(
         metrics.check_labels(targets, logits.shape[-1], ignore_index)
     each = by_name(name).losses(logits, targets, ignore_index)
     return each.flatten(1).sum(1), (targets != ignore_index).flatten(1).sum(1)
+
+
+def logits_of(outputs: Any) -> Tensor:
+    """The logits among a network's outputs.
+
+    Args:
+        outputs: the logits, an object or mapping with ``logits``, or a tuple that begins with them.
+
+    Raises:
+        BellaError: none of these.
+    """
+    if isinstance(outputs, Tensor):
+        return outputs
+    if isinstance(outputs, Mapping) and "logits" in outputs:
+        return outputs["logits"]
+    if isinstance(getattr(outputs, "logits", None), Tensor):
+        return outputs.logits
+    if isinstance(outputs, tuple | list) and outputs and isinstance(outputs[0], Tensor):
+        return outputs[0]
+    raise BellaError(
+        f"The network returned a {type(outputs).__name__} without logits: return a tensor of "
+        "logits, or an object with .logits."
+    )
 
 
 def nll(

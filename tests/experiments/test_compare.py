@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import importlib
 import json
+import math
 
 import pytest
 import torch
@@ -268,6 +269,21 @@ def made_up(nll):
 def test_words_say_what_the_figures_say(nll, words):
     assert words in verdict(made_up(nll))[0]
     assert f"| B | {nll:.3f} ±.020 |" in markdown_table(made_up(nll))
+
+
+@pytest.mark.parametrize("nothing", [None, math.nan])
+def test_words_compare_only_what_both_have(nothing):
+    results = made_up(0.5)
+    ours, other = (results["methods"][name]["figures"] for name in ("bella", "lora-ensemble"))
+    ours["auroc_shift_mi"] = {"mean": 0.9, "spread": 0.01, "values": []}
+    other["auroc_shift_mi"] = {"mean": 0.5, "spread": 0.0, "values": []}
+    assert "better: noticing the shift by mutual information" in verdict(results)[0]
+    # One set of weights disputes nothing: older folders hold the .5 that was computed for it.
+    other["mutual_information"] = {"mean": 0.0, "spread": 0.0, "values": []}
+    assert "mutual information" not in verdict(results)[0]
+    del other["mutual_information"]
+    other["auroc_shift_mi"]["mean"] = nothing
+    assert "mutual information" not in verdict(results)[0]
 
 
 def test_the_parts_of_a_table_hold_every_figure_once(ran):

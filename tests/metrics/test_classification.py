@@ -1,5 +1,6 @@
 """Figures against scikit-learn, scipy, torchmetrics and closed forms."""
 
+import itertools
 import math
 
 import numpy as np
@@ -250,7 +251,7 @@ def test_bad_input_is_named(metric, probs, labels, message):
 
 def test_particle_figures_want_three_axes_and_probabilities():
     for metric in (metrics.mutual_information, metrics.diversity, metrics.disagreement):
-        with pytest.raises(BellaError, match="particles, batch, ..., classes"):
+        with pytest.raises(BellaError, match=r"particles, batch, \.\.\., classes"):
             metric(PROBS)
         with pytest.raises(BellaError, match="not finite"):
             metric(torch.full((2, 3, 4), math.nan))
@@ -271,3 +272,52 @@ def test_labels_of_any_integer_type_count(dtype):
     for metric in (metrics.accuracy, metrics.brier, metrics.ece, metrics.adaptive_ece):
         assert metric(PROBS, labels) == metric(PROBS, LABELS)
     assert metrics.nll(PROBS.log(), labels) == metrics.nll(PROBS.log(), LABELS)
+
+
+# ------------------------------------------------------------ ties
+
+
+def tied(seed: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Forty examples with few different confidences and uncertainties, and another order."""
+    generator = torch.Generator().manual_seed(seed)
+    sure = torch.randint(5, 10, (40,), generator=generator).double() / 10
+    probs = torch.stack([sure, 1 - sure], -1)
+    return probs, torch.randint(2, (40,), generator=generator), torch.randperm(40)
+
+
+@given(st.integers(0, 500))
+def test_no_figure_depends_on_the_order_of_the_examples(seed):
+    probs, labels, order = tied(seed)
+    doubt = metrics.entropy(probs)
+    for name in ("aurc", "auroc_errors"):
+        metric = getattr(metrics, name)
+        there = metric(probs, labels, doubt)
+        assert metric(probs[order], labels[order], doubt[order]) == pytest.approx(there)
+    for name in ("adaptive_ece", "ece", "accuracy", "brier"):
+        metric = getattr(metrics, name)
+        assert metric(probs[order], labels[order]) == pytest.approx(metric(probs, labels))
+
+
+def test_ties_count_as_the_mean_over_their_orders():
+    probs, labels = torch.tensor([[0.9, 0.1]] * 6), torch.tensor([0, 1, 0, 1, 1, 0])
+    doubt = torch.tensor([0.0, 0.0, 1.0, 1.0, 1.0, 2.0])
+    risks = []
+    for one in itertools.permutations(range(2)):
+        for two in itertools.permutations(range(2, 5)):
+            wrong = (labels != 0)[[*one, *two, 5]].double()
+            risks.append(wrong.cumsum(0) / torch.arange(1, 7))
+    expected = torch.stack(risks).mean(0)
+    torch.testing.assert_close(metrics.risk_coverage(probs, labels, doubt)[1], expected)
+    assert metrics.aurc(probs, labels, torch.zeros(6)) == pytest.approx(0.5)
+    assert metrics.auroc(torch.ones(6), labels == 1) == 0.5
+
+
+def test_adaptive_ece_of_one_confidence_is_its_distance_from_the_accuracy():
+    probs = torch.tensor([[0.7, 0.3]]).repeat(40, 1)
+    labels = (torch.arange(40) >= 20).long()
+    assert metrics.adaptive_ece(probs, labels) == pytest.approx(0.2)
+
+
+def test_uncertainties_that_are_not_finite_are_refused():
+    with pytest.raises(BellaError, match="Uncertainties are not finite"):
+        metrics.aurc(torch.tensor([[0.9, 0.1]]), torch.tensor([0]), torch.tensor([math.nan]))

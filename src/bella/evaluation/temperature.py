@@ -6,7 +6,7 @@ import math
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float, Int
+from jaxtyping import Float, Integer
 from torch import Tensor
 
 from bella.errors import BellaError
@@ -20,7 +20,7 @@ COLDEST, HOTTEST = 0.01, 100.0
 @torch.inference_mode(False)
 @torch.enable_grad()
 def fit_temperature(
-    logits: Float[Tensor, "*particles_batch classes"], labels: Int[Tensor, "*batch"]
+    logits: Float[Tensor, "*particles_batch classes"], labels: Integer[Tensor, "*batch"]
 ) -> float:
     """The temperature T that minimises the NLL of softmax(logits / T) on validation data.
 
@@ -40,7 +40,7 @@ def fit_temperature(
     """
     own = labels.dim() + 1
     fit = logits.dim() in (own, own + 1) and logits.shape[-own:-1] == labels.shape
-    if not (fit and own > 1 and bool((labels != IGNORED).any())):
+    if not (fit and own > 1 and bool((labels.long() != IGNORED).any())):
         raise BellaError(
             f"Logits of shape {tuple(logits.shape)} and labels of shape {tuple(labels.shape)} are "
             "not ([particles,] batch, ..., classes) and (batch, ...) with at least one example."

@@ -16,7 +16,7 @@ from bella import metrics
 from bella.classes import ClassAxis
 from bella.errors import BellaError
 from bella.inputs import arguments, rows
-from bella.likelihood import check_logits, check_predicts_classes
+from bella.likelihood import check_logits, check_predicts_classes, logits_of
 from bella.memory import at_once, parts
 from bella.particles.prefix import Stream
 from bella.posterior import Posterior
@@ -109,7 +109,8 @@ def predict(
             for part in parts(particles, size):
                 alone = len(part) == len(everyone)
                 with nullcontext() if alone else posterior.subset(part):
-                    logits.append(axis.place(posterior(*args, **kwargs), labels))
+                    outputs = posterior(*args, **kwargs)
+                    logits.append(axis.place(logits_of(outputs), outputs, labels))
             check_logits(logits[0])
             joined = metrics.precise(torch.cat(logits))
             refuse_not_finite(joined, (args, kwargs), numbers)
@@ -120,7 +121,7 @@ def predict(
                 torch.cat([said(everyone, args, kwargs, labels) for _ in range(draws)]), average
             )
         begin = said(everyone[:first], args, kwargs, labels)
-        counted = None if labels is None else labels != ignore_index
+        counted = None if labels is None else labels.long() != ignore_index
         early = agree(begin, stop, counted=counted)
         rest = begin.new_zeros(len(everyone) - first, *begin.shape[1:])
         if not early.all():

@@ -18,7 +18,7 @@ from functools import cached_property
 from typing import Literal
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float, Int, Integer
 from torch import Tensor
 
 from bella import metrics
@@ -144,7 +144,7 @@ class Predictive:
             early = early.repeat_interleave(self.lengths)
         return replace(self, weights=early_weights(self.logits, early, first))
 
-    def nll(self, labels: Int[Tensor, "*batch"]) -> float:
+    def nll(self, labels: Integer[Tensor, "*batch"]) -> float:
         """Mean negative log-likelihood of the predictive over what counts, in nats.
 
         Raises:
@@ -154,7 +154,7 @@ class Predictive:
         return metrics.nll(counted.log_probs, labels)
 
     def counted(
-        self, labels: Int[Tensor, "*batch"], ignore_index: int = IGNORED
+        self, labels: Integer[Tensor, "*batch"], ignore_index: int = IGNORED
     ) -> tuple[Predictive, Int[Tensor, " counted"]]:
         """Only what counts, one after another: the predictive and its labels.
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -91,10 +92,16 @@ def is_single(method: Mapping[str, Any]) -> bool:
     return figure is not None and figure["mean"] == 0
 
 
+def exists(figure: Mapping[str, Any] | None) -> bool:
+    """Whether a figure has a mean: one of what does not occur is NaN, and null in a file."""
+    return figure is not None and figure["mean"] is not None and not math.isnan(figure["mean"])
+
+
 def cell(figure: Mapping[str, Any] | None, form: str, name: str, *, single: bool) -> str:
     """One cell; a dash where a figure does not exist."""
-    if figure is None or figure["mean"] is None or (single and name in DISAGREEMENT):
+    if not exists(figure) or (single and name in DISAGREEMENT):
         return "-"
+    assert figure is not None
     text = form.format(figure["mean"])
     if figure["spread"] is not None and name not in COSTS:
         text += " ±" + form.format(figure["spread"]).removeprefix("0")
@@ -204,10 +211,10 @@ def sentence(ours: Mapping[str, Any], other: Mapping[str, Any]) -> str:
     same: list[str] = []
     for name, words, more in QUESTIONS:
         a, b = ours["figures"].get(name), other["figures"].get(name)
-        if a is None or b is None or a["mean"] is None or b["mean"] is None:
+        if not (exists(a) and exists(b)):
             continue
-        if is_single(other) and name in DISAGREEMENT:
-            b = {"mean": 0.5, "spread": 0.0}  # one set of weights cannot disagree with itself
+        if name in DISAGREEMENT and (is_single(ours) or is_single(other)):
+            continue  # one set of weights has no such score, so there is nothing to compare
         margin = (a["spread"] or 0.0) + (b["spread"] or 0.0)
         gain = a["mean"] - b["mean"]
         if abs(gain) <= margin:

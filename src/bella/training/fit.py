@@ -24,7 +24,6 @@ from bella.likelihood import IGNORED
 from bella.particles.prefix import Stream
 from bella.particles.recompute import recompute
 from bella.posterior import Posterior
-from bella.prediction.predictive import IGNORED
 from bella.storage import own_tensors
 from bella.training.annealing import kl_weight
 from bella.training.batches import Data, epoch_seed, loader, own_batches
@@ -328,7 +327,7 @@ class Run:
         """
         assert self.validation is not None
         for batch in self.validation:
-            if bool((split(batch)[2] != IGNORED).any()):
+            if bool((split(batch)[2].long() != IGNORED).any()):
                 try:
                     self.validate([batch])
                 except BellaError as error:

@@ -9,6 +9,7 @@ import torch
 from bella.posterior import Posterior
 from bella.transport.base import Transport
 from bella.transport.coupling import Coupling, Measurement, Scope
+from bella.transport.gram import differences
 from bella.transport.spread import Spread
 
 
@@ -18,9 +19,11 @@ class Coupled(Transport):
     Args:
         posterior: whose particles move.
         kernel: ``rbf``, ``imq`` or ``laplace``.
-        bandwidth: ``median`` of square distances, ``liu-wang``, or σ as a number.
-        scope: ``global``, one kernel over all layers, or ``layer``, one for each.
-        normalize: divide each layer's square distances by their median before they are summed.
+        bandwidth: ``median`` of square distances, ``liu-wang``, or σ as a number, in the units of
+            the distances: with ``normalize`` and scope ``global`` those are medians.
+        scope: ``global``, one kernel on the mean of all layers' square distances, or ``layer``, one
+            for each.
+        normalize: divide each layer's square distances by their median before their mean is taken.
         min_bandwidth: smallest σ² and smallest median.
         **options: those of `Transport`; ``data_size`` is needed.
     """
@@ -49,6 +52,15 @@ class Coupled(Transport):
         if posterior.particles > 1:
             self.coupling.measure()  # an unknown bandwidth rule is refused here, not in training
 
+    def state_dict(self) -> dict[str, Any]:
+        """What a resumed run needs."""
+        return super().state_dict() | {"spread_steps": self.spread.steps}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Continue where `state_dict` was taken."""
+        super().load_state_dict(state)
+        self.spread.steps = int(state.get("spread_steps", 0))
+
     def repel(self, measured: Measurement, weights: list[torch.Tensor], coefficient: float) -> None:
         """Add -coefficient Σ_j weights_ij (Δ_i - Δ_j) to the gradients, and log.
 
@@ -61,7 +73,7 @@ class Coupled(Transport):
         repulsion = torch.zeros(())
         for group, weight in zip(self.groups, weights, strict=True):
             if group.in_kernel and coefficient:
-                forces = group.push(weight)
+                forces = group.pull(differences(weight))
                 repulsion = repulsion.to(weight.device) + sum(f.square().sum() for f in forces)
                 group.add_to_grad(forces, -coefficient)
         self._log |= {

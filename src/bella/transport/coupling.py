@@ -14,7 +14,6 @@ from torch import Tensor
 from bella.errors import BellaError
 from bella.particles.layer import Factors, Site
 from bella.transport import gram
-from bella.transport.gram import differences
 from bella.transport.kernels import bandwidth, kernel_named, median
 
 Scope = Literal["global", "layer"]
@@ -43,27 +42,32 @@ class Group:
     def stacked(self) -> list[Tensor]:
         """The sites' parameters, each kind stacked to (layers, particles, ...)."""
         columns = zip(*(site.parameters for site in self.sites), strict=True)
-        stacked = [torch.stack([wide(p) for p in column]) for column in columns]
+        stacked = [
+            wide(column[0]).unsqueeze(0)  # a view: whole copies are large
+            if len(column) == 1
+            else torch.stack([wide(p) for p in column])
+            for column in columns
+        ]
         return stacked if self.low_rank else [x.flatten(2) for x in stacked]
 
     def inner(self) -> Matrices:
-        """Inner products of the particles, per layer; those of whole copies about their mean."""
+        """Inner products of the particles, per layer; of whole copies as they differ from the
+        first."""
         if self.low_rank:
             A, B = self.stacked()
             return gram.inner_low_rank(A, B, self.scale)
-        return gram.inner_dense(gram.centred(self.stacked()[0]))
+        return gram.inner_dense(gram.from_first(self.stacked()[0]))
 
     def square_distances(self) -> Matrices:
         """‖Δ_i - Δ_j‖² per layer, as `wide` as the parameters."""
         first = self.sites[0].parameters[0]
-        d2 = gram.square_distances(self.inner())
-        return d2.to(torch.promote_types(first.dtype, torch.float32)).to(first.device)
-
-    def push(self, weights: Matrices) -> list[Tensor]:
-        """The force Σ_j weights_ij (Δ_i - Δ_j) on every parameter, stacked as `stacked` is."""
+        inner = self.inner()
         if self.low_rank:
-            return self.pull(differences(weights))
-        return [gram.pull_dense(gram.centred(self.stacked()[0]), differences(weights))]
+            size = inner.diagonal(dim1=-2, dim2=-1).mean(-1)
+        else:
+            size = torch.stack([wide(site.parameters[0][0]).square().sum() for site in self.sites])
+        d2 = gram.resolved(gram.square_distances(inner), size[:, None, None], first.dtype)
+        return d2.to(torch.promote_types(first.dtype, torch.float32)).to(first.device)
 
     def pull(self, M: Matrices) -> list[Tensor]:
         """The force Σ_j M_ij Δ_j on every parameter, stacked as `stacked` is."""
@@ -133,9 +137,9 @@ class Coupling:
         groups: what the particles own.
         kernel: ``rbf``, ``imq`` or ``laplace``.
         rule: bandwidth, see `bella.transport.kernels.bandwidth`.
-        scope: one kernel over all layers, or one for each.
+        scope: one kernel on the mean of all layers' square distances, or one for each.
         normalize: with one kernel over all layers, divide each layer's square distances by their
-            median first; otherwise one layer of large scale rules the sum.
+            median first; otherwise one layer of large scale rules the mean.
         floor: smallest median or bandwidth.
 
     Raises:

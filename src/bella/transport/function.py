@@ -18,12 +18,13 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from bella.classes import ClassAxis, logits_of
+from bella.classes import ClassAxis
 from bella.errors import BellaError
+from bella.likelihood import logits_of
 from bella.posterior import Posterior
 from bella.transport import kernels
 from bella.transport.base import Transport
-from bella.transport.gram import centred, differences, inner_dense, square_distances
+from bella.transport.gram import differences, from_first, inner_dense, square_distances
 from bella.transport.spread import Spread
 
 
@@ -67,6 +68,15 @@ class Function(Transport):
         """Stop listening to the outputs."""
         self.handle.remove()
 
+    def state_dict(self) -> dict[str, Any]:
+        """What a resumed run needs."""
+        return super().state_dict() | {"spread_steps": self.spread.steps}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Continue where `state_dict` was taken."""
+        super().load_state_dict(state)
+        self.spread.steps = int(state.get("spread_steps", 0))
+
     @torch.no_grad()
     def prepare(self, *args: Any, **kwargs: Any) -> None:
         """Predict a batch with all particles before they are trained on it in several passes."""
@@ -74,7 +84,9 @@ class Function(Transport):
         for particle in range(self.posterior.particles):
             with self.posterior.subset([particle]):
                 self.everyone = None
-                parts.append(log_probabilities(self.axis.place(self.posterior(*args, **kwargs))))
+                outputs = self.posterior(*args, **kwargs)
+                placed = self.axis.place(logits_of(outputs), outputs)
+                parts.append(log_probabilities(placed))
         self.everyone = torch.cat(parts)
 
     def _listen(self, posterior: Any, inputs: Any, outputs: Any) -> None:
@@ -85,7 +97,7 @@ class Function(Transport):
         logits = logits_of(outputs)
         if not logits.requires_grad:
             return
-        own = log_probabilities(self.axis.place(outputs).detach())
+        own = log_probabilities(self.axis.place(logits.detach(), outputs))
         if len(chosen) < posterior.particles and self.everyone is None:
             raise BellaError(
                 "function repels every particle from all others, but only some run: "
@@ -93,7 +105,7 @@ class Function(Transport):
             )
         everyone = own if len(chosen) == posterior.particles else self.everyone
         assert everyone is not None
-        axis = self.axis.in_logits(outputs)
+        axis = self.axis.find(logits, outputs)
 
         def push(grad: Tensor) -> Tensor:
             return grad + self.force(everyone, list(chosen)).to(grad.dtype).movedim(-1, axis)
@@ -104,8 +116,8 @@ class Function(Transport):
     def force(self, everyone: Tensor, chosen: list[int]) -> Tensor:
         """-(T/N) R on the chosen particles' logits, given all log-probabilities
         (n, batch, ..., classes)."""
-        # The force sees differences alone. Centred, close particles do not lose theirs in the Gram.
-        flat = centred(everyone.flatten(1).unsqueeze(0))
+        # The force sees differences alone, and in the Gram close particles would lose theirs.
+        flat = from_first(everyone.flatten(1).unsqueeze(0))
         d2 = square_distances(inner_dense(flat))
         width = kernels.bandwidth(d2, self.rule, self.floor)
         k, slope = self.kernel(d2, width)

@@ -9,7 +9,7 @@ the Bella paper repeats the index i in one of its traces; this is the corrected 
 
 Distances between near particles are small differences of large inner products. Products of factors
 are therefore accumulated in float64 (taking a mean away from the factors would help in one gauge
-only), and whole copies, which are too large for that, are taken about their mean.
+only), and whole copies, which are too large for that, are taken as they differ from the first.
 """
 
 from __future__ import annotations
@@ -18,9 +18,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-ONE_POINT = 1e-14
-"""Square distance, relative to the particles' own squares, below which two are one point: what
-float32 factors resolve, and well above what float64 sums round."""
+ULPS = 8
+"""Units of rounding, of the particles' own size, up to which their distance is rounding: they are
+one point. (Never below 1e-7 of that size, where sums in float64 cancel.)"""
 
 
 def exact(x: Tensor) -> Tensor:
@@ -75,15 +75,12 @@ def inner_dense(
     return torch.bmm(value, value.mT)
 
 
-def centred(
+def from_first(
     value: Float[Tensor, "layers particles size"],
 ) -> Float[Tensor, "layers particles size"]:
-    """About the particles' mean; what no difference between particles sees is taken away.
-
-    The first particle is taken away before: equal particles are exactly 0 afterwards.
-    """
-    value = value - value[:, :1]
-    return value - value.mean(1, keepdim=True)
+    """As the copies differ from the first: distances stay, and what all share is taken away. Equal
+    ones are exactly 0."""
+    return value - value[:, :1]
 
 
 def pull_dense(
@@ -96,13 +93,27 @@ def pull_dense(
 def square_distances(
     inner: Float[Tensor, "layers particles particles"],
 ) -> Float[Tensor, "layers particles particles"]:
-    """‖i - j‖² = ⟨i, i⟩ + ⟨j, j⟩ - 2 ⟨i, j⟩, and exactly 0 where it is no more than rounding."""
+    """‖i - j‖² = ⟨i, i⟩ + ⟨j, j⟩ - 2 ⟨i, j⟩, clamped at 0 where rounding would go below."""
     norms = inner.diagonal(dim1=-2, dim2=-1)
-    both = norms.unsqueeze(-1) + norms.unsqueeze(-2)
-    d2 = both - 2 * inner
-    d2 = d2.where(d2 > ONE_POINT * both, 0)
+    d2 = (norms.unsqueeze(-1) + norms.unsqueeze(-2) - 2 * inner).clamp_min(0)
     d2.diagonal(dim1=-2, dim2=-1).zero_()
     return d2
+
+
+def resolved(
+    d2: Float[Tensor, "layers particles particles"],
+    size: Float[Tensor, "layers 1 1"],
+    dtype: torch.dtype,
+) -> Float[Tensor, "layers particles particles"]:
+    """The square distances, exactly 0 where they are no more than rounding.
+
+    Args:
+        d2: square distances.
+        size: squares of the particles' own sizes.
+        dtype: what the particles are held in; float32 for less.
+    """
+    eps = torch.finfo(torch.promote_types(dtype, torch.float32)).eps
+    return d2.where(d2 > max((ULPS * eps) ** 2, 1e-14) * size, 0)
 
 
 def differences(weights: Float[Tensor, "*layers n n"]) -> Float[Tensor, "*layers n n"]:

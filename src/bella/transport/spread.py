@@ -98,6 +98,6 @@ def stuck(groups: Sequence[Group]) -> Tensor:
 def near(values: Tensor, share: float) -> Tensor:
     """Which rows (n, ...) are apart by at most a share of their size: (n, n), on the CPU."""
     flat = wide(values).flatten(1).unsqueeze(0)
-    d2 = gram.square_distances(gram.inner_dense(gram.centred(flat)))[0]
+    d2 = gram.square_distances(gram.inner_dense(gram.from_first(flat)))[0]
     norms = flat[0].square().sum(1)
     return (d2 <= share**2 * torch.minimum(norms[:, None], norms)).cpu()
