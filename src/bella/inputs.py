@@ -25,23 +25,36 @@ def arguments(inputs: Any) -> tuple[tuple, dict[str, Any]]:
 def split(batch: Any) -> tuple[tuple, dict[str, Any], Tensor]:
     """A batch as (args, kwargs, labels): from (inputs, labels), or a mapping with ``labels``.
 
+    Labels that are a list of numbers or a NumPy array become a tensor.
+
     Raises:
-        BellaError: another form.
+        BellaError: another form, or labels that are no numbers.
     """
     if isinstance(batch, Mapping):
         kwargs = dict(batch)
         labels = kwargs.pop("labels", kwargs.pop("label", None))
         if labels is not None:
-            return (), kwargs, labels
+            return (), kwargs, _numbers(labels)
     elif isinstance(batch, tuple | list) and len(batch) == 2:
         inputs, labels = batch
         if isinstance(inputs, Mapping):
-            return (), dict(inputs), labels
-        return (tuple(inputs) if isinstance(inputs, tuple | list) else (inputs,)), {}, labels
+            return (), dict(inputs), _numbers(labels)
+        args = tuple(inputs) if isinstance(inputs, tuple | list) else (inputs,)
+        return args, {}, _numbers(labels)
     raise BellaError(
         "A batch must be a pair (inputs, labels) or a mapping with 'labels': change the data set's "
         "items or the loader's collate_fn."
     )
+
+
+def _numbers(labels: Any) -> Tensor:
+    try:
+        return torch.as_tensor(labels)
+    except (TypeError, ValueError, RuntimeError):
+        raise BellaError(
+            f"The labels are a {type(labels).__name__} and no numbers: give class numbers, counted "
+            "from 0, as one tensor a batch."
+        ) from None
 
 
 def rows(inputs: Any, chosen: Tensor, batch: int) -> Any:

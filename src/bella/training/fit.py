@@ -14,7 +14,6 @@ from typing import Any
 import torch
 from rich.progress import Progress
 from torch import Tensor, nn
-from torch.utils.data import DataLoader
 
 from bella import transport
 from bella.console import progress_bar
@@ -25,11 +24,23 @@ from bella.particles.recompute import checkpoint
 from bella.posterior import Posterior
 from bella.storage import own_tensors
 from bella.training.annealing import kl_weight
-from bella.training.batches import Data, epoch_seed, loader, own_batches
-from bella.training.cache import CachedPrefix, CacheTooLargeError, is_fixed
+from bella.training.batches import (
+    Data,
+    batches_per_epoch,
+    begin_epoch,
+    check_collate,
+    for_training,
+    grouped,
+    kept_generators,
+    opened,
+    own_batches,
+    warn_of_generators,
+)
+from bella.training.cache import cached
 from bella.training.checkpoint import forget, read_checkpoint, write_checkpoint
 from bella.training.gradients import Gradients, clip_particles
 from bella.training.record import Record
+from bella.training.samplers import examples
 from bella.training.schedule import learning_rate_factor
 from bella.training.settings import Settings, checked
 from bella.trees import check_finite
@@ -42,6 +53,7 @@ def fit(
     train: Data,
     *,
     validation: Data | None = None,
+    collate_fn: Callable[[list], Any] | None = None,
     folder: str | Path | None = None,
     resume: bool = True,
     optimizer: Callable[[Iterable[nn.Parameter]], torch.optim.Optimizer] | None = None,
@@ -54,8 +66,11 @@ def fit(
     Args:
         posterior: what `bella.low_rank` (or another constructor) made; trained in place and moved
             to the accelerator if there is one.
-        train: a data set of (inputs, label), a pair of tensors, or a ``DataLoader``.
+        train: a data set of (inputs, label) or of mappings with ``labels``, a list of such, a pair
+            of tensors, or a loader, whose sampler, batches and workers are used as they are.
         validation: the same; decides the epoch that is kept, and early stopping.
+        collate_fn: puts examples of a data set into a batch (to pad texts, say); a loader has its
+            own.
         folder: run folder: settings, versions, history, curves, checkpoint, and the posterior.
         resume: continue the run that ``folder`` holds, to the same bits as if it had never
             stopped; ``False`` begins anew.
@@ -75,12 +90,13 @@ def fit(
         posterior,
         train,
         validation=validation,
+        collate_fn=collate_fn,
         folder=Path(folder) if folder is not None else None,
         optimizer=optimizer,
         instead_of_step=instead_of_step,
         settings=checked(Settings, settings),
     )
-    with progress_bar(progress) as bar, torch.random.fork_rng():
+    with progress_bar(progress) as bar, kept_generators():
         return run.execute(bar, resume=resume)
 
 
@@ -93,6 +109,7 @@ class Run:
         train: Data,
         *,
         validation: Data | None,
+        collate_fn: Callable[[list], Any] | None,
         folder: Path | None,
         optimizer: Callable[[Iterable[nn.Parameter]], torch.optim.Optimizer] | None,
         instead_of_step: Skip | None,
@@ -113,9 +130,16 @@ class Run:
             named = settings.checkpoint
             checkpoint(posterior, None if named is True else named)
 
-        self.train = loader(train, settings.batch_size, shuffle=True)
+        def loader(data: Data, shuffle: bool, what: str) -> Any:
+            size = settings.batch_size
+            return for_training(
+                opened(data, size, shuffle=shuffle, collate_fn=collate_fn, what=what)
+            )
+
+        check_collate(collate_fn, train, validation)
+        self.train = loader(train, True, "training data")
         self.validation = (
-            None if validation is None else loader(validation, settings.batch_size, shuffle=False)
+            None if validation is None else loader(validation, False, "validation data")
         )
         groups = posterior.parameter_groups(settings.weight_decay)
         self.parameters: list[nn.Parameter] = [p for group in groups for p in group["params"]]
@@ -124,19 +148,21 @@ class Run:
             if optimizer is None
             else optimizer(self.parameters)
         )
-        self.steps_per_epoch = math.ceil(len(self.train) / settings.accumulate)
+        self.batches = batches_per_epoch(self.train)
+        self.steps_per_epoch = math.ceil(self.batches / settings.accumulate)
         self.steps = self.steps_per_epoch * settings.epochs
         self.schedule = torch.optim.lr_scheduler.LambdaLR(
             self.optimizer.optimizer,
             lambda step: learning_rate_factor(step, self.steps, settings.warmup),
         )
         options = {"warmup": round(settings.coupling_warmup * self.steps)}
-        self.data_size = examples(self.train)
+        options |= settings.transport_options
+        self.data_size = examples(self.train, options.pop("data_size", None))
         self.move = transport.by_name(
             settings.transport,
             posterior,
             data_size=self.data_size,
-            **(options | settings.transport_options),
+            **options,
         )
         if settings.minibatches == "own" and settings.transport == "function":
             raise BellaError("transport 'function' compares predictions on one batch: share it.")
@@ -158,13 +184,15 @@ class Run:
         if not resume and self.folder is not None:
             forget(self.folder)
         first = self.load_checkpoint(record)
+        if first:
+            warn_of_generators(self.train)
         begun = time.perf_counter() - record.seconds
         self.share_prefix(bar)
         task = bar.add_task("training", total=self.steps, completed=self.step)
         for epoch in range(first, self.settings.epochs):
             if self.should_stop(epoch):
                 break
-            torch.manual_seed(epoch_seed(self.settings.seed, epoch))
+            begin_epoch(self.train, self.settings.seed, epoch)
             figures = self.run_epoch(epoch, bar, task)
             if self.validation is not None:
                 figures |= self.validate()
@@ -186,34 +214,31 @@ class Run:
 
     def share_prefix(self, bar: Progress) -> None:
         """Put caches of the shared prefix in the place of the data, where that is allowed."""
-        wanted, device = self.settings.cache_prefix, self.accelerator.device
-        if wanted is False or self.settings.minibatches == "own":
+        settings = self.settings
+        if settings.minibatches == "own":
+            if settings.cache_prefix is True:
+                raise BellaError(
+                    "cache_prefix=True caches what the particles share, and with minibatches='own' "
+                    "they share no batch: leave out one of the two."
+                )
             return
 
-        def cached(data: DataLoader) -> DataLoader:
-            if wanted == "auto" and not is_fixed(self.posterior, data, device):
-                return data
-            try:
-                with self.accelerator.autocast():
-                    kept = CachedPrefix(
-                        self.posterior,
-                        data,
-                        limit=self.settings.cache_bytes,
-                        disk_limit=self.settings.cache_disk_bytes,
-                        device=device,
-                        progress=bar,
-                    )
-            except CacheTooLargeError:
-                if wanted == "auto":
-                    return data
-                raise
-            shuffle = not isinstance(data.sampler, torch.utils.data.SequentialSampler)
-            return loader(data, 0, shuffle=shuffle, items=kept, collate=kept.batch)
+        def kept(data: Any) -> Any:
+            with self.accelerator.autocast():
+                return cached(
+                    self.posterior,
+                    data,
+                    settings.cache_prefix,
+                    limit=settings.cache_bytes,
+                    disk_limit=settings.cache_disk_bytes,
+                    device=self.accelerator.device,
+                    progress=bar,
+                )
 
         self.posterior.train()  # a prefix with dropout shows itself only in training mode
-        self.train = cached(self.train)
+        self.train = kept(self.train)
         if self.validation is not None:
-            self.validation = cached(self.validation)
+            self.validation = kept(self.validation)
 
     def run_epoch(self, epoch: int, bar: Progress, task: Any) -> dict[str, float]:
         """One pass over the data."""
@@ -221,22 +246,14 @@ class Run:
         self.posterior.train()
         batches: Iterable[Any] = self.train
         if settings.minibatches == "own":
-            seed = epoch_seed(settings.seed, epoch)
-            batches = own_batches(self.train, self.posterior.particles, seed)
+            batches = own_batches(self.train, self.posterior.particles)
         total = torch.zeros((), device=self.accelerator.device)
-        group: list[Any] = []
         count = 0
-        last = len(self.train)
-        for number, batch in enumerate(batches, start=1):
-            group.append(batch)
-            if len(group) < settings.accumulate and number < last:
-                continue
-            loss = self.update(group, epoch)
-            total += loss
+        for group in grouped(batches, settings.accumulate, self.batches):
+            total += self.update(group, epoch)
             count += 1
-            group = []
             bar.advance(task)
-            if self.step % self.log_every == 0 or number == last:
+            if self.step % self.log_every == 0 or count == self.steps_per_epoch:
                 mean = float(total) / count / self.posterior.particles
                 self.trace.append(
                     {"step": self.step, "loss": mean, "distance": self.move.distance()}
@@ -385,11 +402,3 @@ def examples_of(batch: Any) -> Any:
     """The inputs of a batch; of a stream what differs between examples, not its placeholders."""
     args, kwargs, _ = split(batch)
     return args[0].carried() if args and isinstance(args[0], Stream) else (args, kwargs)
-
-
-def examples(data: DataLoader) -> int:
-    """Number of training examples."""
-    dataset = getattr(data, "dataset", None)
-    if dataset is not None and hasattr(dataset, "__len__"):
-        return len(dataset)
-    return len(data) * (data.batch_size or 1)
