@@ -7,10 +7,8 @@ reset or put into another order. What cannot work is refused before the first st
 from __future__ import annotations
 
 import copy
-import random
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -21,7 +19,8 @@ from torch.utils.data import DataLoader, Dataset, IterableDataset, TensorDataset
 from bella.errors import BellaError
 from bella.inputs import split
 from bella.training.collate import collate
-from bella.training.samplers import generators, in_fixed_order
+from bella.training.randomness import seed_all
+from bella.training.samplers import has_generators, in_fixed_order, parts_of
 from bella.trees import tensors_of
 
 Data = Dataset | DataLoader | Sequence | Iterable
@@ -312,31 +311,15 @@ def begin_epoch(loader: Any, seed: int, epoch: int) -> None:
     Workers seed all three from torch's. Samplers and data sets that are told their epoch
     (``set_epoch``: ``DistributedSampler``, streams of the hub) are told it.
     """
-    number = epoch_seed(seed, epoch)
-    torch.manual_seed(number)
-    random.seed(number)
-    np.random.seed(number % 2**32)
-    for name in ("sampler", "batch_sampler", "dataset"):
-        told = getattr(getattr(loader, name, None), "set_epoch", None)
-        if told is not None:
-            told(epoch)
-
-
-@contextmanager
-def kept_generators() -> Iterator[None]:
-    """Inside the block torch, NumPy and ``random`` may be seeded; then they go on as before it."""
-    python, numpy = random.getstate(), np.random.get_state()
-    try:
-        with torch.random.fork_rng():
-            yield
-    finally:
-        random.setstate(python)
-        np.random.set_state(numpy)
+    seed_all(epoch_seed(seed, epoch))
+    for part in parts_of(loader):
+        if hasattr(part, "set_epoch"):
+            part.set_epoch(epoch)
 
 
 def warn_of_generators(loader: Any) -> None:
     """Say of a resumed run that its loader draws from a generator that no checkpoint holds."""
-    if generators(loader):
+    if has_generators(loader):
         warnings.warn(
             "The training loader draws from a generator of its own, which the checkpoint does not "
             "hold: the resumed run sees other batches than the stopped one would have. Leave out "

@@ -32,8 +32,9 @@ from bella.errors import BellaError
 from bella.inputs import split, to
 from bella.particles.prefix import Stream, placeholder
 from bella.posterior import Posterior
-from bella.training.batches import Data, kept_generators, opened
+from bella.training.batches import Data, opened
 from bella.training.collate import collate
+from bella.training.randomness import own_randomness
 from bella.training.samplers import drawn
 from bella.training.scratch import NoRoomError, tensors_on_disk
 from bella.trees import tensors_of
@@ -261,13 +262,14 @@ def is_fixed(posterior: Posterior, data: Data, device: torch.device) -> bool:
     loader = opened(data, 2, shuffle=False)
     if posterior.shared is None or posterior.trains_base or not _reads_the_same(loader):
         return False
-    examples = [loader.dataset[i] for i in range(min(2, len(loader.dataset)))]
+    positions = drawn(loader) or range(len(loader.dataset))
+    examples = [loader.dataset[i] for i in positions[:2]]
     args, kwargs, _ = split(loader.collate_fn(examples))
     if args and isinstance(args[0], Stream):
         return False
     args, kwargs = to(args, device), to(kwargs, device)
     runs = []
-    with kept_generators(), torch.no_grad():
+    with own_randomness(), torch.no_grad():
         for _ in range(2):
             try:
                 posterior.prove(*args, **kwargs)

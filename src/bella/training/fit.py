@@ -31,7 +31,6 @@ from bella.training.batches import (
     check_collate,
     for_training,
     grouped,
-    kept_generators,
     opened,
     own_batches,
     warn_of_generators,
@@ -39,6 +38,7 @@ from bella.training.batches import (
 from bella.training.cache import cached
 from bella.training.checkpoint import forget, read_checkpoint, write_checkpoint
 from bella.training.gradients import Gradients, clip_particles
+from bella.training.randomness import own_randomness
 from bella.training.record import Record
 from bella.training.samplers import examples
 from bella.training.schedule import learning_rate_factor
@@ -96,7 +96,7 @@ def fit(
         instead_of_step=instead_of_step,
         settings=checked(Settings, settings),
     )
-    with progress_bar(progress) as bar, kept_generators():
+    with own_randomness(), progress_bar(progress) as bar:
         return run.execute(bar, resume=resume)
 
 

@@ -116,12 +116,21 @@ def in_fixed_order(loader: DataLoader) -> bool:
     return fixed or _works_like(sampler, SequentialSampler)
 
 
-def generators(loader: Any) -> bool:
+def has_generators(loader: Any) -> bool:
     """Whether a loader draws from generators of its own, which no seed of a run reaches."""
-    owners = [loader]
-    for name in ("batch_sampler", "sampler"):
-        owners += [getattr(owner, name, None) for owner in list(owners)]
-    return any(getattr(owner, "generator", None) is not None for owner in owners)
+    return any(getattr(part, "generator", None) is not None for part in (loader, *parts_of(loader)))
+
+
+def parts_of(loader: Any) -> list[Any]:
+    """What decides what a loader reads: its batch sampler, samplers and data set."""
+    batches = getattr(loader, "batch_sampler", None)
+    parts = [
+        batches,
+        getattr(batches, "sampler", None),
+        getattr(loader, "sampler", None),
+        getattr(loader, "dataset", None),
+    ]
+    return list({id(part): part for part in parts if part is not None}.values())
 
 
 def _name(loader: Any) -> str:
