@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Mapping
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from bella.errors import BellaError
 from bella.particles.prefix import Stream
@@ -28,10 +29,16 @@ def split(batch: Any) -> tuple[tuple, dict[str, Any], Tensor]:
     Labels that are a list of numbers or a NumPy array become a tensor.
 
     Raises:
-        BellaError: another form, or labels that are no numbers.
+        BellaError: another form, labels that are no numbers, or tokens that are no tensor.
     """
     if isinstance(batch, Mapping):
         kwargs = dict(batch)
+        if isinstance(kwargs.get("input_ids"), list | tuple):
+            raise BellaError(
+                f"input_ids are a list of {len(kwargs['input_ids'])} and no tensor (torch's "
+                "default_collate turns lists of token numbers around): give the loader a "
+                "collate_fn that makes tensors, or the data set as tensors (with_format('torch'))."
+            )
         labels = kwargs.pop("labels", kwargs.pop("label", None))
         if labels is not None:
             return (), kwargs, _numbers(labels)
@@ -45,6 +52,26 @@ def split(batch: Any) -> tuple[tuple, dict[str, Any], Tensor]:
         "A batch must be a pair (inputs, labels) or a mapping with 'labels': change the data set's "
         "items or the loader's collate_fn."
     )
+
+
+def check_names(network: nn.Module, kwargs: Mapping[str, Any]) -> None:
+    """Refuse named inputs that a network has no argument for.
+
+    Raises:
+        BellaError: there is one, a column of a data set say.
+    """
+    try:
+        known = inspect.signature(network.forward).parameters
+    except (TypeError, ValueError):  # written in another language
+        return
+    if any(p.kind is inspect.Parameter.VAR_KEYWORD for p in known.values()):
+        return
+    for name in kwargs:
+        if name not in known:
+            raise BellaError(
+                f"The batches have {name!r}, which {type(network).__name__} does not take (it takes "
+                f"{', '.join(known)}): take it out of the data, or rename it."
+            )
 
 
 def _numbers(labels: Any) -> Tensor:

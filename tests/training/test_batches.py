@@ -450,15 +450,48 @@ def test_a_pair_of_numbers_stays_a_pair():
     assert y.tolist() == [1, 0]
 
 
-def test_more_or_fewer_batches_than_promised_are_said_and_none_is_lost(monkeypatch):
-    for says, counted in ((16, 3), (48, 3)):
-        with pytest.warns(UserWarning, match=f"{says // 8} batches and gave {counted}"):
-            found = trained_on(
-                monkeypatch, DataLoader(Sized(24, says), 8), accumulate=2, cache_prefix=False
-            )
-        assert sum(map(len, found)) == 24
+class Endless(Stream):
+    def __iter__(self):
+        while True:
+            yield from super().__iter__()
+
+    def __len__(self):
+        return 24
+
+
+@pytest.mark.parametrize(
+    ("data", "words", "read"),
+    [
+        (Sized(24, 48), "6 batches and gave 3", 24),
+        (Sized(24, 16), "2 batches and has more", 16),
+        (Endless(), "3 batches and has more", 24),
+    ],
+)
+def test_an_epoch_has_the_batches_that_the_loader_says(monkeypatch, data, words, read):
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
+        found = trained_on(monkeypatch, DataLoader(data, 8), accumulate=2)
+    assert sum(map(len, found)) == read
+    assert [str(w.message) for w in said if words in str(w.message)]
+
+
+def test_a_loader_that_gives_nothing_is_refused():
     with pytest.raises(bella.BellaError, match="gave none"):
         fit(make(2), DataLoader(Sized(0, 24), 8))
+
+
+def test_columns_that_the_network_does_not_take_are_named():
+    rows = [item | {"idx": i} for i, item in enumerate(named())]
+    for use in (lambda: fit(make(2), rows), lambda: bella.evaluate(make(2), rows)):
+        with pytest.raises(bella.BellaError, match=r"'idx', which Blocks .*\(it takes x\)"):
+            use()
+
+
+def test_tokens_that_default_collate_turned_around_are_named():
+    rows = [{"input_ids": [1, 2, 3], "labels": i % 3} for i in range(8)]
+    for use in (fit, bella.evaluate):
+        with pytest.raises(bella.BellaError, match="turns lists of token numbers around"):
+            use(make(2), DataLoader(rows, 4))
 
 
 def test_workers_read_what_the_main_process_reads():

@@ -13,7 +13,7 @@ from rich.progress import Progress
 from torch import Tensor
 
 from bella import metrics
-from bella.inputs import split, to
+from bella.inputs import check_names, split, to
 from bella.posterior import Posterior
 from bella.prediction.predict import particles_at_once, predict
 from bella.prediction.predictive import Predictive
@@ -61,6 +61,7 @@ def collect(
         args, kwargs, y = split(batch)
         if y.shape[:1] == (0,):
             continue
+        check_names(getattr(posterior, "network", posterior), kwargs)
         inputs: Any = to(kwargs or args, device)
         if options.get("particles_per_pass") == "auto":
             size = particles_at_once(posterior, inputs, options.pop("memory", None))

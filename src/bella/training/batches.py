@@ -7,6 +7,7 @@ reset or put into another order. What cannot work is refused before the first st
 from __future__ import annotations
 
 import copy
+import itertools
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
@@ -199,17 +200,20 @@ def _drops_last(loader: Any) -> bool:
 def grouped(batches: Iterable[Any], size: int, expected: int) -> Iterator[list[Any]]:
     """Lists of ``size`` batches; the last may be smaller.
 
+    An epoch has as many batches as the loader said, so that a stream without an end can be one.
+
     Args:
         batches: of one epoch.
         size: batches a step.
-        expected: how many batches the schedule was made for.
+        expected: how many batches the loader said that it has.
 
     Raises:
         BellaError: there is no batch.
     """
+    iterator = iter(batches)
     group: list[Any] = []
     number = 0
-    for number, batch in enumerate(batches, start=1):  # noqa: B007
+    for number, batch in enumerate(itertools.islice(iterator, expected), start=1):  # noqa: B007
         group.append(batch)
         if len(group) == size:
             yield group
@@ -221,12 +225,13 @@ def grouped(batches: Iterable[Any], size: int, expected: int) -> Iterator[list[A
             f"The training loader said that it has {expected} batches and gave none: can it be "
             "read only once? Give a data set, or a loader that begins anew for every epoch."
         )
-    if number != expected:
+    said = f"The training loader said that it has {expected} batches"
+    if number < expected:
         warnings.warn(
-            f"The training loader said that it has {expected} batches and gave {number}: the "
-            "learning rate goes by what it said.",
-            stacklevel=2,
+            f"{said} and gave {number}: the learning rate goes by what it said.", stacklevel=2
         )
+    elif next(iterator, None) is not None:
+        warnings.warn(f"{said} and has more: an epoch ends after {expected}.", stacklevel=2)
 
 
 def own_batches(loader: Any, particles: int) -> Iterator[Any]:

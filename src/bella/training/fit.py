@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from bella import transport
 from bella.console import progress_bar
 from bella.errors import BellaError, require
-from bella.inputs import split, to
+from bella.inputs import check_names, split, to
 from bella.particles.prefix import Stream
 from bella.particles.recompute import checkpoint
 from bella.posterior import Posterior
@@ -271,6 +271,7 @@ class Run:
         total = torch.zeros((), device=self.accelerator.device)
         for batch in group:
             args, kwargs, labels = split(to(batch, self.accelerator.device))
+            check_names(self.posterior.network, kwargs)
             total += self.gradients.add(args, kwargs, labels, len(group))
         if self.posterior.stochastic:
             self.add_divergence()
