@@ -69,8 +69,8 @@ def check_names(network: nn.Module, kwargs: Mapping[str, Any]) -> None:
     for name in kwargs:
         if name not in known:
             raise BellaError(
-                f"The batches have {name!r}, which {type(network).__name__} does not take (it takes "
-                f"{', '.join(known)}): take it out of the data, or rename it."
+                f"The batches have {name!r}, which {type(network).__name__} does not take (it "
+                f"takes {', '.join(known)}): take it out of the data, or rename it."
             )
 
 

@@ -443,6 +443,12 @@ def test_collate_functions_are_for_data_sets():
         bella.evaluate(posterior, [padded][:0] or iter([padded]), collate_fn=pads)
 
 
+@pytest.mark.parametrize("size", [0, -1, 2.0, True])
+def test_batch_sizes_are_checked(size):
+    with pytest.raises(bella.BellaError, match="batch_size="):
+        bella.evaluate(make(2), problem(24), batch_size=size)
+
+
 def test_a_pair_of_numbers_stays_a_pair():
     loader = opened([(0.5, 1), (0.25, 0)], 2, shuffle=False)
     x, y = next(iter(loader))

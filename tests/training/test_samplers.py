@@ -121,6 +121,11 @@ def test_what_cannot_be_told_is_asked_for(loader):
     assert examples(loader, 13) == 13
 
 
+def test_weights_of_zero_are_no_example():
+    with pytest.raises(bella.BellaError, match="draws from no example"):
+        examples(DataLoader(DATA, 2, sampler=weighted(0, 4)))
+
+
 @pytest.mark.parametrize("given", [0, -1, 2.5, True, "3"])
 def test_a_given_number_of_examples_is_checked(given):
     with pytest.raises(bella.BellaError, match="data_size="):

@@ -53,6 +53,8 @@ def opened(
     Raises:
         BellaError: data of no such form, or of no example.
     """
+    if isinstance(batch_size, bool) or not isinstance(batch_size, int) or batch_size < 1:
+        raise BellaError(f"batch_size={batch_size!r}: give a whole number of at least 1.")
     if isinstance(data, Mapping):
         names = ", ".join(map(repr, data))
         raise BellaError(

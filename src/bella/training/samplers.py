@@ -44,19 +44,32 @@ def examples(loader: Any, given: Any = None) -> int:
                 "least 1, or leave it out to have it counted."
             )
         return given
-    if isinstance(loader, DataLoader):
-        if isinstance(loader.dataset, IterableDataset):
-            return len(loader.dataset)  # type: ignore[arg-type]  # its loader has a length
-        positions = drawn(loader)
-        if positions is not None and loader.batch_sampler is not None:
-            return len(positions)
-        if positions is not None and isinstance(loader.dataset, list | tuple):
-            labels = [split(loader.dataset[i])[2] for i in positions]  # of whole batches
-            return sum(len(y) if y.dim() else 1 for y in labels)
-    raise BellaError(
-        f"It cannot be told how many examples {_name(loader)} draws from, and the prior and the "
-        "coupling are divided by their number: pass transport_options={'data_size': N}."
-    )
+    count = _count(loader)
+    if count is None:
+        raise BellaError(
+            f"It cannot be told how many examples {_name(loader)} draws from, and the prior and "
+            "the coupling are divided by their number: pass transport_options={'data_size': N}."
+        )
+    if count == 0:
+        raise BellaError(
+            f"The training data are {_name(loader)} that draws from no example: give it positions, or weights "
+            "above 0."
+        )
+    return count
+
+
+def _count(loader: Any) -> int | None:
+    if not isinstance(loader, DataLoader):
+        return None
+    if isinstance(loader.dataset, IterableDataset):
+        return len(loader.dataset)  # type: ignore[arg-type]  # its loader has a length
+    positions = drawn(loader)
+    if positions is None or loader.batch_sampler is not None:
+        return None if positions is None else len(positions)
+    if not isinstance(loader.dataset, list | tuple):
+        return None
+    labels = [split(loader.dataset[i])[2] for i in positions]  # of whole batches
+    return sum(len(y) if y.dim() else 1 for y in labels)
 
 
 def drawn(loader: DataLoader) -> Sequence[int] | None:
