@@ -52,8 +52,8 @@ def examples(loader: Any, given: Any = None) -> int:
         )
     if count == 0:
         raise BellaError(
-            f"The training data are {_name(loader)} that draws from no example: give it positions, or weights "
-            "above 0."
+            f"The training data are {_name(loader)} that draws from no example: give it positions, "
+            "or weights above 0."
         )
     return count
 
