@@ -147,7 +147,7 @@ def low_rank(
         layers[name] = copies_of(name, axis, head, in_kernel=not names)
 
     for particle in range(particles):
-        generator = torch.Generator().manual_seed(seed * 1_000_003 + particle)
+        generator = torch.Generator().manual_seed((seed * 1_000_003 + particle) % 2**63)
         for layer in layers.values():
             if isinstance(layer, LowRankLayer):
                 start_(layer.A.data[particle], init, gain, generator)
@@ -157,7 +157,7 @@ def low_rank(
                     )
     if head_init == "reset":
         for index, name in enumerate(heads):
-            layers[name].reset(seed * 1_000_003 + index)  # type: ignore[operator]
+            layers[name].reset((seed * 1_000_003 + index) % 2**63)  # type: ignore[operator]
 
     network.requires_grad_(False)
     for name, layer in layers.items():
