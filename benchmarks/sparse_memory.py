@@ -35,16 +35,15 @@ def training(density: float, width: int, device: str) -> Callable[[], None]:
     """A few steps, changes of the active set among them."""
     posterior = posterior_of(density, width).to(device)
     topology = Topology(posterior, steps=20, interval=4)
-    optimizer = topology.follow(
-        torch.optim.SGD(posterior.parameter_groups(0.0), lr=1e-3, momentum=0.9)
-    )
+    optimizer = torch.optim.SGD(posterior.parameter_groups(0.0), lr=1e-3, momentum=0.9)
+    topology.follow(optimizer)
     x = torch.randn(8, width, device=device)
 
     def steps() -> None:
-        for step in range(9):
+        for _ in range(9):
             optimizer.zero_grad()
             (posterior(x).square().mean() + 1e-8 * posterior.kl()).backward()
-            if not topology(step):
+            if not topology.step():
                 optimizer.step()
 
     return steps

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     import torch
 
-LIBRARIES = ("bella-bnn", "torch", "accelerate", "transformers", "timm", "torchmetrics", "numpy")
+LIBRARIES = ("bella-bnn", "torch", "transformers", "timm", "torchmetrics", "numpy")
 TRIM_THRESHOLD, TOP_PAD, MMAP_MAX = -1, -2, -4  # glibc's malloc.h
 
 

@@ -23,10 +23,15 @@ def arguments(inputs: Any) -> tuple[tuple, dict[str, Any]]:
     return (inputs,), {}
 
 
-def split(batch: Any) -> tuple[tuple, dict[str, Any], Tensor]:
+def split(batch: Any, network: nn.Module | None = None) -> tuple[tuple, dict[str, Any], Tensor]:
     """A batch as (args, kwargs, labels): from (inputs, labels), or a mapping with ``labels``.
 
     Labels that are a list of numbers or a NumPy array become a tensor.
+
+    Args:
+        batch: as a loader makes it.
+        network: the network that it is for. One that makes its decoder's inputs from the labels
+            gets them, where it is an encoder-decoder network and the batch does not bring them.
 
     Raises:
         BellaError: another form, labels that are no numbers, or tokens that are no tensor.
@@ -41,13 +46,13 @@ def split(batch: Any) -> tuple[tuple, dict[str, Any], Tensor]:
             )
         labels = kwargs.pop("labels", kwargs.pop("label", None))
         if labels is not None:
-            return (), kwargs, _numbers(labels)
+            labels = _numbers(labels)
+            return (), _with_decoder_inputs(network, kwargs, labels), labels
     elif isinstance(batch, tuple | list) and len(batch) == 2:
-        inputs, labels = batch
+        inputs, labels = batch[0], _numbers(batch[1])
         if isinstance(inputs, Mapping):
-            return (), dict(inputs), _numbers(labels)
-        args = tuple(inputs) if isinstance(inputs, tuple | list) else (inputs,)
-        return args, {}, _numbers(labels)
+            return (), _with_decoder_inputs(network, dict(inputs), labels), labels
+        return (tuple(inputs) if isinstance(inputs, tuple | list) else (inputs,)), {}, labels
     raise BellaError(
         "A batch must be a pair (inputs, labels) or a mapping with 'labels': change the data set's "
         "items or the loader's collate_fn."
@@ -82,6 +87,53 @@ def _numbers(labels: Any) -> Tensor:
             f"The labels are a {type(labels).__name__} and no numbers: give class numbers, counted "
             "from 0, as one tensor a batch."
         ) from None
+
+
+def _with_decoder_inputs(
+    network: nn.Module | None, kwargs: dict[str, Any], labels: Any
+) -> dict[str, Any]:
+    """The decoder's inputs beside an encoder's: the labels, one place to the right.
+
+    Raises:
+        BellaError: the network does not say how its decoder begins.
+    """
+    given = {"decoder_input_ids", "decoder_inputs_embeds"} & kwargs.keys()
+    if given or network is None or not _decodes_labels(network) or not isinstance(labels, Tensor):
+        return kwargs
+    own = getattr(network, "prepare_decoder_input_ids_from_labels", None)
+    config: Any = network.config
+    if own is not None:
+        try:
+            begun = own(labels=labels)
+        except ValueError as error:
+            raise BellaError(
+                f"{type(network).__name__} cannot begin its decoder from the labels: "
+                f"{' '.join(str(error).split())}"
+            ) from error
+        masked = {"decoder_attention_mask": (begun != config.pad_token_id).to(begun.dtype)}
+        # This one masks them where it makes them itself.
+        both = type(network).__name__ == "EncoderDecoderModel"
+        return (masked if both else {}) | kwargs | {"decoder_input_ids": begun}
+    start = getattr(config, "decoder_start_token_id", None)
+    pad = getattr(config, "pad_token_id", None)
+    if start is None or pad is None or labels.dim() != 2:
+        raise BellaError(
+            f"{type(network).__name__} does not say how its decoder begins: set "
+            "config.decoder_start_token_id and config.pad_token_id, or put decoder_input_ids into "
+            "the batches."
+        )
+    begun = torch.cat((labels.new_full((len(labels), 1), start), labels[:, :-1]), 1)
+    return kwargs | {"decoder_input_ids": begun.masked_fill(begun == -100, pad)}
+
+
+def _decodes_labels(network: nn.Module) -> bool:
+    """Whether the network's own forward makes its decoder's inputs from labels."""
+    kind = type(network)
+    if not kind.__module__.startswith("transformers."):
+        return False
+    decodes = getattr(getattr(network, "config", None), "is_encoder_decoder", False)
+    writes = hasattr(network, "prepare_decoder_input_ids_from_labels")
+    return bool(decodes) and (writes or kind.__name__.endswith("ForConditionalGeneration"))
 
 
 def rows(inputs: Any, chosen: Tensor, batch: int) -> Any:

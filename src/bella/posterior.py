@@ -44,6 +44,8 @@ class Posterior(nn.Module):
     learns its statistics."""
     stochastic: bool = False
     """Whether two calls draw different weights; then `bella.predict` may take several draws."""
+    accepts_loss_kwargs: ClassVar[bool] = False
+    """For transformers' Trainer: it divides the loss of accumulated batches itself."""
 
     def __init__(
         self,

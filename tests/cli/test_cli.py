@@ -231,10 +231,10 @@ def test_a_posterior_of_another_network_is_refused(bella, trained, photos, tmp_p
 
 
 def test_a_missing_extra_is_named(bella, monkeypatch, photos, network, tmp_path):
-    monkeypatch.setitem(sys.modules, "accelerate", None)
+    monkeypatch.setitem(sys.modules, "transformers", None)
     status, _, err = bella("fit", "--data", photos, "--network", network, "--out", tmp_path)
     assert status == 2
-    assert "bella-bnn[fit]" in err
+    assert "bella-bnn[hf]" in err
 
 
 def test_help_is_light():

@@ -523,7 +523,7 @@ def test_demo_and_compare_know_their_names(place, tmp_path, monkeypatch, capsys)
 
 @pytest.mark.parametrize(
     ("module", "extra", "command"),
-    [("accelerate", "fit", "fit"), ("transformers", "hf", "fit"), ("elpv_dataset", "demo", "demo")],
+    [("transformers", "hf", "fit"), ("elpv_dataset", "demo", "demo")],
 )
 def test_a_missing_library_is_named_with_its_extra(
     place, tmp_path, monkeypatch, capsys, module, extra, command

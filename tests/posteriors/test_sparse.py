@@ -282,16 +282,23 @@ def trained(network, optimiser="sgd", density=0.1, interval=5, steps=4, **option
     """A posterior after some steps, with its gradients of one step more."""
     posterior = bella.sparse_subspace(network, density=density, mean_std=0.3, **options)
     topology = Topology(posterior, steps=100, interval=interval)
-    optimizer = topology.follow(OPTIMISERS[optimiser](posterior.parameter_groups(0.0)))
+    optimizer = OPTIMISERS[optimiser](posterior.parameter_groups(0.0))
+    topology.follow(optimizer)
     x = torch.randn(16, 2, 9, 9) if "SparseConv2d" in str(network) else torch.randn(16, 20)
     y = torch.randint(0, 3, (16,))
     for step in range(steps + 1):
         optimizer.zero_grad()
         loss = F.cross_entropy(posterior(x)[0], y) + 1e-4 * posterior.kl()
         loss.backward()
-        if step < steps and not topology(step):
+        if step < steps and not topology.step():
             optimizer.step()
     return posterior, topology, optimizer
+
+
+def listen(topology):
+    """Note dense gradients in the next backward pass, as before a step that is due."""
+    for layer in topology.layers:
+        layer.scouts = max(1, int(topology.fraction * layer.mean.numel()))
 
 
 def states(optimizer, layer):
@@ -306,7 +313,7 @@ def states(optimizer, layer):
 @pytest.mark.parametrize("optimiser", OPTIMISERS)
 def test_what_stays_keeps_everything_to_the_bit_and_what_comes_starts_anew(optimiser):
     posterior, topology, optimizer = trained(mlp(), optimiser)
-    topology._listen(True)
+    listen(topology)
     optimizer.zero_grad()
     F.cross_entropy(posterior(torch.randn(16, 20))[0], torch.randint(0, 3, (16,))).backward()
     layer = posterior.sparse_layers["2"]
@@ -334,7 +341,9 @@ def test_what_stays_keeps_everything_to_the_bit_and_what_comes_starts_anew(optim
 def test_what_comes_has_autograds_largest_gradients(make):
     posterior = bella.sparse_subspace(make(), density=0.2, dense_modules=())
     topology = Topology(posterior, steps=100)
-    optimizer = topology.follow(torch.optim.SGD(posterior.parameter_groups(0.0), lr=0.1))
+    optimizer = torch.optim.SGD(posterior.parameter_groups(0.0), lr=0.1)
+    topology.follow(optimizer)
+    listen(topology)
     x = torch.randn(16, 2, 9, 9) if make is convnet else torch.randn(16, 20)
     y = torch.randint(0, 3, (16,))
     twin = copy.deepcopy(posterior)
@@ -375,7 +384,7 @@ def test_what_comes_has_autograds_largest_gradients(make):
 
 def test_a_weight_that_leaves_and_comes_at_once_has_never_left():
     posterior, topology, optimizer = trained(mlp(), "adamw")
-    topology._listen(True)
+    listen(topology)
     optimizer.zero_grad()
     F.cross_entropy(posterior(torch.randn(16, 20))[0], torch.randint(0, 3, (16,))).backward()
     layer = posterior.sparse_layers["2"]
@@ -395,7 +404,8 @@ def test_the_number_of_active_weights_never_changes(criterion, density):
     torch.manual_seed(0)
     posterior = bella.sparse_subspace(convnet(), density=density, criterion=criterion)
     topology = Topology(posterior, steps=40, interval=3)
-    optimizer = topology.follow(torch.optim.SGD(posterior.parameter_groups(5e-4), 0.1, 0.9))
+    optimizer = torch.optim.SGD(posterior.parameter_groups(5e-4), 0.1, 0.9)
+    topology.follow(optimizer)
     counts = {k: layer.mean.numel() for k, layer in posterior.sparse_layers.items()}
     first = {k: layer.index.clone() for k, layer in posterior.sparse_layers.items()
              if layer.index is not None}  # fmt: skip
@@ -404,7 +414,7 @@ def test_the_number_of_active_weights_never_changes(criterion, density):
     for step in range(12):
         optimizer.zero_grad()
         (F.cross_entropy(posterior(x)[0], y) + 1e-4 * posterior.kl()).backward()
-        if topology(step):
+        if topology.step():
             changed.append(step)
         else:
             optimizer.step()
@@ -432,13 +442,13 @@ def test_gradients_of_inactive_weights_are_noted_only_where_the_sets_change():
     topology = Topology(posterior, steps=100, interval=4)
     topology.follow(torch.optim.SGD(posterior.parameter_groups(0.0), lr=0.1))
     noted = []
-    for step in range(9):
+    for _ in range(9):
         posterior(torch.randn(4, 20)).sum().backward()
         layers = posterior.sparse_layers.values()
         noted.append(any(layer.found is not None for layer in layers))
-        topology(step)
+        topology.step()
         assert all(layer.found is None for layer in layers)
-    assert [step for step, seen in enumerate(noted) if seen] == [0, 4, 8]
+    assert [step for step, seen in enumerate(noted) if seen] == [4, 8]
 
 
 # ---------------------------------------------------------------- what it costs
@@ -450,12 +460,13 @@ def bytes_of(density, steps=6):
     network = nn.Sequential(nn.Linear(256, 512), nn.ReLU(), nn.Linear(512, 64))
     posterior = bella.sparse_subspace(network, density=density)
     topology = Topology(posterior, steps=100, interval=3)
-    optimizer = topology.follow(torch.optim.AdamW(posterior.parameter_groups(0.0), lr=0.01))
+    optimizer = torch.optim.AdamW(posterior.parameter_groups(0.0), lr=0.01)
+    topology.follow(optimizer)
     x = torch.randn(8, 256)
-    for step in range(steps):
+    for _ in range(steps):
         optimizer.zero_grad()
         posterior(x).square().mean().backward()
-        if not topology(step):
+        if not topology.step():
             optimizer.step()
     total = 0
     for layer in posterior.sparse_layers.values():
@@ -603,18 +614,17 @@ def fitted(stop=None, **options):
     posterior = bella.sparse_subspace(mlp(), density=0.3, start="network", prior_std=0.3)
     first = posterior.sparse_layers["2"].index.clone()
     topology = Topology(posterior, steps=60, interval=4)
+    original = topology.step
 
-    def sgd(_):
-        groups = posterior.parameter_groups(5e-4)
-        return topology.follow(torch.optim.SGD(groups, lr=0.1, momentum=0.9))
-
-    def instead(step):
-        if step == stop:
+    def step(learning_rate=None):
+        if topology.steps == stop:
             raise KeyboardInterrupt
-        return topology(step)
+        return original(learning_rate)
 
+    topology.step = step
     record = bella.fit(
-        posterior, (x, y), epochs=15, batch_size=15, optimizer=sgd, instead_of_step=instead,
+        posterior, (x, y), epochs=15, batch_size=15, weight_decay=5e-4, movers=[topology],
+        optimizer=lambda groups: torch.optim.SGD(groups, lr=0.1, momentum=0.9),
         transport="ensemble", clip=None, warmup=0.0, kl_weight=0.01, kl_warmup=7, progress=False,
         **options,
     )  # fmt: skip
@@ -680,9 +690,9 @@ def test_a_topology_says_what_it_misses():
         Topology(posterior, steps=10, interval=0)
     topology = Topology(posterior, steps=10, interval=1)
     posterior(torch.randn(3, 20)).sum().backward()
+    topology.step()
     with pytest.raises(BellaError, match=r"topology\.follow"):
-        topology(1)
+        topology.step()
     topology.follow(torch.optim.SGD(posterior.parameters(), lr=0.1))
-    topology._listen(True)
     with pytest.raises(BellaError, match="no gradient"):
-        topology(2)
+        topology.step()

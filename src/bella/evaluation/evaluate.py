@@ -5,15 +5,17 @@ from __future__ import annotations
 import math
 import operator
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 from rich.progress import Progress
-from torch import Tensor
+from torch import Tensor, nn
 
 from bella import metrics
 from bella.inputs import check_names, split, to
+from bella.likelihood import likelihood_of_outputs, resolve, targets_of
 from bella.posterior import Posterior
 from bella.prediction.predict import particles_at_once, predict
 from bella.prediction.predictive import Predictive
@@ -29,6 +31,7 @@ def collect(
     *,
     batch_size: int = 32,
     collate_fn: Callable[[list], Any] | None = None,
+    likelihood: str = "auto",
     progress: Progress | None = None,
     **options: Any,
 ) -> tuple[Predictive, Tensor]:
@@ -41,15 +44,18 @@ def collect(
             as it is. Batches of no example are passed over.
         batch_size: examples a batch, where no loader was given.
         collate_fn: puts examples into a batch, where no loader was given.
+        likelihood: what the labels are, see `bella.likelihood`; ``auto``: as the network's own
+            loss takes them.
         progress: a display to show a bar in, from the second second on.
         **options: those of `bella.predict`: ``draws``, ``average``, ``particles_per_pass``
             (``auto`` is decided on the first batch), ``stop``, ...
 
     Returns:
-        The predictive and the labels of all examples, on the CPU.
+        The predictive and the labels of all examples, on the CPU; labels stand at the positions
+        that are scored on them.
 
     Raises:
-        BellaError: there are no data, or data of another form.
+        BellaError: there are no data, data of another form, or a network that predicts no classes.
     """
     loader = opened(data, batch_size, shuffle=False, collate_fn=collate_fn)
     device = next(posterior.parameters()).device
@@ -57,22 +63,39 @@ def collect(
     task = progress.add_task("predicting", total=total, visible=False) if progress else None
     start = time.monotonic()
     parts, labels = [], []
+    network = getattr(posterior, "network", posterior)
+    kind = resolve(likelihood, network)
     for batch in loader:
-        args, kwargs, y = split(batch)
+        args, kwargs, y = split(batch, network)
         if y.shape[:1] == (0,):
             continue
-        check_names(getattr(posterior, "network", posterior), kwargs)
+        check_names(network, kwargs)
         inputs: Any = to(kwargs or args, device)
         if options.get("particles_per_pass") == "auto":
             size = particles_at_once(posterior, inputs, options.pop("memory", None))
             options["particles_per_pass"] = size
-        parts.append(predict(posterior, inputs, **options).cpu())
-        labels.append(y.cpu())
+        with outputs_of(posterior) as heard:
+            parts.append(predict(posterior, inputs, **options).cpu())
+        kind = kind or likelihood_of_outputs(heard[0])
+        labels.append((targets_of(y, kind) if kind == "tokens" else y).cpu())
         if progress and task is not None:
             progress.update(task, advance=1, visible=time.monotonic() - start > PATIENCE)
     if progress and task is not None:
         progress.remove_task(task)
     return Predictive.cat(parts), torch.cat(labels)
+
+
+@contextmanager
+def outputs_of(posterior: nn.Module) -> Iterator[list[Any]]:
+    """What its first pass inside the block returns, in a list."""
+    heard: list[Any] = []
+    handle = posterior.register_forward_hook(
+        lambda _, __, outputs: None if heard else heard.append(outputs)
+    )
+    try:
+        yield heard
+    finally:
+        handle.remove()
 
 
 def evaluate(
@@ -97,7 +120,8 @@ def evaluate(
         batch_size: examples a batch, of data without a loader.
         collate_fn: puts examples into a batch, of data without a loader.
         progress: a display to show bars in.
-        **options: those of `bella.predict`: ``draws``, ``average``, ``particles_per_pass``, ...
+        **options: ``likelihood``, see `collect`, and those of `bella.predict`: ``draws``,
+            ``average``, ``particles_per_pass``, ...
 
     Returns:
         The figures of `evaluate_predictive`.

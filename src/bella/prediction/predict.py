@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from bella import metrics
 from bella.errors import BellaError
 from bella.inputs import arguments, rows
-from bella.likelihood import logits_of
+from bella.likelihood import check_logits, check_predicts_classes, logits_of
 from bella.memory import at_once, parts
 from bella.particles.prefix import Stream
 from bella.posterior import Posterior
@@ -53,9 +53,11 @@ def predict(
 
     Raises:
         BellaError: an empty batch, ``draws``, ``particles_per_pass`` or ``first`` out of range,
-            outputs without logits, several draws together with ``stop``, or a ``memory`` too small
+            outputs that are no logits of classes, several draws together with ``stop``, or a
+            ``memory`` too small
             for one particle.
     """
+    check_predicts_classes(posterior)
     if draws < 1:
         raise BellaError(f"draws={draws}: give a whole number of at least 1.")
     if particles_per_pass not in (None, "auto") and particles_per_pass < 1:  # type: ignore[operator]
@@ -89,6 +91,7 @@ def predict(
                 alone = len(part) == len(everyone)
                 with nullcontext() if alone else posterior.subset(part):
                     logits.append(logits_of(posterior(*args, **kwargs)))
+            check_logits(logits[0])
             return metrics.precise(torch.cat(logits))
 
         if not stop or first >= len(everyone):

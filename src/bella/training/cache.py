@@ -128,7 +128,7 @@ class CachedPrefix(Dataset):
         labels = []
         start = 0
         for chunk, batch in zip(chunks, batches, strict=True):
-            args, kwargs, y = split(batch)
+            args, kwargs, y = split(batch, posterior.network)
             # In inference mode a table that the network makes when it first needs it would stay
             # one that training may not use.
             with torch.no_grad():
@@ -264,7 +264,7 @@ def is_fixed(posterior: Posterior, data: Data, device: torch.device) -> bool:
         return False
     positions = drawn(loader) or range(len(loader.dataset))
     examples = [loader.dataset[i] for i in positions[:2]]
-    args, kwargs, _ = split(loader.collate_fn(examples))
+    args, kwargs, _ = split(loader.collate_fn(examples), posterior.network)
     if args and isinstance(args[0], Stream):
         return False
     args, kwargs = to(args, device), to(kwargs, device)

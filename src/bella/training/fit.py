@@ -6,19 +6,19 @@ Everything here can be had without it: a transport, any torch optimiser and an o
 from __future__ import annotations
 
 import math
+import os
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from rich.progress import Progress
-from torch import Tensor, nn
 
 from bella import transport
 from bella.console import progress_bar
-from bella.errors import BellaError, require
-from bella.inputs import check_names, split, to
+from bella.errors import BellaError
+from bella.inputs import check_names, split
 from bella.particles.prefix import Stream
 from bella.particles.recompute import checkpoint
 from bella.posterior import Posterior
@@ -37,15 +37,17 @@ from bella.training.batches import (
 )
 from bella.training.cache import cached
 from bella.training.checkpoint import forget, read_checkpoint, write_checkpoint
-from bella.training.gradients import Gradients, clip_particles
-from bella.training.randomness import own_randomness
+from bella.training.gradients import Gradients, Loss
+from bella.training.kept import Kept
+from bella.training.optimizer import MakeOptimizer, make_optimizer, make_schedule
+from bella.training.precision import Precision
+from bella.training.randomness import own_randomness, seed_all
 from bella.training.record import Record
 from bella.training.samplers import examples
-from bella.training.schedule import learning_rate_factor
 from bella.training.settings import Settings, checked
+from bella.training.step import MEND, DivergedError, Step, check_particles, finite_predictions
+from bella.transport.base import Mover
 from bella.trees import check_finite
-
-Skip = Callable[[int], bool]
 
 
 def fit(
@@ -56,16 +58,20 @@ def fit(
     collate_fn: Callable[[list], Any] | None = None,
     folder: str | Path | None = None,
     resume: bool = True,
-    optimizer: Callable[[Iterable[nn.Parameter]], torch.optim.Optimizer] | None = None,
-    instead_of_step: Skip | None = None,
+    optimizer: MakeOptimizer | None = None,
+    movers: Sequence[Mover] = (),
     progress: bool = True,
     **settings: Any,
 ) -> Record:
     """Train the particles, all in one pass, coupled by a transport.
 
+    Nothing of the process is changed: random numbers of Python, numpy and torch are afterwards as
+    they were, and one seed decides all of them inside. They belong to the process, so that runs in
+    threads of one process wait for each other.
+
     Args:
-        posterior: what `bella.low_rank` (or another constructor) made; trained in place and moved
-            to the accelerator if there is one.
+        posterior: what `bella.low_rank` (or another constructor) made; trained in place, on a GPU
+            with CUDA if there is one, and else where it is.
         train: a data set of (inputs, label) or of mappings with ``labels``, a list of such, a pair
             of tensors, or a loader, whose sampler, batches and workers are used as they are.
         validation: the same; decides the epoch that is kept, and early stopping.
@@ -74,9 +80,10 @@ def fit(
         folder: run folder: settings, versions, history, curves, checkpoint, and the posterior.
         resume: continue the run that ``folder`` holds, to the same bits as if it had never
             stopped; ``False`` begins anew.
-        optimizer: makes the optimiser from the parameters; AdamW by default.
-        instead_of_step: called with the step's number after each backward pass; where it returns
-            ``True`` it replaces the optimiser's step (SSVI changes its active set this way).
+        optimizer: makes the optimiser from `Posterior.parameter_groups`, so that what must not
+            decay does not; AdamW by default.
+        movers: what changes the posterior beside the transport, asked before it: SSVI's
+            `Topology`, which changes the active set instead of an optimiser's step.
         progress: show bars.
         **settings: the fields of `Settings`: epochs, learning_rate, transport, seed, ...
 
@@ -84,19 +91,23 @@ def fit(
         The record of the run.
 
     Raises:
-        BellaError: settings out of range, unusable data, or a loss that is not finite.
+        BellaError: settings out of range, unusable data, a loss that the network has and bella has
+            not, or training that left the finite numbers: the particles are then as in the best
+            epoch before, and so in ``folder``, or as at the start if there was none.
     """
-    run = Run(
-        posterior,
-        train,
-        validation=validation,
-        collate_fn=collate_fn,
-        folder=Path(folder) if folder is not None else None,
-        optimizer=optimizer,
-        instead_of_step=instead_of_step,
-        settings=checked(Settings, settings),
-    )
+    chosen = checked(Settings, settings)
     with own_randomness(), progress_bar(progress) as bar:
+        seed_all(chosen.seed)
+        run = Run(
+            posterior,
+            train,
+            validation=validation,
+            collate_fn=collate_fn,
+            folder=Path(folder) if folder is not None else None,
+            optimizer=optimizer,
+            movers=movers,
+            settings=chosen,
+        )
         return run.execute(bar, resume=resume)
 
 
@@ -111,21 +122,18 @@ class Run:
         validation: Data | None,
         collate_fn: Callable[[list], Any] | None,
         folder: Path | None,
-        optimizer: Callable[[Iterable[nn.Parameter]], torch.optim.Optimizer] | None,
-        instead_of_step: Skip | None,
+        optimizer: MakeOptimizer | None,
+        movers: Sequence[Mover],
         settings: Settings,
     ):
-        accelerate = require("accelerate", "fit")
+        if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+            raise BellaError("bella.fit runs in one process: start it without a launcher.")
         self.settings = settings
         self.folder = folder
         self.posterior = posterior
-        self.instead_of_step = instead_of_step
-        # Accelerate keeps one precision a process; two runs may differ in it.
-        accelerate.state.AcceleratorState._reset_state()
-        self.accelerator = accelerate.Accelerator(mixed_precision=settings.precision)
-        if self.accelerator.num_processes > 1:
-            raise BellaError("bella.fit runs in one process: start it without a launcher.")
-        posterior.to(self.accelerator.device)
+        self.device = place_of(posterior)
+        posterior.to(self.device)
+        self.precision = Precision(settings.precision, self.device)
         if settings.checkpoint:
             named = settings.checkpoint
             checkpoint(posterior, None if named is True else named)
@@ -141,20 +149,11 @@ class Run:
         self.validation = (
             None if validation is None else loader(validation, False, "validation data")
         )
-        groups = posterior.parameter_groups(settings.weight_decay)
-        self.parameters: list[nn.Parameter] = [p for group in groups for p in group["params"]]
-        self.optimizer = self.accelerator.prepare_optimizer(
-            torch.optim.AdamW(groups, lr=settings.learning_rate)
-            if optimizer is None
-            else optimizer(self.parameters)
-        )
+        self.optimizer = make_optimizer(posterior, settings, optimizer)
         self.batches = batches_per_epoch(self.train)
         self.steps_per_epoch = math.ceil(self.batches / settings.accumulate)
         self.steps = self.steps_per_epoch * settings.epochs
-        self.schedule = torch.optim.lr_scheduler.LambdaLR(
-            self.optimizer.optimizer,
-            lambda step: learning_rate_factor(step, self.steps, settings.warmup),
-        )
+        self.schedule = make_schedule(self.optimizer, self.steps, settings.warmup)
         options = {"warmup": round(settings.coupling_warmup * self.steps)}
         options |= settings.transport_options
         self.data_size = examples(self.train, options.pop("data_size", None))
@@ -170,11 +169,28 @@ class Run:
             raise BellaError(
                 "memory_budget is for particles_per_pass='auto': give both, or neither."
             )
-        self.gradients = Gradients(posterior, self.accelerator, self.move, settings)
-        self.step = 0
+        self.gradients = Gradients(
+            posterior,
+            self.move,
+            likelihood=settings.likelihood,
+            minibatches=settings.minibatches,
+            particles_per_pass=settings.particles_per_pass,
+            memory_budget=settings.memory_budget,
+            precision=self.precision,
+        )
+        self.movers = tuple(movers)
+        self.step = Step(
+            posterior,
+            self.optimizer,
+            self.move,
+            movers=self.movers,
+            clip=settings.clip,
+            kl_weight=self.kl_weight,
+            gradients=self.gradients,
+        )
         self.log_every = max(1, self.steps // 60)
         self.trace: list[dict[str, float]] = []
-        self.best: tuple[float, int, dict[str, Tensor]] | None = None
+        self.kept = Kept(posterior)
 
     # ------------------------------------------------------------ the loop
 
@@ -188,14 +204,18 @@ class Run:
             warn_of_generators(self.train)
         begun = time.perf_counter() - record.seconds
         self.share_prefix(bar)
-        task = bar.add_task("training", total=self.steps, completed=self.step)
+        task = bar.add_task("training", total=self.steps, completed=self.step.number)
         for epoch in range(first, self.settings.epochs):
             if self.should_stop(epoch):
                 break
             begin_epoch(self.train, self.settings.seed, epoch)
-            figures = self.run_epoch(epoch, bar, task)
-            if self.validation is not None:
-                figures |= self.validate()
+            try:
+                figures = self.run_epoch(epoch, bar, task)
+                check_particles(self.posterior, f"in epoch {epoch + 1}")
+                if self.validation is not None:
+                    figures |= self.validate()
+            except DivergedError as error:
+                raise self.given_up(error, record) from error
             self.keep(epoch, figures)
             record.history.append(figures)
             record.trace = self.trace
@@ -203,14 +223,26 @@ class Run:
             record.seconds = time.perf_counter() - begun
             self.save_checkpoint(epoch + 1, record)
         bar.remove_task(task)
-        self.restore_best()
-        record.best_epoch = self.best[1] + 1 if self.best else len(record.history)
+        self.kept.restore()
         record.seconds = time.perf_counter() - begun
+        self.finish(record)
+        return record
+
+    def finish(self, record: Record) -> None:
+        """Write down the particles as they are now."""
+        record.best_epoch = self.kept.best_epoch or len(record.history)
         self.posterior.eval()
         if self.folder is not None:
             self.posterior.save(self.folder)
             record.write()
-        return record
+
+    def given_up(self, error: DivergedError, record: Record) -> BellaError:
+        """Put the best finite particles back, in the folder too, and say so."""
+        epochs = self.kept.restore()
+        if epochs:
+            self.finish(record)
+        kept = f"those of epoch {epochs}" if epochs else "as they were before training"
+        return BellaError(f"{error.what}: {MEND}; the particles are {kept}.")
 
     def share_prefix(self, bar: Progress) -> None:
         """Put caches of the shared prefix in the place of the data, where that is allowed."""
@@ -224,14 +256,14 @@ class Run:
             return
 
         def kept(data: Any) -> Any:
-            with self.accelerator.autocast():
+            with self.precision.autocast():
                 return cached(
                     self.posterior,
                     data,
                     settings.cache_prefix,
                     limit=settings.cache_bytes,
                     disk_limit=settings.cache_disk_bytes,
-                    device=self.accelerator.device,
+                    device=self.device,
                     progress=bar,
                 )
 
@@ -247,59 +279,44 @@ class Run:
         batches: Iterable[Any] = self.train
         if settings.minibatches == "own":
             batches = own_batches(self.train, self.posterior.particles)
-        total = torch.zeros((), device=self.accelerator.device)
-        count = 0
-        for group in grouped(batches, settings.accumulate, self.batches):
-            total += self.update(group, epoch)
-            count += 1
+        total = torch.zeros((), device=self.device)
+        count = 0.0
+        for number, group in enumerate(grouped(batches, settings.accumulate, self.batches), 1):
+            loss = self.update(group)
+            total += loss.mean.mean() * loss.counted
+            count += loss.counted
             bar.advance(task)
-            if self.step % self.log_every == 0 or count == self.steps_per_epoch:
-                mean = float(total) / count / self.posterior.particles
+            if self.step.number % self.log_every == 0 or number == self.steps_per_epoch:
+                mean = float(total) / count
                 self.trace.append(
-                    {"step": self.step, "loss": mean, "distance": self.move.distance()}
+                    {"step": self.step.number, "loss": mean, "distance": self.move.distance()}
                 )
                 bar.update(task, description=f"epoch {epoch + 1}/{settings.epochs} loss {mean:.3f}")
         return {
             "epoch": epoch + 1,
-            "loss": float(total) / count / self.posterior.particles,
+            "loss": float(total) / count,
             "learning_rate": self.optimizer.param_groups[0]["lr"],
             **self.move.log,
         }
 
-    def update(self, group: list[Any], epoch: int) -> Tensor:
-        """One step of the optimiser, from one or more batches. Returns the loss."""
-        total = torch.zeros((), device=self.accelerator.device)
-        for batch in group:
-            args, kwargs, labels = split(to(batch, self.accelerator.device))
+    def update(self, group: list[Any]) -> Loss:
+        """One step, from one or more batches."""
+        batches = [split(batch, self.posterior.network) for batch in group]
+        for _, kwargs, _ in batches:
             check_names(self.posterior.network, kwargs)
-            total += self.gradients.add(args, kwargs, labels, len(group))
-        if self.posterior.stochastic:
-            self.add_divergence()
-        if not torch.isfinite(total):
+        try:
+            loss = self.step(batches)
+        except DivergedError:
             check_finite([examples_of(batch) for batch in group], "The training inputs")
-            raise BellaError(
-                f"The loss became {float(total)} in epoch {epoch + 1}, step {self.step + 1}: lower "
-                "the learning rate or the temperature, or set clip."
-            )
-        skip = self.instead_of_step is not None and self.instead_of_step(self.step)
-        if not skip:
-            self.accelerator.unscale_gradients(self.optimizer)
-            self.move.step(learning_rate=self.optimizer.param_groups[0]["lr"])
-            if self.settings.clip is not None:
-                clip_particles(self.posterior, self.parameters, self.settings.clip)
-            self.optimizer.step()
+            raise
         self.schedule.step()
-        self.optimizer.zero_grad()
-        self.step += 1
-        return total
+        return loss
 
-    def add_divergence(self) -> None:
-        """The gradient of the weighted divergence from the prior, of stochastic posteriors."""
-        weight = self.settings.kl_weight / self.data_size
-        weight *= kl_weight(
-            self.step, steps_per_epoch=self.steps_per_epoch, epochs=self.settings.kl_warmup
+    def kl_weight(self, step: int) -> float:
+        """The factor on the divergence, phased in."""
+        return self.settings.kl_weight * kl_weight(
+            step, steps_per_epoch=self.steps_per_epoch, epochs=self.settings.kl_warmup
         )
-        self.accelerator.backward(weight * self.posterior.kl())
 
     # ------------------------------------------------------------ validation and the best epoch
 
@@ -310,10 +327,11 @@ class Run:
         from bella.metrics import accuracy
 
         assert self.validation is not None
-        with self.accelerator.autocast():
+        with self.precision.autocast(), finite_predictions(self.posterior):
             predictive, labels = collect(
                 self.posterior,
                 self.validation,
+                likelihood=self.settings.likelihood,
                 particles_per_pass=self.gradients.at_once,
             )
         return {
@@ -322,27 +340,16 @@ class Run:
         }
 
     def keep(self, epoch: int, figures: dict[str, float]) -> None:
-        """Remember the particles of the best epoch so far."""
+        """Remember the particles of the best epoch so far, or where none is best of the last."""
         if self.settings.keep == "last" or "validation_nll" not in figures:
-            return
-        score = figures["validation_nll"]
-        if self.best is None or score < self.best[0]:
-            own = {
-                name: value.detach().clone() for name, value in own_tensors(self.posterior).items()
-            }
-            self.best = (score, epoch, own)
+            self.kept.keep(epoch + 1)
+        else:
+            self.kept.keep_best(epoch, figures["validation_nll"])
 
     def should_stop(self, epoch: int) -> bool:
         """Whether ``patience`` epochs brought nothing better."""
-        patience = self.settings.patience
-        return patience is not None and self.best is not None and epoch - self.best[1] > patience
-
-    @torch.no_grad()
-    def restore_best(self) -> None:
-        """Put the best epoch's particles back."""
-        if self.best is not None:
-            for name, value in own_tensors(self.posterior).items():
-                value.copy_(self.best[2][name])
+        patience, best = self.settings.patience, self.kept.best_epoch
+        return patience is not None and best is not None and epoch + 1 - best > patience
 
     # ------------------------------------------------------------ stopping and going on
 
@@ -350,18 +357,19 @@ class Run:
         """Keep what the next epoch depends on."""
         if self.folder is None:
             return
-        scaler = self.accelerator.scaler
+        scaler = self.precision.scaler
         state = {
             "settings": self.settings.model_dump(),
             "epoch": epoch,
-            "step": self.step,
+            "step": self.step.number,
             "own": {name: v.detach() for name, v in own_tensors(self.posterior).items()},
-            "optimizer": self.optimizer.optimizer.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
             "schedule": self.schedule.state_dict(),
             "scaler": scaler.state_dict() if scaler is not None else {},
             "move": self.move.state_dict(),
+            "movers": [mover.state_dict() for mover in self.movers],
             "particles_per_pass": self.gradients.at_once,
-            "best": self.best,
+            "best": self.kept.best,
             "history": record.history,
             "trace": self.trace,
             "seconds": record.seconds,
@@ -374,7 +382,7 @@ class Run:
         """Continue from the folder's checkpoint, if it has one; returns the first epoch to run."""
         if self.folder is None:
             return 0
-        asked, device = self.settings.model_dump(), self.accelerator.device
+        asked, device = self.settings.model_dump(), self.device
         state = read_checkpoint(self.folder, asked, device)
         if state is None:
             return 0
@@ -387,16 +395,27 @@ class Run:
             )
         for name, value in own.items():
             value.copy_(state["own"][name])
-        self.optimizer.optimizer.load_state_dict(state["optimizer"])
+        self.optimizer.load_state_dict(state["optimizer"])
         self.schedule.load_state_dict(state["schedule"])
-        if self.accelerator.scaler is not None:
-            self.accelerator.scaler.load_state_dict(state["scaler"])
+        if self.precision.scaler is not None:
+            self.precision.scaler.load_state_dict(state["scaler"])
         self.move.load_state_dict(state["move"])
-        self.best, self.step = state["best"], state["step"]
+        for mover, known in zip(self.movers, state["movers"], strict=True):
+            mover.load_state_dict(known)
+        self.kept.load(state["best"], state["epoch"])
+        self.step.number = state["step"]
         self.gradients.at_once = record.particles_per_pass = state["particles_per_pass"]
         record.history, record.seconds = state["history"], state["seconds"]
         record.trace = self.trace = state["trace"]
         return state["epoch"]
+
+
+def place_of(posterior: Posterior) -> torch.device:
+    """Where training runs: where CUDA is available there, else where the posterior is."""
+    device = next(posterior.parameters()).device
+    if torch.cuda.is_available() and device.type != "cuda":
+        return torch.device("cuda", torch.cuda.current_device())
+    return device
 
 
 def examples_of(batch: Any) -> Any:

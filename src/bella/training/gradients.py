@@ -1,107 +1,164 @@
-"""The gradients of one batch, in as many passes as the particles need, and their clipping."""
+"""The gradients of the batches of one step, in as many passes as the particles need."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from typing import TYPE_CHECKING, Any
+from collections.abc import Sequence
+from typing import Any, Literal, NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
+from bella import likelihood as likelihoods
 from bella import memory
-from bella.likelihood import nll
+from bella.inputs import to
 from bella.posterior import Posterior
-from bella.training.settings import Settings
+from bella.training.precision import Precision
 from bella.transport.base import Transport
 
-if TYPE_CHECKING:
-    from accelerate import Accelerator
+Batch = tuple[tuple, dict[str, Any], Tensor]
+"""Positional inputs, named inputs and labels, see `bella.inputs.split`."""
+
+
+class Loss(NamedTuple):
+    """What a step's batches cost.
+
+    Attributes:
+        mean: each particle's mean over the labels that count, in nats, (particles,).
+        counted: how many labels that was, a mean over particles.
+    """
+
+    mean: Tensor
+    counted: float
 
 
 class Gradients:
     """Adds the gradients of batches to the particles' ``.grad``.
 
+    Several batches are one batch: every label that counts weighs the same, in whichever it is.
+    Particles run in chunks, each of which goes backward before the next one runs, so that only one
+    chunk's activations are held.
+
     Args:
         posterior: whose particles train.
-        accelerator: scales the loss where the precision asks for it.
         move: told what it listens to in a pass.
-        settings: of the run.
+        likelihood: a name in `bella.likelihood.LIKELIHOODS`; ``auto``: the network's own.
+        minibatches: all particles see the ``shared`` batch, or each its ``own``: inputs and labels
+            (particles, batch, ...).
+        particles_per_pass: run so many at once; ``auto`` for as many as fit into
+            ``memory_budget``, measured on the first batch; ``None`` for all.
+        memory_budget: bytes, see `bella.memory.at_once`.
+        precision: of the passes.
 
     Attributes:
         at_once: particles a pass; ``None`` until the first batch shows how many fit. It is part of
             a checkpoint, because free memory differs between runs.
+
+    Raises:
+        BellaError: the network's own loss is none of ours.
     """
 
     def __init__(
-        self, posterior: Posterior, accelerator: Accelerator, move: Transport, settings: Settings
+        self,
+        posterior: Posterior,
+        move: Transport,
+        *,
+        likelihood: str = "auto",
+        minibatches: Literal["shared", "own"] = "shared",
+        particles_per_pass: int | Literal["auto"] | None = None,
+        memory_budget: int | None = None,
+        precision: Precision | None = None,
     ):
         self.posterior = posterior
-        self.accelerator = accelerator
         self.move = move
-        self.settings = settings
-        wanted = settings.particles_per_pass or posterior.particles
+        self.likelihood = likelihoods.resolve(likelihood, posterior.network)
+        self.own = minibatches == "own"
+        self.budget = memory_budget
+        self.precision = precision or Precision("no", next(posterior.parameters()).device)
+        wanted = particles_per_pass or posterior.particles
         self.at_once: int | None = None if wanted == "auto" else wanted
 
-    def add(self, args: tuple, kwargs: dict[str, Any], labels: Tensor, parts: int) -> Tensor:
-        """Of one of ``parts`` batches of a step. Returns its share of the loss."""
+    def add(self, batches: Sequence[Batch], device: torch.device) -> Loss:
+        """Of the batches of one step, each moved to the device when its turn comes."""
+        counts = [self.count(batch) for batch in batches]
+        whole = torch.stack(counts).sum(0).clamp_min(1)
+        total = torch.zeros(self.posterior.particles, device=device)
+        for (args, kwargs, labels), count in zip(batches, counts, strict=True):
+            # A force that enters in every backward pass is shared out as the labels are.
+            share = float(count.sum() / whole.sum())
+            self.move.accumulate = 1 / share if share else float("inf")
+            self.move.loss_scale = self.precision.scale
+            args, kwargs, labels = to((args, kwargs, labels), device)
+            total += self.add_one(args, kwargs, labels, whole.to(device))
+        return Loss(total, float(whole.double().mean()))
+
+    def add_one(self, args: tuple, kwargs: dict[str, Any], labels: Tensor, whole: Tensor) -> Tensor:
+        """Of one batch of a step in which ``whole`` (particles,) labels count.
+
+        Returns:
+            Its share of each particle's loss, (particles,).
+        """
         posterior = self.posterior
-        scaler = self.accelerator.scaler
-        self.move.loss_scale = float(scaler.get_scale()) if scaler is not None else 1.0
-        self.move.accumulate = parts
         if self.at_once is None:
             self.at_once = self.choose_at_once(args, kwargs, labels)
         chunks = memory.parts(range(posterior.particles), self.at_once)
-        total = torch.zeros((), device=self.accelerator.device)
+        shares = []
         if len(chunks) > 1:
-            with self.accelerator.autocast():
-                if self.settings.minibatches == "shared" and not posterior.trains_base:
+            with self.precision.autocast():
+                if not self.own and not posterior.trains_base:
                     args, kwargs = posterior.begun(*args, **kwargs)
                 self.move.prepare(*args, **kwargs)
         for chunk in chunks:
-            loss = self.loss(chunk, args, kwargs, labels)
-            self.accelerator.backward(loss / parts)
-            total += loss.detach() / parts
-        return total
+            share = self.losses(chunk, args, kwargs, labels) / whole[chunk]
+            self.precision.backward(share.sum())
+            shares.append(share.detach())
+        return torch.cat(shares)
 
-    def loss(self, chunk: list[int], args: tuple, kwargs: dict[str, Any], labels: Tensor) -> Tensor:
-        """The loss of some particles on a batch."""
+    def losses(
+        self, chunk: list[int], args: tuple, kwargs: dict[str, Any], labels: Tensor
+    ) -> Tensor:
+        """The losses of some particles on a batch, summed over its labels: (chunk,)."""
         posterior = self.posterior
-        with self.accelerator.autocast(), posterior.subset(chunk):
-            if self.settings.minibatches == "shared":
-                return nll(posterior(*args, **kwargs), labels)
-            own = [x[chunk] for x in args]
-            named = {key: value[chunk] for key, value in kwargs.items()}
-            with posterior.own_inputs():
-                return nll(posterior(*own, **named), labels[chunk])
+        with self.precision.autocast(), posterior.subset(chunk):
+            if not self.own:
+                outputs = posterior(*args, **kwargs)
+            else:
+                own = [x[chunk] for x in args]
+                named = {key: value[chunk] for key, value in kwargs.items()}
+                with posterior.own_inputs():
+                    outputs, labels = posterior(*own, **named), labels[chunk]
+            sums, _ = likelihoods.losses(outputs, labels, likelihood=self.likelihood, own=self.own)
+            return sums
+
+    def count(self, batch: Batch) -> Tensor:
+        """How many labels of a batch count for each particle, (particles,), where they are."""
+        args, kwargs, labels = batch
+        if self.likelihood is None:
+            self.likelihood = self.find_likelihood(args, kwargs)
+        counted = likelihoods.targets_of(labels, self.likelihood) != likelihoods.IGNORED
+        n = self.posterior.particles
+        return counted.flatten(1).sum(1) if self.own else counted.sum().expand(n)
+
+    @torch.no_grad()
+    def find_likelihood(self, args: tuple, kwargs: dict[str, Any]) -> str:
+        """The likelihood by the type of the outputs: one pass of one particle, once."""
+        posterior, device = self.posterior, next(self.posterior.parameters()).device
+        args, kwargs = to((args, kwargs), device)
+        with memory.undisturbed(posterior), self.precision.autocast(), posterior.subset([0]):
+            if self.own:
+                args = tuple(x[:1] for x in args)
+                kwargs = {key: value[:1] for key, value in kwargs.items()}
+                with posterior.own_inputs():
+                    return likelihoods.likelihood_of_outputs(posterior(*args, **kwargs))
+            return likelihoods.likelihood_of_outputs(posterior(*args, **kwargs))
 
     def choose_at_once(self, args: tuple, kwargs: dict[str, Any], labels: Tensor) -> int:
         """How many particles fit into the budget with this batch."""
         posterior = self.posterior
-        if self.settings.minibatches == "shared":
-            with memory.undisturbed(posterior), self.accelerator.autocast():
+        if not self.own:
+            with memory.undisturbed(posterior), self.precision.autocast():
                 posterior.prove(*args, **kwargs)
 
         def loss() -> Tensor:
-            return self.loss(list(posterior.axis.chosen), args, kwargs, labels)
+            return self.losses(list(posterior.axis.chosen), args, kwargs, labels).sum()
 
-        step = memory.training_step(posterior, loss)
-        return memory.at_once(posterior, step, self.settings.memory_budget)
-
-
-@torch.no_grad()
-def clip_particles(posterior: Posterior, parameters: Iterable[nn.Parameter], limit: float) -> None:
-    """Clip each particle's gradient norm by itself.
-
-    One common norm would couple the particles: n of them would not train as n single ones do.
-    Parameters that all particles share are clipped together.
-    """
-    stacked = {id(p) for site in posterior.sites() for p in site.parameters}
-    own = [p.grad for p in parameters if p.grad is not None and id(p) in stacked]
-    rest = [p for p in parameters if p.grad is not None and id(p) not in stacked]
-    if own:
-        norms = torch.stack([grad.flatten(1).norm(dim=1) for grad in own]).norm(dim=0)
-        factors = (limit / (norms + 1e-6)).clamp_max(1)
-        for grad in own:
-            grad.mul_(factors.view(-1, *[1] * (grad.dim() - 1)).to(grad.dtype))
-    if rest:
-        nn.utils.clip_grad_norm_(rest, limit)
+        return memory.at_once(posterior, memory.training_step(posterior, loss), self.budget)

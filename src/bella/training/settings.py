@@ -9,6 +9,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from bella.errors import BellaError
+from bella.likelihood import Name
 
 PerPass = Annotated[int, Field(ge=1)] | Literal["auto"] | None
 
@@ -21,12 +22,15 @@ class Settings(BaseModel):
         batch_size: examples a step (only for data given as a data set; a loader has its own).
         learning_rate: peak learning rate of AdamW.
         weight_decay: AdamW's, on all trained parameters (but not on rank-1 factors, which have
-            a prior of their own): a prior on low-rank factors and not on their product.
+            a prior of their own): a prior on low-rank factors and not on their product. With an
+            optimiser of your own 0 leaves the choice to it.
         warmup: fraction of the steps over which the learning rate rises from 0; it then falls to 0
             as a cosine.
         clip: largest gradient norm of one particle; ``None`` for no limit.
         precision: ``no`` (as the parameters are), ``bf16`` or ``fp16``.
-        accumulate: batches a step.
+        likelihood: what the labels are (a name in `bella.likelihood.LIKELIHOODS`), or ``auto``: as
+            the network's own loss takes them.
+        accumulate: batches a step. Every label that counts weighs the same in it.
         particles_per_pass: run so many particles at once (less memory, the same gradients);
             ``auto`` for as many as fit into ``memory_budget``, measured on the first batch.
         memory_budget: bytes for what a step makes and drops again, beside parameters, gradients and
@@ -45,7 +49,8 @@ class Settings(BaseModel):
         transport: name in `bella.transport.TRANSPORTS`.
         transport_options: its arguments (temperature, kernel, prior, ...).
         coupling_warmup: fraction of the steps over which the coupling rises to its strength.
-        kl_weight: factor on the KL divergence of stochastic posteriors.
+        kl_weight: factor on the KL divergence of stochastic posteriors, over N beside the mean over
+            particles of the negative log-likelihood (docs/methods.md).
         kl_warmup: epochs over which that factor rises from 0.
         seed: decides every random number of the run.
     """
@@ -54,11 +59,12 @@ class Settings(BaseModel):
 
     epochs: int = Field(5, ge=1)
     batch_size: int = Field(32, ge=1)
-    learning_rate: float = Field(1e-3, gt=0)
-    weight_decay: float = Field(0.0, ge=0)
+    learning_rate: float = Field(1e-3, gt=0, allow_inf_nan=False)
+    weight_decay: float = Field(0.0, ge=0, allow_inf_nan=False)
     warmup: float = Field(0.1, ge=0, le=1)
     clip: float | None = Field(1.0, gt=0)
     precision: Literal["no", "bf16", "fp16"] = "no"
+    likelihood: Name = "auto"
     accumulate: int = Field(1, ge=1)
     particles_per_pass: PerPass = None
     memory_budget: int | None = Field(None, ge=1)
@@ -72,7 +78,7 @@ class Settings(BaseModel):
     transport: str = "repulsive"
     transport_options: dict[str, Any] = Field(default_factory=dict)
     coupling_warmup: float = Field(0.1, ge=0, le=1)
-    kl_weight: float = Field(1.0, ge=0)
+    kl_weight: float = Field(1.0, ge=0, allow_inf_nan=False)
     kl_warmup: int = Field(0, ge=0)
     seed: int = Field(0, ge=0)
 

@@ -11,7 +11,7 @@ from typing import Any
 
 from bella.errors import BellaError, nearest
 from bella.posterior import Posterior
-from bella.transport.base import Transport
+from bella.transport.base import Mover, Transport
 from bella.transport.ensemble import Ensemble
 from bella.transport.function import Function
 from bella.transport.repulsive import Repulsive
@@ -23,7 +23,16 @@ TRANSPORTS: dict[str, type[Transport]] = {
 
 ensemble, repulsive, svgd, function = Ensemble, Repulsive, Svgd, Function
 
-__all__ = ["TRANSPORTS", "Transport", "by_name", "ensemble", "function", "repulsive", "svgd"]
+__all__ = [
+    "TRANSPORTS",
+    "Mover",
+    "Transport",
+    "by_name",
+    "ensemble",
+    "function",
+    "repulsive",
+    "svgd",
+]
 
 
 def by_name(name: str, posterior: Posterior, **options: Any) -> Transport:

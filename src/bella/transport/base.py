@@ -13,10 +13,11 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, Protocol
 
 import torch
 from torch import Tensor
+from torch.optim import Optimizer
 
 from bella.errors import BellaError
 from bella.particles.layer import Factors
@@ -24,6 +25,37 @@ from bella.posterior import Posterior
 from bella.transport.coupling import Group, add_to_grad, groups_of, mean_distance, wide
 
 Prior = Literal["uniform", "factors", "delta"]
+
+
+class Mover(Protocol):
+    """What changes particles between ``backward`` and the optimiser: a transport, or what moves a
+    posterior's parts where no gradient leads (the active set of a sparse one).
+
+        mover.follow(optimizer)
+        ...
+        loss.backward()
+        if not mover.step():
+            optimizer.step()
+    """
+
+    def follow(self, optimizer: Optimizer) -> None:
+        """Told once which optimiser steps, for a mover that moves its state along."""
+
+    def step(self, learning_rate: float | None = None) -> bool:
+        """Change gradients, or parameters; called after each step's last backward pass.
+
+        Args:
+            learning_rate: of the coming optimiser step.
+
+        Returns:
+            Whether this stands for the optimiser's step, which is then left out.
+        """
+
+    def state_dict(self) -> dict[str, Any]:
+        """What a resumed run needs beside the posterior's and the optimiser's tensors."""
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Continue where `state_dict` was taken, with the tensors of that moment in place."""
 
 
 class Transport:
@@ -49,8 +81,10 @@ class Transport:
 
     Attributes:
         loss_scale: set it to the gradient scaler's scale when fp16 losses are scaled.
-        accumulate: batches whose losses, each divided by this number, make one step. `function`
-            needs it, whose force enters in every backward pass.
+        accumulate: how many batches like this one make one step: its loss is divided by this
+            number before it goes backward. `function` needs it, whose force enters in every
+            backward pass. Where batches differ in how many labels count it is all labels of the
+            step over this batch's.
 
     Raises:
         BellaError: arguments out of range.
@@ -113,18 +147,21 @@ class Transport:
         )
         self.steps = 0
         self.loss_scale = 1.0
-        self.accumulate = 1
+        self.accumulate = 1.0
         self.hears = True
         self._log: dict[str, Tensor | float] = {}
 
     # ------------------------------------------------------------ the contract
 
     @torch.no_grad()
-    def step(self, learning_rate: float | None = None) -> None:
+    def step(self, learning_rate: float | None = None) -> bool:
         """Add prior, coupling and noise to ``.grad``; call between backward and the optimiser.
 
         Args:
             learning_rate: of the coming optimiser step; only Langevin noise needs it.
+
+        Returns:
+            ``False``: the optimiser's step follows (see `Mover`).
 
         Raises:
             BellaError: Langevin noise without a learning rate.
@@ -137,6 +174,10 @@ class Transport:
         if self.damping is not None:
             self.precondition(self.damping)
         self.steps += 1
+        return False
+
+    def follow(self, optimizer: Optimizer) -> None:
+        """A transport adds to gradients, whatever optimiser takes them."""
 
     def couple(self, coefficient: float) -> None:
         """Add ``- coefficient * R`` to the gradients; a transport without coupling adds nothing."""

@@ -118,10 +118,11 @@ class Svgd(Coupled):
         self.repel(measured, [slope / n for slope in measured.slope], coefficient)
         self.corrections = {}
 
-    def step(self, learning_rate: float | None = None) -> None:
+    def step(self, learning_rate: float | None = None) -> bool:
         """As `Transport.step`; the kernels are measured anew after it."""
         super().step(learning_rate)
         self.measured = None
+        return False
 
     def prior_weights(self, group: Group) -> Tensor:
         """Priors are shared through the kernel as gradients are."""

@@ -6,7 +6,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-import torch
 from torch import nn
 
 import bella
@@ -37,15 +36,9 @@ class Sparse(Converted):
     def options(
         self, posterior: Posterior, steps: int, settings: Mapping[str, Any]
     ) -> dict[str, Any]:
-        """The topology, and an optimiser whose state follows it."""
+        """What moves its active set."""
         assert isinstance(posterior, SparsePosterior)
-        topology = Topology(posterior, steps, interval=max(1, steps // CHANGES))
-
-        def optimizer(parameters: Any) -> torch.optim.Optimizer:
-            groups = posterior.parameter_groups(settings.get("weight_decay", 0.0))
-            return topology.follow(torch.optim.AdamW(groups, lr=settings["learning_rate"]))
-
-        return {"optimizer": optimizer, "instead_of_step": topology}
+        return {"movers": [Topology(posterior, steps, interval=max(1, steps // CHANGES))]}
 
     def count(self, posterior: Posterior, inputs: Any, steps: int) -> Costs:
         """Operations of training beside dense mean-field VI's."""

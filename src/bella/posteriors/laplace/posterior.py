@@ -30,7 +30,7 @@ from torch import Tensor, nn
 from bella import storage
 from bella.errors import BellaError
 from bella.inputs import arguments
-from bella.likelihood import logits_of
+from bella.likelihood import check_predicts_classes, likelihood_of, logits_of
 from bella.particles.prefix import Stream
 from bella.posterior import Posterior
 from bella.posteriors.laplace import gauss_newton, priors
@@ -234,7 +234,12 @@ class LaplacePosterior(Posterior):
     def predictives(
         self, inputs: Any, prior_precisions: list[float], draws: int
     ) -> Iterator[Predictive]:
-        """The predictive of one batch under several prior precisions, from the same noise."""
+        """The predictive of one batch under several prior precisions, from the same noise.
+
+        Raises:
+            BellaError: the outputs are no logits of classes.
+        """
+        check_predicts_classes(self)
         args, kwargs = arguments(inputs)
         linear = self.settings["predictive"] != "weights"
         mean, covariances = (
@@ -334,6 +339,11 @@ def laplace(
         raise BellaError(
             f"prior_precision={prior_precision!r}: give a number above 0, 'marginal_likelihood' or "
             "'validation'."
+        )
+    if likelihood == "softmax" and likelihood_of(posterior.network) == "tokens":
+        raise BellaError(
+            f"{type(posterior.network).__name__} is trained on the next token, and laplace scores "
+            "each position on its own label: it has no likelihood of tokens yet."
         )
     if chosen == "validation" and validation is None:
         raise BellaError("prior_precision='validation' needs validation=, a loader of such data.")

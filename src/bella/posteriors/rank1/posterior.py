@@ -92,7 +92,8 @@ def rank1(
     The network is adapted in place. Its own weights and batch norms train as well, unless they are
     frozen already. The objective of the paper is ``bella.nll(posterior(x), y) / components +
     kl_weight * posterior.kl() / data_size``, with `bella.training.annealing.kl_weight`, and
-    `Rank1Posterior.parameter_groups` for weight decay.
+    `Rank1Posterior.parameter_groups` for weight decay; `bella.fit` descends ``components`` times
+    that. In a loop of your own keep that division, or multiply the divergence by ``components``.
 
     Args:
         network: any ``nn.Module`` whose inputs have the batch as first axis.
@@ -108,7 +109,9 @@ def rank1(
         prior_mean: ``one``, or the ``sign`` of the starting mean: an element that starts at -1
             costs 200 nats under the prior N(1, 0.1²).
         prior_std: standard deviation of a Gaussian prior, scale of a Cauchy one.
-        kl_reduction: over components, ``sum`` (the original's) or ``mean``.
+        kl_reduction: of the divergence over components: ``sum``, the original's, bounds the
+            evidence of a mixture of all of them; ``mean`` is the mean of each one's own bound
+            (docs/methods.md).
         batch_norm: ``shared`` normalises over all components together (the original does);
             ``component`` gives each its own.
         shared_prefix: as in `bella.low_rank`, for a ``target_modules`` that begins late; with

@@ -8,6 +8,7 @@ layer removes the active weights of the smallest criterion and adds the inactive
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -20,19 +21,20 @@ from bella.posteriors.sparse.posterior import SparsePosterior
 
 
 class Topology:
-    """Moves the active sets. Call it with the step's number after each backward pass.
+    """Moves the active sets. Step it after each step's last backward pass: it is a
+    `bella.transport.Mover` that stands for the optimiser's step where the sets change.
 
         topology = Topology(posterior, steps=len(loader) * epochs)
-        optimizer = topology.follow(torch.optim.SGD(posterior.parameter_groups(5e-4), lr=0.01))
+        topology.follow(optimizer)
         ...
         loss.backward()
-        if not topology(step):
+        if not topology.step():
             optimizer.step()
 
-    or in one call ``bella.fit(posterior, data, optimizer=lambda _: topology.follow(...),
-    instead_of_step=topology)``. The dense gradient of one layer exists inside that layer's backward
-    pass alone, on the steps where the set changes; ``fraction`` of the active number of its
-    elements is kept until then. With several backward passes a step, the last one decides.
+    or in one call ``bella.fit(posterior, data, movers=[topology])``. The dense gradient of one
+    layer exists inside that layer's backward pass alone, on the steps where the set changes;
+    ``fraction`` of the active number of its elements is kept until then. With several backward
+    passes a step, the last one decides.
 
     The gradient is the likelihood's. The divergence adds nothing to it: an inactive weight stands
     at μ = 0, where the divergence is flat, and so does one that has just left.
@@ -43,6 +45,9 @@ class Topology:
         interval: ΔT, steps between two changes.
         until: the part of the training after which the sets stay.
         fraction: α, the part of a layer's active set that moves at first; it falls as a cosine.
+
+    Attributes:
+        steps: taken so far.
 
     Raises:
         BellaError: arguments out of range.
@@ -69,12 +74,12 @@ class Topology:
         self.end = until * steps
         self.fraction = fraction
         self.optimizer: Optimizer | None = None
-        self._listen(True)  # a run that is resumed may change its sets at its very first step
+        self.steps = 0
+        self._listen()
 
-    def follow(self, optimizer: Optimizer) -> Optimizer:
-        """Let this optimiser's state move with the active sets; returns it."""
+    def follow(self, optimizer: Optimizer) -> None:
+        """Let this optimiser's state move with the active sets."""
         self.optimizer = optimizer
-        return optimizer
 
     def is_due(self, step: int) -> bool:
         """Whether the sets change at this step, counted from 0."""
@@ -84,20 +89,32 @@ class Topology:
         """f(t) = α/2 (1 + cos(π t / T_end)), the part of each active set that moves."""
         return self.fraction / 2 * (1 + math.cos(math.pi * step / self.end))
 
-    def __call__(self, step: int) -> bool:
+    def step(self, learning_rate: float | None = None) -> bool:
         """Change the sets if it is time; ``True`` stands for: leave out the optimiser's step.
 
         Raises:
             BellaError: no optimiser to follow, or no gradients.
         """
-        due = self.is_due(step)
+        due = self.is_due(self.steps)
         if due:
             for layer in self.layers:
-                self.change(layer, int(layer.mean.numel() * self.moving(step)))
-        self._listen(self.is_due(step + 1))
+                self.change(layer, int(layer.mean.numel() * self.moving(self.steps)))
+        self.steps += 1
+        self._listen()
         return due
 
-    def _listen(self, listen: bool) -> None:
+    def state_dict(self) -> dict[str, Any]:
+        """How far it is; the sets are the posterior's."""
+        return {"steps": self.steps}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Continue there."""
+        self.steps = int(state["steps"])
+        self._listen()
+
+    def _listen(self) -> None:
+        """Where the coming step changes the sets, its backward pass notes dense gradients."""
+        listen = self.is_due(self.steps)
         for layer in self.layers:
             layer.scouts = max(1, int(self.fraction * layer.mean.numel())) if listen else 0
             layer.found = None
@@ -115,8 +132,8 @@ class Topology:
             raise BellaError("A Topology moves its optimiser's state: call topology.follow first.")
         if layer.found is None or layer.index is None:
             raise BellaError(
-                f"Layer {layer.name!r} has no gradient: call the topology after every backward "
-                "pass, with the step's number."
+                f"Layer {layer.name!r} has no gradient: step the topology after every step's "
+                "backward pass."
             )
         worth = self.criterion(layer.mean[0], layer.std[0])
         leaving, staying = worth.argsort().split([count, len(worth) - count])

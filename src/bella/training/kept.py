@@ -1,0 +1,66 @@
+"""The particles that a run keeps: of its best epoch, or where none is best of the last one."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from bella.posterior import Posterior
+from bella.storage import own_tensors
+
+
+class Kept:
+    """A copy of a posterior's particles as they were at the end of an epoch.
+
+    There is one at any time, so that a run that leaves the finite numbers has somewhere to go back.
+
+    Args:
+        posterior: whose particles are kept, as they are now at first.
+
+    Attributes:
+        best: least validation NLL, its epoch counted from 0, and that epoch's particles; ``None``
+            before the first validation. It is part of a checkpoint.
+        finite: epochs done and particles, as long as there is no best.
+    """
+
+    def __init__(self, posterior: Posterior):
+        self.posterior = posterior
+        self.best: tuple[float, int, dict[str, Tensor]] | None = None
+        self.finite: tuple[int, dict[str, Tensor]] | None = None
+        self.keep(0)
+
+    def keep(self, epochs: int) -> None:
+        """The particles as they are now, after so many epochs, where none is best."""
+        if self.best is None:
+            self.finite = (epochs, self._copy())
+
+    def keep_best(self, epoch: int, score: float) -> None:
+        """The particles as they are now, if their score is the least so far."""
+        if self.best is None or score < self.best[0]:
+            self.best, self.finite = (score, epoch, self._copy()), None
+
+    def load(self, best: tuple[float, int, dict[str, Tensor]] | None, epochs: int) -> None:
+        """Continue with a checkpoint's best, and with its particles in place."""
+        self.best, self.finite = best, None
+        self.keep(epochs)
+
+    @property
+    def best_epoch(self) -> int | None:
+        """Counted from 1; ``None`` where none is best."""
+        return None if self.best is None else self.best[1] + 1
+
+    @torch.no_grad()
+    def restore(self) -> int:
+        """Put the kept particles back; returns after how many epochs they were so."""
+        if self.best is not None:
+            epochs, kept = self.best[1] + 1, self.best[2]
+        else:
+            assert self.finite is not None
+            epochs, kept = self.finite
+        for name, value in own_tensors(self.posterior).items():
+            value.copy_(kept[name])
+        return epochs
+
+    def _copy(self) -> dict[str, Tensor]:
+        own = own_tensors(self.posterior)
+        return {name: value.detach().clone() for name, value in own.items()}

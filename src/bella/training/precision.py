@@ -1,0 +1,50 @@
+"""In which precision a step multiplies, and how fp16 losses are scaled."""
+
+from __future__ import annotations
+
+from contextlib import AbstractContextManager, nullcontext
+
+import torch
+from torch import Tensor
+
+from bella.errors import BellaError
+
+DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
+"""By name; ``no`` multiplies as the parameters are."""
+
+
+class Precision:
+    """Autocast, and the gradient scaler that fp16 needs.
+
+    Args:
+        name: ``no``, ``bf16`` or ``fp16``.
+        device: where the posterior is.
+
+    Attributes:
+        scaler: torch's, with fp16; else ``None``.
+
+    Raises:
+        BellaError: an unknown name.
+    """
+
+    def __init__(self, name: str = "no", device: torch.device | str = "cpu"):
+        if name not in ("no", *DTYPES):
+            raise BellaError(f"precision={name!r}: choose 'no', 'bf16' or 'fp16'.")
+        self.name = name
+        self.device_type = torch.device(device).type
+        self.scaler = torch.amp.GradScaler(self.device_type) if name == "fp16" else None
+
+    def autocast(self) -> AbstractContextManager:
+        """The context of a forward pass; with ``no`` that of the caller stays."""
+        if self.name == "no":
+            return nullcontext()
+        return torch.autocast(self.device_type, DTYPES[self.name])
+
+    @property
+    def scale(self) -> float:
+        """What losses are multiplied with before they go backward."""
+        return 1.0 if self.scaler is None else float(self.scaler.get_scale())
+
+    def backward(self, loss: Tensor) -> None:
+        """Go backward from a loss, scaled."""
+        (loss if self.scaler is None else self.scaler.scale(loss)).backward()

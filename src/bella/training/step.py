@@ -1,0 +1,256 @@
+"""One step of training: gradients, divergence, movers, clip, checks and the optimiser.
+
+    step = Step(posterior, optimizer, move)
+    for x, y in loader:
+        loss = step([((x,), {}, y)])
+
+`bella.fit` is a loop over this. A loop that goes backward by itself calls `Step.ready` between
+backward and its optimiser, and leaves the rest as it is.
+
+The optimiser descends n times the mean over particles of ℓ_i + λ KL / N, ℓ_i particle i's mean
+negative log-likelihood, so that each particle's gradient is its own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn.utils import clip_grads_with_norm_, get_total_norm
+
+from bella.errors import BellaError
+from bella.likelihood import logits_of
+from bella.particles.prefix import Stream
+from bella.posterior import Posterior
+from bella.storage import own_tensors
+from bella.training.gradients import Batch, Gradients, Loss
+from bella.transport.base import Mover, Transport
+from bella.trees import check_finite
+
+MEND = "lower the learning rate or the temperature, or set clip"
+
+
+class DivergedError(BellaError):
+    """Training left the finite numbers.
+
+    Attributes:
+        what: what became NaN or infinite, and when.
+    """
+
+    def __init__(self, what: str):
+        super().__init__(f"{what}: {MEND}.")
+        self.what = what
+
+
+class Step:
+    """One step at a time.
+
+    Args:
+        posterior: whose particles train.
+        optimizer: an ordinary one of torch, over `Posterior.parameter_groups` for example.
+        move: the transport.
+        movers: others, asked before the transport; each is told the optimiser, and the first that
+            stands for its step ends the step (see `Mover`).
+        clip: largest gradient norm of one particle; ``None`` for no limit.
+        kl_weight: λ on the divergence of stochastic posteriors, a number or a function of the
+            step's number.
+        gradients: how batches become gradients; all particles in one pass by default.
+
+    Attributes:
+        number: of the next step, counted from 0.
+    """
+
+    def __init__(
+        self,
+        posterior: Posterior,
+        optimizer: torch.optim.Optimizer,
+        move: Transport,
+        *,
+        movers: Sequence[Mover] = (),
+        clip: float | None = None,
+        kl_weight: float | Callable[[int], float] = 1.0,
+        gradients: Gradients | None = None,
+    ):
+        self.posterior = posterior
+        self.optimizer = optimizer
+        self.move = move
+        self.movers: tuple[Mover, ...] = (*movers, move)
+        self.clip = clip
+        self.kl_weight = kl_weight
+        self.gradients = gradients or Gradients(posterior, move)
+        self.parameters = [p for group in optimizer.param_groups for p in group["params"]]
+        self.number = 0
+        for mover in self.movers:
+            mover.follow(optimizer)
+
+    def __call__(self, batches: Sequence[Batch]) -> Loss:
+        """From the batches of one step to moved particles; the gradients are gone afterwards.
+
+        Raises:
+            DivergedError: a loss or a gradient is not finite; the particles are as they were.
+            BellaError: labels that do not fit the outputs.
+        """
+        device = next(self.posterior.parameters()).device
+        loss = self.gradients.add(batches, device)
+        scaler = self.gradients.precision.scaler
+        if not self.ready(loss.mean):
+            try:
+                self.optimizer.step() if scaler is None else scaler.step(self.optimizer)
+            except RuntimeError as error:
+                if "overflow" not in str(error):
+                    raise
+                raise DivergedError(f"The optimiser's step {self.number} overflowed") from error
+        if scaler is not None:
+            scaler.update()
+        self.optimizer.zero_grad()
+        return loss
+
+    def ready(self, losses: Tensor | None = None) -> bool:
+        """Make the gradients that backward left ready for the optimiser, and count the step.
+
+        Args:
+            losses: each particle's, (particles,), to name one that is not finite.
+
+        Returns:
+            Whether a mover stands for the optimiser's step. The gradients are gone then, so that an
+            optimiser that steps all the same moves nothing by them.
+
+        Raises:
+            DivergedError: a loss or a gradient is not finite; the gradients are gone.
+        """
+        scaler = self.gradients.precision.scaler
+        if scaler is not None:
+            scaler.unscale_(self.optimizer)
+        if self.posterior.stochastic:
+            self.add_divergence()
+        rate = self.optimizer.param_groups[0]["lr"]
+        replaced = any(mover.step(learning_rate=rate) for mover in self.movers)
+        norms = torch.zeros(1) if replaced else self.clipped()
+        self.number += 1
+        # One look at the device. The scaler leaves out steps of infinite gradients by itself.
+        seen = torch.zeros_like(norms) if scaler is not None else norms
+        if losses is not None:
+            seen = torch.cat((seen.to(losses), losses))
+        if not torch.isfinite(seen).all():
+            what = self.what_is_not_finite(losses)
+            self.optimizer.zero_grad()
+            raise DivergedError(what)
+        if replaced:
+            self.optimizer.zero_grad()
+        return replaced
+
+    def add_divergence(self) -> None:
+        """The gradient of n λ KL / N, where the posterior has a distribution for each particle."""
+        weight = self.kl_weight(self.number) if callable(self.kl_weight) else self.kl_weight
+        weight *= self.posterior.particles / self.move.data_size
+        (weight * self.posterior.kl()).backward()
+
+    @torch.no_grad()
+    def clipped(self) -> Tensor:
+        """Clip each particle's gradient norm by itself, and say what the norms were.
+
+        One common norm would couple the particles: n of them would not train as n single ones do.
+        Parameters that all particles share are clipped together.
+
+        Returns:
+            The norms before, (particles + 1,); the last is of what is shared.
+        """
+        stacked = {id(p) for site in self.posterior.sites() for p in site.parameters}
+        graded = [p for p in self.parameters if p.grad is not None]
+        own = [p.grad for p in graded if id(p) in stacked]
+        rest = [p for p in graded if id(p) not in stacked]
+        shared = get_total_norm([p.grad for p in rest])
+        norms = shared.new_zeros(self.posterior.particles)
+        if own:
+            norms = torch.stack([_norms(grad) for grad in own]).norm(dim=0)
+        if self.clip is not None:
+            factors = (self.clip / (norms + 1e-6)).clamp_max(1)
+            for grad in own:
+                grad.mul_(factors.view(-1, *[1] * (grad.dim() - 1)).to(grad.dtype))
+            clip_grads_with_norm_(rest, self.clip, shared)
+        return torch.cat((norms, shared.to(norms).view(1)))
+
+    def what_is_not_finite(self, losses: Tensor | None) -> str:
+        """In words: the loss of some particles, or the gradient of a layer."""
+        when = f"in step {self.number}"
+        if losses is not None and not torch.isfinite(losses).all():
+            wrong = (~torch.isfinite(losses)).nonzero().flatten().tolist()
+            return f"The loss became {float(losses[wrong[0]])} {when} ({particles_named(wrong)})"
+        graded = {
+            name: p.grad for name, p in self.posterior.named_parameters() if p.grad is not None
+        }
+        place = where_not_finite(self.posterior, graded)
+        return f"A gradient became NaN or infinite {when} ({place or 'the sum of all'})"
+
+
+def _norms(grad: Tensor) -> Tensor:
+    """Of each particle's part of a stacked gradient, in float32 or better: (particles,)."""
+    dtype = torch.promote_types(grad.dtype, torch.float32)
+    return torch.linalg.vector_norm(grad.flatten(1), dim=1, dtype=dtype)
+
+
+def check_particles(posterior: Posterior, when: str) -> None:
+    """Refuse particles that are not finite.
+
+    Args:
+        posterior: to look at.
+        when: for the sentence.
+
+    Raises:
+        DivergedError: a tensor of theirs holds a NaN or an infinity.
+    """
+    own = {
+        name: value.detach()
+        for name, value in own_tensors(posterior).items()
+        if value.is_floating_point()
+    }
+    finite = [torch.isfinite(value).all() for value in own.values()]
+    if finite and not torch.stack(finite).all():
+        raise DivergedError(
+            f"The particles became NaN or infinite {when} ({where_not_finite(posterior, own)})"
+        )
+
+
+@contextmanager
+def finite_predictions(posterior: Posterior) -> Iterator[None]:
+    """Passes inside the block may not make infinite logits of finite inputs.
+
+    Raises:
+        DivergedError: one did: its particles are finite, and too large to predict with.
+    """
+
+    def look(_: Any, args: tuple, kwargs: dict[str, Any], outputs: Any) -> None:
+        if torch.isfinite(logits_of(outputs)).all():
+            return
+        streams = [x.carried() for x in args if isinstance(x, Stream)]
+        check_finite(streams or [args, kwargs], "The validation inputs")
+        raise DivergedError("The predictions of the validation data became NaN or infinite")
+
+    handle = posterior.register_forward_hook(look, with_kwargs=True)
+    try:
+        yield
+    finally:
+        handle.remove()
+
+
+def where_not_finite(posterior: Posterior, tensors: dict[str, Tensor]) -> str:
+    """The first tensor that is not finite, and its particles where it is stacked; else nothing."""
+    stacked = set(posterior.stacked_parameters())
+    for name, value in tensors.items():
+        name = name.removeprefix("network.")
+        wrong = ~torch.isfinite(value)
+        if not wrong.any():
+            continue
+        if name in stacked and len(value) == posterior.particles:
+            who = wrong.flatten(1).any(1).nonzero().flatten().tolist()
+            return f"{name}, {particles_named(who)}"
+        return name
+    return ""
+
+
+def particles_named(numbers: Sequence[int]) -> str:
+    """One or more particles in words."""
+    return f"particle{'s' if len(numbers) > 1 else ''} {', '.join(map(str, numbers))}"
