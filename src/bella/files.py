@@ -14,14 +14,39 @@ from bella.errors import BellaError
 
 
 def write_whole(path: Path, write: Callable[[Path], object]) -> None:
-    """Write a file beside ``path`` and move it there, so that no half-written file stays."""
+    """Write a file beside ``path`` and move it there, so that no half-written file stays.
+
+    What a process that was killed has left of the same file is taken away.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
+    _take_leftovers_away(path)
     unfinished = path.with_name(f".{path.name}.{os.getpid()}")
     try:
         write(unfinished)
         os.replace(unfinished, path)
     finally:
         unfinished.unlink(missing_ok=True)
+
+
+def _take_leftovers_away(path: Path) -> None:
+    begin = f".{path.name}."
+    for other in path.parent.iterdir():
+        owner = other.name.removeprefix(begin)
+        if other.name.startswith(begin) and owner.isdecimal() and not _runs(int(owner)):
+            other.unlink(missing_ok=True)
+
+
+def _runs(pid: int) -> bool:
+    """Whether there is such a process, as far as can be asked: elsewhere signal 0 ends it."""
+    if os.name != "posix":
+        return True
+    try:
+        os.kill(pid, 0)
+    except (ProcessLookupError, OverflowError):
+        return False
+    except PermissionError:
+        pass
+    return True
 
 
 def write_json(path: Path, content: Any) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Mapping
 from typing import Any
 
@@ -25,21 +26,30 @@ def arguments(inputs: Any) -> tuple[tuple, dict[str, Any]]:
 def split(batch: Any, network: nn.Module | None = None) -> tuple[tuple, dict[str, Any], Tensor]:
     """A batch as (args, kwargs, labels): from (inputs, labels), or a mapping with ``labels``.
 
+    Labels that are a list of numbers or a NumPy array become a tensor.
+
     Args:
         batch: as a loader makes it.
         network: the network that it is for. One that makes its decoder's inputs from the labels
             gets them, where it is an encoder-decoder network and the batch does not bring them.
 
     Raises:
-        BellaError: another form.
+        BellaError: another form, labels that are no numbers, or tokens that are no tensor.
     """
     if isinstance(batch, Mapping):
         kwargs = dict(batch)
+        if isinstance(kwargs.get("input_ids"), list | tuple):
+            raise BellaError(
+                f"input_ids are a list of {len(kwargs['input_ids'])} and no tensor (torch's "
+                "default_collate turns lists of token numbers around): give the loader a "
+                "collate_fn that makes tensors, or the data set as tensors (with_format('torch'))."
+            )
         labels = kwargs.pop("labels", kwargs.pop("label", None))
         if labels is not None:
+            labels = _numbers(labels)
             return (), _with_decoder_inputs(network, kwargs, labels), labels
     elif isinstance(batch, tuple | list) and len(batch) == 2:
-        inputs, labels = batch
+        inputs, labels = batch[0], _numbers(batch[1])
         if isinstance(inputs, Mapping):
             return (), _with_decoder_inputs(network, dict(inputs), labels), labels
         return (tuple(inputs) if isinstance(inputs, tuple | list) else (inputs,)), {}, labels
@@ -47,6 +57,36 @@ def split(batch: Any, network: nn.Module | None = None) -> tuple[tuple, dict[str
         "A batch must be a pair (inputs, labels) or a mapping with 'labels': change the data set's "
         "items or the loader's collate_fn."
     )
+
+
+def check_names(network: nn.Module, kwargs: Mapping[str, Any]) -> None:
+    """Refuse named inputs that a network has no argument for.
+
+    Raises:
+        BellaError: there is one, a column of a data set say.
+    """
+    try:
+        known = inspect.signature(network.forward).parameters
+    except (TypeError, ValueError):  # written in another language
+        return
+    if any(p.kind is inspect.Parameter.VAR_KEYWORD for p in known.values()):
+        return
+    for name in kwargs:
+        if name not in known:
+            raise BellaError(
+                f"The batches have {name!r}, which {type(network).__name__} does not take (it "
+                f"takes {', '.join(known)}): take it out of the data, or rename it."
+            )
+
+
+def _numbers(labels: Any) -> Tensor:
+    try:
+        return torch.as_tensor(labels)
+    except (TypeError, ValueError, RuntimeError):
+        raise BellaError(
+            f"The labels are a {type(labels).__name__} and no numbers: give class numbers, counted "
+            "from 0, as one tensor a batch."
+        ) from None
 
 
 def _with_decoder_inputs(

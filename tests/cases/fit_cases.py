@@ -41,7 +41,7 @@ def make(particles=3, network=None, **options):
 
 def fit(posterior, data=None, **options):
     options = {"epochs": 3, "batch_size": 8, "learning_rate": 0.02, "progress": False} | options
-    return bella.fit(posterior, data or problem(), **options)
+    return bella.fit(posterior, problem() if data is None else data, **options)
 
 
 def values(posterior):

@@ -15,7 +15,7 @@ from torch import nn
 from torch.utils.data import DataLoader, Dataset, TensorDataset
 
 import bella
-from bella.training import fit as fit_module
+from bella.training.batches import epoch_seed
 from bella.training.cache import CachedPrefix
 from bella.training.fit import Run
 from bella.training.schedule import learning_rate_factor
@@ -94,7 +94,7 @@ def test_one_particle_is_a_plain_loop():
     optimizer = torch.optim.AdamW(own, lr=0.02, weight_decay=0.1)
     step, steps = 0, 18
     for epoch in range(3):
-        torch.manual_seed(fit_module.epoch_seed(0, epoch))
+        torch.manual_seed(epoch_seed(0, epoch))
         for bx, by in DataLoader(TensorDataset(x, y), batch_size=8, shuffle=True):
             for group in optimizer.param_groups:
                 group["lr"] = 0.02 * learning_rate_factor(step, steps, 0.1)
@@ -218,7 +218,7 @@ def test_a_cached_prefix_changes_nothing(cache_bytes):
 def test_large_caches_lie_on_disk_and_very_large_ones_are_refused():
     posterior = make()
     kept = CachedPrefix(posterior, problem(), limit=0)
-    assert kept.folder is not None
+    assert kept.on_disk
     stream, labels = kept.batch([3, 1])
     x, y = problem()
     torch.testing.assert_close(posterior(stream), posterior(x[[3, 1]]))

@@ -59,6 +59,12 @@ class LabelledImages(Dataset[tuple[Tensor, int]]):
     def __getitem__(self, index: int) -> tuple[Tensor, int]:
         return self.preprocess(self.image(index)), self.labels[index]
 
+    @property
+    def fixed(self) -> bool:
+        """Whether an item is the same each time it is read; not known of subclasses of others."""
+        own = type(self).__module__.partition(".")[0] == __name__.partition(".")[0]
+        return own and isinstance(self.preprocess, Preprocess) and self.preprocess.augment is None
+
     def select(self, indices: Iterable[int], preprocess: Preprocess | None = None) -> Self:
         """The items at ``indices``, in their order, perhaps with another preprocessing."""
         chosen = list(indices)

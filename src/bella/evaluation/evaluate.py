@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import operator
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -16,11 +16,12 @@ from torch import Tensor, nn
 from bella import metrics
 from bella.classes import ClassAxis
 from bella.errors import BellaError
-from bella.inputs import split, to
+from bella.inputs import check_names, split, to
 from bella.likelihood import likelihood_of_outputs, resolve, targets_of
 from bella.posterior import Posterior
 from bella.prediction.predict import NotFiniteError, particles_at_once, predict
 from bella.prediction.predictive import IGNORED, Predictive
+from bella.training.batches import check_collate, opened
 
 PATIENCE = 2.0
 """Seconds after which a bar is worth showing."""
@@ -28,19 +29,25 @@ PATIENCE = 2.0
 
 def collect(
     posterior: Posterior,
-    loader: Any,
+    data: Any,
     *,
+    batch_size: int = 32,
+    collate_fn: Callable[[list], Any] | None = None,
     likelihood: str = "auto",
     progress: Progress | None = None,
     class_axis: int | ClassAxis | None = None,
     ignore_index: int = IGNORED,
     **options: Any,
 ) -> tuple[Predictive, Tensor]:
-    """Predict a whole loader.
+    """Predict all data.
 
     Args:
         posterior: any posterior.
-        loader: of (inputs, labels) or mappings with ``labels``.
+        data: what `bella.fit` takes: a data set of (inputs, label) or of mappings with ``labels``,
+            a list of such, a pair of tensors, a stream, a loader; or any iterable of batches, used
+            as it is. Batches of no example are passed over.
+        batch_size: examples a batch, where no loader was given.
+        collate_fn: puts examples into a batch, where no loader was given.
         likelihood: what the labels are, see `bella.likelihood`; ``auto``: as the network's own
             loss takes them.
         progress: a display to show a bar in, from the second second on.
@@ -55,10 +62,11 @@ def collect(
         labels stand at the positions that are scored on them.
 
     Raises:
-        BellaError: the loader is empty, or nothing in it counts; labels that do not fit; inputs or
-            logits that are not finite, named by batch and row;
-            a network that predicts no classes.
+        BellaError: there are no data or data of another form, or nothing in them counts; labels
+            that do not fit; inputs or logits that are not finite, named by batch and row; a
+            network that predicts no classes.
     """
+    loader = opened(data, batch_size, shuffle=False, collate_fn=collate_fn)
     device = next(posterior.parameters()).device
     total = operator.length_hint(loader) or None
     task = progress.add_task("predicting", total=total, visible=False) if progress else None
@@ -69,6 +77,9 @@ def collect(
     kind = resolve(likelihood, network)
     for number, batch in enumerate(loader):
         args, kwargs, y = split(batch, network)
+        if y.shape[:1] == (0,):
+            continue
+        check_names(network, kwargs)
         inputs: Any = to(kwargs or args, device)
         if options.get("particles_per_pass") == "auto":
             size = particles_at_once(posterior, inputs, options.pop("memory", None))
@@ -123,6 +134,8 @@ def evaluate(
     *,
     ood: Any = None,
     temperature: float | None = None,
+    batch_size: int = 32,
+    collate_fn: Callable[[list], Any] | None = None,
     progress: Progress | None = None,
     **options: Any,
 ) -> dict[str, float]:
@@ -130,10 +143,12 @@ def evaluate(
 
     Args:
         posterior: any posterior.
-        loader: in-distribution data.
-        ood: a loader of shifted or foreign data, or a mapping of names to loaders. Their labels
-            may be out of range (-1) where there are none.
+        loader: in-distribution data, in any form that `bella.fit` takes.
+        ood: shifted or foreign data, or a mapping of names to such. Their labels may be out of
+            range (-1) where there are none.
         temperature: divide all logits by it.
+        batch_size: examples a batch, of data without a loader.
+        collate_fn: puts examples into a batch, of data without a loader.
         progress: a display to show bars in.
         **options: ``likelihood``, see `collect`, and those of `bella.predict`: ``draws``,
             ``average``, ``particles_per_pass``, ``class_axis``, ``ignore_index`` (-100), ...
@@ -145,10 +160,18 @@ def evaluate(
     Raises:
         BellaError: no data, or labels that do not fit the classes.
     """
+    check_collate(collate_fn, loader, *(ood.values() if isinstance(ood, Mapping) else (ood,)))
     named = ood if isinstance(ood, Mapping) else {} if ood is None else {"ood": ood}
 
     def run(data: Any) -> tuple[Predictive, Tensor]:
-        predictive, labels = collect(posterior, data, progress=progress, **options)
+        predictive, labels = collect(
+            posterior,
+            data,
+            batch_size=batch_size,
+            collate_fn=collate_fn,
+            progress=progress,
+            **options,
+        )
         return predictive if temperature is None else predictive.tempered(temperature), labels
 
     predictive, labels = run(loader)

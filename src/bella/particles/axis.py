@@ -92,7 +92,7 @@ class ParticleAxis:
     """
 
     def __init__(self, particles: int):
-        if not isinstance(particles, int) or particles < 1:
+        if isinstance(particles, bool) or not isinstance(particles, int) or particles < 1:
             raise BellaError(
                 f"The number of particles is {particles!r}: give a whole number of at least 1."
             )

@@ -118,7 +118,7 @@ class Copies(ParticleLayer):
             )
         with torch.random.fork_rng():
             for particle in range(self.axis.particles):
-                torch.manual_seed(seed + 7_919 * particle)
+                torch.manual_seed((seed + 7_919 * particle) % 2**63)
                 for part in parts:
                     part.reset_parameters()  # type: ignore[operator]
                 start = dict(self.template.named_parameters())

@@ -74,7 +74,7 @@ def full(
         copies.reset(seed, anew)
     if start_std:
         for particle in range(particles):
-            generator = torch.Generator().manual_seed(seed * 1_000_003 + particle)
+            generator = torch.Generator().manual_seed((seed * 1_000_003 + particle) % 2**63)
             for value in copies.values.values():
                 noise = torch.randn(value.shape[1:], generator=generator)
                 value.data[particle] += start_std * noise.to(value)

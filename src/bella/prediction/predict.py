@@ -66,10 +66,10 @@ def predict(
         The predictive, (particles, batch, positions..., classes) whatever the network's own order.
 
     Raises:
-        BellaError: ``draws``, ``particles_per_pass`` or ``first`` out of range, outputs that are no
-            logits of classes or not finite (rows of the inputs that are not are named), a class
-            axis that nothing decides, several draws together with ``stop``, or a ``memory`` too
-            small for one particle.
+        BellaError: an empty batch; ``draws``, ``particles_per_pass`` or ``first`` out of range;
+            outputs that are no logits of classes or not finite (rows of the inputs that are not
+            are named); a class axis that nothing decides; several draws together with ``stop``; or
+            a ``memory`` too small for one particle.
     """
     check_predicts_classes(posterior)
     if draws < 1:
@@ -87,10 +87,12 @@ def predict(
     draws = draws if posterior.stochastic else 1
     if stop is not None and draws > 1:
         raise BellaError("stop skips particles and not draws: leave out draws, or stop.")
-    args, kwargs = arguments(inputs)
+    args, kwargs = _arguments(inputs)
     axis = ClassAxis.of(class_axis)
     everyone = range(posterior.particles)
-    with evaluating(posterior), torch.inference_mode():
+    # A table that the network makes in inference mode when it first needs it would be one that
+    # training may not use: the network is the caller's, so it runs without gradients instead.
+    with evaluating(posterior), torch.no_grad():
         if particles_per_pass == "auto":
             args, kwargs = posterior.begun(*args, **kwargs)
             particles_per_pass = _at_once(posterior, args, kwargs, memory)
@@ -179,12 +181,24 @@ def particles_at_once(posterior: Posterior, inputs: Any, memory: int | None = No
     """How many particles predict these inputs within a budget of memory, in equal passes.
 
     Raises:
-        BellaError: ``memory`` is not enough for one particle.
+        BellaError: ``memory`` is not enough for one particle, or an empty batch.
     """
-    args, kwargs = arguments(inputs)
-    with evaluating(posterior), torch.inference_mode():
+    args, kwargs = _arguments(inputs)
+    with evaluating(posterior), torch.no_grad():
         args, kwargs = posterior.begun(*args, **kwargs)
         return _at_once(posterior, args, kwargs, memory)
+
+
+def _arguments(inputs: Any) -> tuple[tuple, dict[str, Any]]:
+    """Inputs as positional and named arguments, with at least one example in them."""
+    args, kwargs = arguments(inputs)
+    first = next((x for x in tensors_of((args, kwargs)) if x.dim()), None)
+    if first is not None and len(first) == 0:
+        raise BellaError(
+            f"The batch is empty (its first tensor has the shape {tuple(first.shape)}): give at "
+            "least one example."
+        )
+    return args, kwargs
 
 
 def _at_once(posterior: Posterior, args: tuple, kwargs: dict[str, Any], memory: int | None) -> int:

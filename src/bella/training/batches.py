@@ -1,17 +1,309 @@
-"""Batches and loaders: the forms data may have, and one seed for their order."""
+"""Batches: the forms that data may have, as loaders that are used as they are given.
+
+A loader's sampler, batch sampler, collate function and workers stay its own: nothing is rebuilt,
+reset or put into another order. What cannot work is refused before the first step.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import copy
+import itertools
+import warnings
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, RandomSampler, TensorDataset
+from torch.utils.data import DataLoader, Dataset, IterableDataset, TensorDataset
 
 from bella.errors import BellaError
+from bella.inputs import split
+from bella.training.collate import collate
+from bella.training.randomness import seed_all
+from bella.training.samplers import has_generators, in_fixed_order, parts_of
+from bella.trees import tensors_of
 
-Data = Dataset | DataLoader | Sequence[Tensor]
+Data = Dataset | DataLoader | Sequence | Iterable
+"""A data set of examples, a pair of tensors, a list of examples, a stream, or a loader."""
+
+
+# ------------------------------------------------------------ the forms of data
+
+
+def opened(
+    data: Any,
+    batch_size: int,
+    *,
+    shuffle: bool,
+    collate_fn: Callable[[list], Any] | None = None,
+    what: str = "data",
+) -> Any:
+    """An iterable of batches over ``data``; a loader that was given is returned as it is.
+
+    Args:
+        data: a data set, a list of examples, a pair of tensors (inputs, labels), an
+            ``IterableDataset``, a ``DataLoader``, or another iterable of batches.
+        batch_size: examples a batch, where no loader was given.
+        shuffle: whether data without a loader are read in a random order; streams never are.
+        collate_fn: puts examples into a batch, where no loader was given; `collate.collate` by
+            default.
+        what: the data's name in messages.
+
+    Raises:
+        BellaError: data of no such form, or of no example.
+    """
+    if isinstance(batch_size, bool) or not isinstance(batch_size, int) or batch_size < 1:
+        raise BellaError(f"batch_size={batch_size!r}: give a whole number of at least 1.")
+    if isinstance(data, Mapping):
+        names = ", ".join(map(repr, data))
+        raise BellaError(
+            f"The {what} are a {type(data).__name__} of {names}: choose one of its parts where "
+            f"these are parts (data[{next(iter(data), 'train')!r}]), and where they are columns "
+            "give datasets.Dataset.from_dict(data) or a pair (inputs, labels)."
+        )
+    if isinstance(data, str | bytes) or hasattr(data, "__fspath__"):
+        raise BellaError(
+            f"The {what} are a path ({data!r}): open it first, images with bella.data.open_images."
+        )
+    if isinstance(data, list | tuple) and data and _are_arrays(data):
+        data = _of_tensors(data, what)
+    if is_loader(data):
+        if not hasattr(data, "__iter__"):
+            raise BellaError(
+                f"The {what} are a {type(data).__name__}: give a data set with __len__ and "
+                "__getitem__, a pair of tensors (inputs, labels), or a loader of batches."
+            )
+        return data
+    options: dict[str, Any] = {"batch_size": batch_size, "collate_fn": collate_fn or collate}
+    if isinstance(data, IterableDataset):
+        return DataLoader(data, **options)
+    if not hasattr(data, "__len__"):
+        raise BellaError(
+            f"The {what} are a {type(data).__name__} without a length: give it __len__, or pass a "
+            "DataLoader with a sampler of your own."
+        )
+    if len(data) == 0:
+        raise BellaError(f"There are no {what}, what was given is empty: give some examples.")
+    if collate_fn is None and isinstance(data, list | tuple) and _holds_batches(data[0]):
+        if not shuffle:
+            return data
+        raise BellaError(
+            f"The {what} are a list that seems to hold whole batches: pass DataLoader(data, "
+            "batch_size=None) if they are, and DataLoader(data, batch_size) if they are examples."
+        )
+    return DataLoader(data, shuffle=shuffle, **options)
+
+
+def is_loader(data: Any) -> bool:
+    """Whether data come in batches; what can be read by position, and streams, hold examples."""
+    examples = isinstance(data, IterableDataset) or hasattr(data, "__getitem__")
+    return isinstance(data, DataLoader) or not examples
+
+
+def check_collate(collate_fn: Any, *data: Any) -> None:
+    """Refuse a collate function that nothing would use.
+
+    Raises:
+        BellaError: all data are loaders.
+    """
+    if collate_fn is not None and all(is_loader(some) for some in data if some is not None):
+        raise BellaError(
+            "collate_fn is for data sets, and a loader makes its batches by itself: give "
+            "collate_fn to the loader, or pass its data set."
+        )
+
+
+def _are_arrays(data: Sequence) -> bool:
+    return all(isinstance(x, Tensor | np.ndarray) for x in data)
+
+
+def _of_tensors(data: Sequence, what: str) -> TensorDataset:
+    if any(isinstance(x, np.ndarray) for x in data):
+        raise BellaError(
+            f"The {what} are NumPy arrays: give tensors, torch.as_tensor(x, dtype=torch.float32) "
+            "for inputs and torch.as_tensor(y) for labels."
+        )
+    if len(data) != 2:
+        raise BellaError(
+            f"The {what} are {len(data)} tensors: give a pair (inputs, labels), and for several "
+            "inputs a data set whose items are ((input, input), label)."
+        )
+    if not all(x.dim() for x in data) or len(data[0]) != len(data[1]):
+        raise BellaError(
+            f"The {what} are a pair of tensors of shapes {tuple(data[0].shape)} and "
+            f"{tuple(data[1].shape)}: inputs and labels must be as many."
+        )
+    return TensorDataset(*data)
+
+
+def _holds_batches(first: Any) -> bool:
+    """Whether the first entry of a list is a whole batch: one axis runs through inputs and labels.
+
+    Tokens with a label each are an example: there inputs have no axis beside that of the labels.
+    """
+    try:
+        args, kwargs, labels = split(first)
+    except BellaError:
+        return False
+    inputs = tensors_of((args, kwargs))
+    if not isinstance(labels, Tensor) or not labels.dim() or not inputs:
+        return False
+    together = all(x.dim() and len(x) == len(labels) for x in inputs)
+    return together and max(x.dim() for x in inputs) > 1
+
+
+# ------------------------------------------------------------ what training asks of a loader
+
+
+def for_training(loader: Any) -> Any:
+    """The loader with workers that start anew each epoch, from that epoch's seed.
+
+    Persistent workers go on from the random state of the epoch before, which a resumed run does
+    not have. Sampler, batch sampler, data set and everything else are the loader's own, and its
+    own persistent workers are left to it.
+    """
+    if isinstance(loader, DataLoader) and loader.num_workers and loader.persistent_workers:
+        view = copy.copy(loader)
+        vars(view).update(persistent_workers=False, _iterator=None)
+        return view
+    return loader
+
+
+def batches_per_epoch(loader: Any) -> int:
+    """How many batches a loader gives.
+
+    Raises:
+        BellaError: it does not know, or it gives none.
+    """
+    try:
+        count = len(loader)
+    except (TypeError, NotImplementedError, AttributeError):
+        raise BellaError(
+            "The training data have no length, and the schedule and N need one: give the stream a "
+            "__len__ (examples an epoch), or the loader or its sampler one, or make a list of it."
+        ) from None
+    if count < 1:
+        cause = ": it drops the last batch, and no other is full" if _drops_last(loader) else ""
+        raise BellaError(
+            f"The training loader gives no batch{cause}: give more examples, a smaller batch_size "
+            "or drop_last=False."
+        )
+    return count
+
+
+def _drops_last(loader: Any) -> bool:
+    return any(
+        getattr(owner, "drop_last", False)
+        for owner in (loader, getattr(loader, "batch_sampler", None))
+    )
+
+
+def grouped(batches: Iterable[Any], size: int, expected: int) -> Iterator[list[Any]]:
+    """Lists of ``size`` batches; the last may be smaller.
+
+    An epoch has as many batches as the loader said, so that a stream without an end can be one.
+
+    Args:
+        batches: of one epoch.
+        size: batches a step.
+        expected: how many batches the loader said that it has.
+
+    Raises:
+        BellaError: there is no batch.
+    """
+    iterator = iter(batches)
+    group: list[Any] = []
+    number = 0
+    for number, batch in enumerate(itertools.islice(iterator, expected), start=1):  # noqa: B007
+        group.append(batch)
+        if len(group) == size:
+            yield group
+            group = []
+    if group:
+        yield group
+    if number == 0:
+        raise BellaError(
+            f"The training loader said that it has {expected} batches and gave none: can it be "
+            "read only once? Give a data set, or a loader that begins anew for every epoch."
+        )
+    said = f"The training loader said that it has {expected} batches"
+    if number < expected:
+        warnings.warn(
+            f"{said} and gave {number}: the learning rate goes by what it said.", stacklevel=2
+        )
+    elif next(iterator, None) is not None:
+        warnings.warn(f"{said} and has more: an epoch ends after {expected}.", stacklevel=2)
+
+
+def own_batches(loader: Any, particles: int) -> Iterator[Any]:
+    """Batches with a leading particle axis: each particle goes through the loader by itself.
+
+    The loader's sampler draws anew for each particle, so its weights, subsets and replacement hold
+    for each. Workers are those of so many loaders.
+
+    Raises:
+        BellaError: the loader has a fixed order, gives the particles batches of different shapes
+            or numbers, or can be read only once.
+    """
+    if isinstance(loader, DataLoader) and in_fixed_order(loader):
+        raise BellaError(
+            "minibatches='own' lets each particle go through the data in an order of its own, and "
+            "this loader has one order: give it shuffle=True or a random sampler, or share the "
+            "minibatches."
+        )
+    orders = [iter(loader) for _ in range(particles)]
+    if len({id(order) for order in orders}) < particles:
+        raise BellaError(
+            "minibatches='own' reads the loader once for each particle at the same time, and this "
+            "one can be read only once at a time: give a DataLoader, or share the minibatches."
+        )
+    try:
+        for batches in zip(*orders, strict=True):
+            yield stack(batches)
+    except ValueError as error:
+        if isinstance(error, BellaError):
+            raise
+        if "zip()" not in str(error):
+            raise
+        raise BellaError(
+            "minibatches='own' needs as many batches for each particle, and the loader gave one "
+            "more than another: use a batch sampler of fixed length, or share the minibatches."
+        ) from None
+
+
+def stack(trees: Sequence[Any]) -> Any:
+    """Stack equal trees of tensors along a new first axis.
+
+    Raises:
+        BellaError: tensors of different shapes, or something other than tensors that is not the
+            same in all of them.
+    """
+    first = trees[0]
+    if isinstance(first, Tensor):
+        shapes = {tuple(tree.shape) for tree in trees}
+        if len(shapes) > 1:
+            raise BellaError(
+                f"minibatches='own' stacks one batch of each particle, and they have the shapes "
+                f"{' and '.join(map(str, sorted(shapes)))}: pad all to one length and keep one "
+                "batch size, or share the minibatches."
+            )
+        return torch.stack(list(trees))
+    if isinstance(first, Mapping):
+        return {key: stack([tree[key] for tree in trees]) for key in first}
+    if isinstance(first, tuple | list):
+        columns = [stack(column) for column in zip(*trees, strict=True)]
+        return type(first)(*columns) if hasattr(first, "_fields") else type(first)(columns)
+    plain = first is None or isinstance(first, bool | int | float | str)
+    if not plain or any(tree != first for tree in trees):
+        raise BellaError(
+            f"minibatches='own' stacks tensors, and the batches hold a {type(first).__name__}: "
+            "collate them into tensors, without a cached prefix."
+        )
+    return first
+
+
+# ------------------------------------------------------------ one seed
 
 
 def epoch_seed(seed: int, epoch: int) -> int:
@@ -20,84 +312,24 @@ def epoch_seed(seed: int, epoch: int) -> int:
     return (seed * 1_000_003 + epoch * 7_919 + 17) % 2**63
 
 
-def as_dataset(data: Data) -> Dataset | None:
-    """The data set behind ``data``; ``None`` where it has no fixed items."""
-    if isinstance(data, DataLoader):
-        data = data.dataset
-    elif isinstance(data, tuple | list) and all(isinstance(x, Tensor) for x in data):
-        data = TensorDataset(*data)
-    return data if hasattr(data, "__len__") and hasattr(data, "__getitem__") else None  # type: ignore[return-value]
+def begin_epoch(loader: Any, seed: int, epoch: int) -> None:
+    """Seed what an epoch draws from: torch, NumPy and Python's ``random``.
 
-
-def loader(
-    data: Data,
-    batch_size: int,
-    *,
-    shuffle: bool,
-    items: Dataset | None = None,
-    collate: Callable[[list], Any] | None = None,
-) -> DataLoader:
-    """A loader over ``data``; ``items`` with ``collate`` stand for its data set (a cache, say).
-
-    A loader that was given keeps its sampler and batch size.
-
-    Raises:
-        BellaError: there are no data.
+    Workers seed all three from torch's. Samplers and data sets that are told their epoch
+    (``set_epoch``: ``DistributedSampler``, streams of the hub) are told it.
     """
-    dataset = items if items is not None else as_dataset(data)
-    if isinstance(data, DataLoader):
-        if items is None:
-            return data
-        sampler = None if isinstance(data.sampler, RandomSampler) else data.sampler
-        return DataLoader(
-            items,
-            batch_size=data.batch_size,
-            shuffle=sampler is None,
-            sampler=sampler,
-            drop_last=data.drop_last,
-            collate_fn=collate,
+    seed_all(epoch_seed(seed, epoch))
+    for part in parts_of(loader):
+        if hasattr(part, "set_epoch"):
+            part.set_epoch(epoch)
+
+
+def warn_of_generators(loader: Any) -> None:
+    """Say of a resumed run that its loader draws from a generator that no checkpoint holds."""
+    if has_generators(loader):
+        warnings.warn(
+            "The training loader draws from a generator of its own, which the checkpoint does not "
+            "hold: the resumed run sees other batches than the stopped one would have. Leave out "
+            "generator= and fit's seed decides them.",
+            stacklevel=3,
         )
-    if dataset is None or len(dataset) == 0:  # type: ignore[arg-type]
-        raise BellaError("There are no training data: give a data set or loader with examples.")
-    return DataLoader(dataset, batch_size=batch_size, shuffle=shuffle, collate_fn=collate)
-
-
-def own_batches(loader: DataLoader, particles: int, seed: int) -> Iterator[Any]:
-    """Batches with a leading particle axis; each particle has its own order of the data."""
-    orders = []
-    for particle in range(particles):
-        generator = torch.Generator().manual_seed(seed + 1 + particle)
-        orders.append(
-            DataLoader(
-                loader.dataset,
-                batch_size=loader.batch_size,
-                shuffle=True,
-                generator=generator,
-                drop_last=loader.drop_last,
-                collate_fn=loader.collate_fn,
-            )
-        )
-    for batches in zip(*orders, strict=True):
-        yield stack(batches)
-
-
-def stack(trees: Sequence[Any]) -> Any:
-    """Stack equal trees of tensors along a new first axis.
-
-    Raises:
-        BellaError: they hold something other than tensors that is not the same in all of them.
-    """
-    first = trees[0]
-    if isinstance(first, Tensor):
-        return torch.stack(list(trees))
-    if isinstance(first, Mapping):
-        return {key: stack([tree[key] for tree in trees]) for key in first}
-    if isinstance(first, tuple | list):
-        return type(first)(stack(column) for column in zip(*trees, strict=True))
-    plain = first is None or isinstance(first, bool | int | float | str)
-    if not plain or any(tree != first for tree in trees):
-        raise BellaError(
-            f"minibatches='own' stacks tensors, and the batches hold a {type(first).__name__}: "
-            "collate them into tensors, without a cached prefix."
-        )
-    return first

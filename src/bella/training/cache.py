@@ -1,30 +1,51 @@
 """Keep what the shared prefix makes of a data set, so that training costs only the layers after it.
 
-Only for data that are the same each time they are read, and a prefix without randomness.
+Only for data that are the same each time they are read, and a prefix without randomness. Whether
+data are the same cannot be found out by reading them twice (a flip of one in ten is missed more
+often than not), so it is known of tensors and of bella's own readers without augmentation, and of
+all else the caller has to say it (``cache_prefix=True``).
 """
 
 from __future__ import annotations
 
-import math
-import tempfile
-from pathlib import Path
-from typing import Any
+import itertools
+import random
+import warnings
+from collections.abc import Sequence
+from typing import Any, Literal
 
+import numpy as np
 import torch
 from rich.progress import Progress
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import (
+    ConcatDataset,
+    DataLoader,
+    Dataset,
+    IterableDataset,
+    Subset,
+    TensorDataset,
+    default_collate,
+)
 
 from bella.errors import BellaError
 from bella.inputs import split, to
 from bella.particles.prefix import Stream, placeholder
+from bella.particles.roles import with_roles
 from bella.posterior import Posterior
-from bella.training.batches import Data, as_dataset
-from bella.trees import map_tensors, tensors_of
+from bella.training.batches import Data, opened
+from bella.training.collate import collate
+from bella.training.randomness import own_randomness
+from bella.training.samplers import drawn
+from bella.training.scratch import NoRoomError, tensors_on_disk
 
 
 class CacheTooLargeError(BellaError):
     """The cache would take more bytes than are allowed."""
+
+
+class UnevenError(BellaError):
+    """What the prefix makes of the examples differs in shape, or from batch to batch."""
 
 
 class CachedPrefix(Dataset):
@@ -32,14 +53,22 @@ class CachedPrefix(Dataset):
 
     Args:
         posterior: whose prefix to run.
-        data: data set or loader; a loader's collate function is used.
+        data: data set, pair of tensors or loader; of a loader the examples that its sampler draws
+            from are kept, as its collate function makes them.
         batch_size: examples a pass while filling.
         limit: bytes; a larger cache lies in a temporary file that goes with this object.
         disk_limit: bytes; a still larger one is refused.
         device: where the network is.
+        progress: a display to show a bar in.
+
+    Attributes:
+        on_disk: whether it lies in a file.
 
     Raises:
-        BellaError: the posterior shares no prefix, or the data have no fixed items.
+        BellaError: the posterior shares no prefix, the data have no fixed items, or what the
+            prefix makes of them is not of one shape.
+        CacheTooLargeError: see ``disk_limit``.
+        NoRoomError: the disk is full.
     """
 
     def __init__(
@@ -53,61 +82,103 @@ class CachedPrefix(Dataset):
         device: torch.device | None = None,
         progress: Progress | None = None,
     ):
-        dataset = as_dataset(data)
-        if posterior.shared is None or dataset is None:
+        loader = opened(data, batch_size, shuffle=False)
+        if posterior.shared is None or not _has_positions(loader):
             raise BellaError(
                 "The prefix cannot be cached: the posterior shares none, or the data have no fixed "
-                "items; pass cache_prefix=False."
+                "items that a plain DataLoader puts into batches; pass cache_prefix=False."
             )
-        self.size = len(dataset)  # type: ignore[arg-type]
+        self.size = len(loader.dataset)
+        positions = drawn(loader)
+        self.positions = range(self.size) if positions is None else positions
+        self.rows = torch.full((self.size,), -1)
+        self.rows[torch.as_tensor(self.positions)] = torch.arange(len(self.positions))
         self.device = device or next(posterior.network.parameters()).device
         self.limit = limit
         self.disk_limit = disk_limit
-        self.folder: tempfile.TemporaryDirectory | None = None
+        self.on_disk = False
         self.kept: list[Tensor] = []
-        collate = data.collate_fn if isinstance(data, DataLoader) else None
-        batches = DataLoader(dataset, batch_size=batch_size, collate_fn=collate)
         training = posterior.training
         posterior.eval()
-        task = progress.add_task("shared prefix", total=self.size) if progress else None
-        start = 0
+        task = progress.add_task("shared prefix", total=len(self.positions)) if progress else None
+        try:
+            for done in self._fill(posterior, loader, batch_size):
+                if progress and task is not None:
+                    progress.advance(task, done)
+        finally:
+            posterior.train(training)
+            if progress and task is not None:
+                progress.remove_task(task)
+
+    def _fill(self, posterior: Posterior, loader: DataLoader, batch_size: int) -> Any:
+        """Run the prefix; yields how many examples were done."""
+        count = len(self.positions)
+        parts = max(1, -(-count // batch_size))  # of even sizes: none is a batch of one by chance
+        bounds = [count * i // parts for i in range(parts + 1)]
+        chunks = [list(self.positions[a:b]) for a, b in itertools.pairwise(bounds)]
+        batches = DataLoader(
+            loader.dataset,
+            batch_sampler=chunks,
+            collate_fn=loader.collate_fn,
+            num_workers=loader.num_workers,
+            worker_init_fn=loader.worker_init_fn,
+            multiprocessing_context=loader.multiprocessing_context,
+            timeout=loader.timeout,
+        )
         labels = []
-        for batch in batches:
+        start = 0
+        for chunk, batch in zip(chunks, batches, strict=True):
             args, kwargs, y = split(batch, posterior.network)
-            with torch.inference_mode():
+            # In inference mode a table that the network makes when it first needs it would stay
+            # one that training may not use.
+            with torch.no_grad():
                 stream = posterior.prefix(*to(args, self.device), **to(kwargs, self.device))
+            if stream.batch != len(chunk) or y.shape[:1] != (len(chunk),):
+                raise BellaError(
+                    f"The prefix cannot be cached: the collate function made {stream.batch} rows "
+                    f"of {len(chunk)} examples; pass cache_prefix=False."
+                )
             if not self.kept:
                 self._allocate(stream)
-                self.template = _shapes(stream)
+                self.template, self.shared = _template(stream), _shared(stream)
+            self._check(stream)
             for kept, new in zip(self.kept, stream.carried(), strict=True):
-                kept[start : start + stream.batch].copy_(new)
+                kept[start : start + len(chunk)].copy_(new)
             labels.append(y)
-            start += stream.batch
-            if progress and task is not None:
-                progress.advance(task, stream.batch)
-        if progress and task is not None:
-            progress.remove_task(task)
-        self.labels = torch.cat([torch.as_tensor(y) for y in labels])
-        posterior.train(training)
+            start += len(chunk)
+            yield len(chunk)
+        if len({y.shape[1:] for y in labels}) > 1:
+            raise UnevenError(_uneven("labels of several shapes"))
+        self.labels = torch.cat(labels)
 
     def _allocate(self, stream: Stream) -> None:
         carried = stream.carried()
-        bytes_each = sum(x[0].numel() * x.element_size() for x in carried)
-        if bytes_each * self.size > max(self.limit, self.disk_limit):
+        count = len(self.positions)
+        size = count * sum(x[0].numel() * x.element_size() for x in carried)
+        if size > max(self.limit, self.disk_limit):
             raise CacheTooLargeError(
-                f"The cached prefix would take {bytes_each * self.size:,} bytes: raise "
-                "cache_disk_bytes, or pass cache_prefix=False."
+                f"The cached prefix would take {size:,} bytes: raise cache_disk_bytes, or pass "
+                "cache_prefix=False."
             )
-        if bytes_each * self.size > self.limit:
-            self.folder = tempfile.TemporaryDirectory(prefix="bella-prefix-")
-        for number, x in enumerate(carried):
-            shape = (self.size, *x.shape[1:])
-            if self.folder is None:
-                self.kept.append(torch.empty(shape, dtype=x.dtype))
-            else:
-                path = str(Path(self.folder.name) / f"{number}.bin")
-                flat = torch.from_file(path, shared=True, size=math.prod(shape), dtype=x.dtype)
-                self.kept.append(flat.view(shape))
+        self.on_disk = size > self.limit
+        if self.on_disk:
+            self.kept = tensors_on_disk(carried, count)
+        else:
+            self.kept = [torch.empty((count, *x.shape[1:]), dtype=x.dtype) for x in carried]
+
+    def _check(self, stream: Stream) -> None:
+        """Refuse what is of another shape than before (it would be broadcast into the cache), and
+        what all examples share if it is not what it was: a mask of another length, say."""
+        shapes = [(kept.shape[1:], kept.dtype) for kept in self.kept]
+        found = [(x.shape[1:], x.dtype) for x in stream.carried()]
+        if shapes != found:
+            raise UnevenError(_uneven("examples of several shapes"))
+        shared = _shared(stream)
+        same = len(shared) == len(self.shared) and all(
+            torch.equal(one, other) for one, other in zip(shared, self.shared, strict=True)
+        )
+        if not same:
+            raise UnevenError(_uneven("what its examples share differs from batch to batch"))
 
     @property
     def bytes(self) -> int:
@@ -120,50 +191,159 @@ class CachedPrefix(Dataset):
     def __getitem__(self, index: int) -> int:
         return index
 
-    def batch(self, positions: list[int]) -> tuple[Stream, Tensor]:
-        """The stream and labels of the examples at ``positions``: a loader's collate function."""
-        rows = torch.tensor(positions)
+    def batch(self, positions: Sequence[int]) -> tuple[Stream, Tensor]:
+        """The stream and labels of the examples at ``positions``: a loader's collate function.
+
+        Raises:
+            BellaError: one of them is not among those that were kept.
+        """
+        rows = self.rows[torch.as_tensor(positions)]
+        if (rows < 0).any():
+            raise BellaError(
+                "The sampler draws examples that it did not show when the prefix was cached: pass "
+                "cache_prefix=False."
+            )
         return self.template.with_carried([x[rows] for x in self.kept]), self.labels[rows]
 
+    def loader(self, like: DataLoader) -> DataLoader:
+        """A loader of streams and labels in the batches that the loader ``like`` would give: with
+        its own batch sampler and generator."""
+        return DataLoader(
+            self,
+            batch_sampler=like.batch_sampler,
+            generator=like.generator,
+            collate_fn=self.batch,
+        )
 
-def _shapes(stream: Stream) -> Stream:
+
+def _has_positions(loader: Any) -> bool:
+    """Whether a loader makes its batches from positions in a data set, and in no other way.
+
+    A subclass may do to its batches what a cache would leave out.
+    """
+    return (
+        type(loader) is DataLoader
+        and loader.batch_sampler is not None
+        and not isinstance(loader.dataset, IterableDataset)
+        and hasattr(loader.dataset, "__len__")
+        and len(loader.dataset) > 0
+    )
+
+
+def _template(stream: Stream) -> Stream:
     """A stream that holds shapes and no examples."""
-    empty = stream.with_carried([placeholder(x, 0, 1) for x in stream.carried()])
-    # Tensors made in inference mode would be refused in training.
-    return map_tensors(lambda x: x if x.stride() and not any(x.stride()) else x.clone(), empty)
+    return stream.with_carried([placeholder(x, 0, 1) for x in stream.carried()])
 
 
-@torch.no_grad()
+def _shared(stream: Stream) -> list[Tensor]:
+    """What arrived at the entrance and does not differ between examples."""
+    arrived = with_roles(stream.arrived, stream.places.arrived)
+    return [x for x, role in arrived if role is None]
+
+
+def _uneven(what: str) -> str:
+    return (
+        f"The prefix cannot be cached, because of {what} (a collate function that pads to the "
+        "longest?): pad all to one length, or pass cache_prefix=False."
+    )
+
+
+# ------------------------------------------------------------ what may be cached unasked
+
+
 def is_fixed(posterior: Posterior, data: Data, device: torch.device) -> bool:
-    """Whether an example read twice, and the prefix run twice, give the same bits all through."""
-    dataset = as_dataset(data)
-    if dataset is None or posterior.shared is None or len(dataset) == 0:  # type: ignore[arg-type]
+    """Whether data are known to be the same each time, and the prefix draws no random number.
+
+    Args:
+        posterior: in the mode that it trains in.
+        data: data set, pair of tensors or loader.
+        device: where the network is.
+    """
+    loader = opened(data, 2, shuffle=False)
+    if posterior.shared is None or posterior.trains_base or not _reads_the_same(loader):
         return False
-    if posterior.trains_base:
+    positions = drawn(loader) or range(len(loader.dataset))
+    examples = [loader.dataset[i] for i in positions[:2]]
+    args, kwargs, _ = split(loader.collate_fn(examples), posterior.network)
+    if args and isinstance(args[0], Stream):
         return False
-    collate = data.collate_fn if isinstance(data, DataLoader) else torch.utils.data.default_collate
-    probe = range(min(2, len(dataset)))  # type: ignore[arg-type]
-    before = torch.random.get_rng_state()
-    runs: list[list[Tensor]] = []
-    for _ in range(2):
-        args, kwargs, _ = split(collate([dataset[i] for i in probe]), posterior.network)
-        if args and isinstance(args[0], Stream):
-            return False
-        try:
-            stream = posterior.prefix(*to(args, device), **to(kwargs, device))
-        except BellaError:
-            if posterior.shared is None:  # its first pass has just shown that nothing is shared
+    args, kwargs = to(args, device), to(kwargs, device)
+    runs = []
+    with own_randomness(), torch.no_grad():
+        for _ in range(2):
+            try:
+                posterior.prove(*args, **kwargs)
+                before = _states(device)
+                stream = posterior.prefix(*args, **kwargs)
+            except BellaError:
+                if posterior.shared is None:  # its first pass has just shown that nothing is shared
+                    return False
+                raise
+            # Even a rare draw, a dropout of one in a thousand, moves a generator's state.
+            if not stream.outputs or _states(device) != before:
                 return False
-            raise
-        if not stream.outputs:
-            return False  # nothing comes before the entrance: nothing to keep
-        runs.append([*tensors_of((args, kwargs)), *stream.carried()])
-    torch.random.set_rng_state(before)
-    return all(torch.equal(a, b) for a, b in zip(*runs, strict=True))
+            runs.append([x.clone() for x in stream.carried()])
+    # A network may have a generator of its own.
+    return all(torch.equal(one, other) for one, other in zip(*runs, strict=True))
 
 
-def cached(posterior: Posterior, data: Any, **options: Any) -> DataLoader:
-    """A loader of streams and labels in the data's order, for prediction and evaluation."""
-    kept = CachedPrefix(posterior, data, **options)
-    size = data.batch_size if isinstance(data, DataLoader) else options.get("batch_size", 64)
-    return DataLoader(kept, batch_size=size, collate_fn=kept.batch)
+def _reads_the_same(loader: Any) -> bool:
+    """Whether a loader is known to make the same of an example each time it reads it."""
+    return (
+        _has_positions(loader)
+        and loader.collate_fn in (default_collate, collate)
+        and _is_known(loader.dataset)
+    )
+
+
+def _is_known(data: Any) -> bool:
+    """Tensors, readers that say so (``fixed``), and parts of such."""
+    if type(data) is Subset:
+        return _is_known(data.dataset)
+    if type(data) is ConcatDataset:
+        return all(map(_is_known, data.datasets))
+    return type(data) is TensorDataset or getattr(data, "fixed", False) is True
+
+
+def _states(device: torch.device) -> tuple:
+    """The states of the generators that a pass may draw from."""
+    on_device = torch.cuda.get_rng_state(device).tolist() if device.type == "cuda" else []
+    kind, keys, *rest = np.random.get_state()
+    return (
+        torch.get_rng_state().tolist(),
+        on_device,
+        random.getstate(),
+        (kind, np.asarray(keys).tolist(), *rest),
+    )
+
+
+def cached(
+    posterior: Posterior, loader: Any, wanted: bool | Literal["auto"], **options: Any
+) -> Any:
+    """The loader over a cache of its prefix where that is wanted and possible, or else itself.
+
+    Args:
+        posterior: in the mode that it trains in.
+        loader: what `opened` returned.
+        wanted: ``True``, ``False``, or ``auto``: where `is_fixed`.
+        **options: those of `CachedPrefix`.
+
+    Raises:
+        BellaError: ``True`` was asked for, and there can be no cache.
+    """
+    if wanted is False:
+        return loader
+    device = options.get("device") or next(posterior.network.parameters()).device
+    if wanted == "auto" and not is_fixed(posterior, loader, device):
+        return loader
+    try:
+        return CachedPrefix(posterior, loader, **options).loader(loader)
+    except NoRoomError as error:
+        if wanted == "auto":
+            warnings.warn(f"{error} This run goes on without a cache.", stacklevel=2)
+            return loader
+        raise
+    except (CacheTooLargeError, UnevenError):
+        if wanted == "auto":
+            return loader
+        raise

@@ -8,26 +8,35 @@ from __future__ import annotations
 import math
 import os
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from rich.progress import Progress
-from torch.utils.data import DataLoader
 
 from bella import transport
 from bella.console import progress_bar
 from bella.errors import BellaError
-from bella.inputs import split
+from bella.inputs import check_names, split
 from bella.likelihood import IGNORED
 from bella.particles.prefix import Stream
 from bella.particles.recompute import recompute
 from bella.posterior import Posterior
 from bella.storage import own_tensors
 from bella.training.annealing import kl_weight
-from bella.training.batches import Data, epoch_seed, loader, own_batches
-from bella.training.cache import CachedPrefix, CacheTooLargeError, is_fixed
+from bella.training.batches import (
+    Data,
+    batches_per_epoch,
+    begin_epoch,
+    check_collate,
+    for_training,
+    grouped,
+    opened,
+    own_batches,
+    warn_of_generators,
+)
+from bella.training.cache import cached
 from bella.training.checkpoint import forget, read_checkpoint, write_checkpoint
 from bella.training.gradients import Gradients, Loss
 from bella.training.kept import Kept
@@ -35,6 +44,7 @@ from bella.training.optimizer import MakeOptimizer, begin, make_optimizer, make_
 from bella.training.precision import Precision
 from bella.training.randomness import own_randomness, seed_all
 from bella.training.record import Record
+from bella.training.samplers import examples
 from bella.training.settings import Settings, checked
 from bella.training.step import MEND, DivergedError, Step, check_particles, finite_predictions
 from bella.transport.base import Mover
@@ -46,6 +56,7 @@ def fit(
     train: Data,
     *,
     validation: Data | None = None,
+    collate_fn: Callable[[list], Any] | None = None,
     folder: str | Path | None = None,
     resume: bool = True,
     optimizer: MakeOptimizer | None = None,
@@ -62,8 +73,11 @@ def fit(
     Args:
         posterior: what `bella.low_rank` (or another constructor) made; trained in place, on a GPU
             with CUDA if there is one, and else where it is.
-        train: a data set of (inputs, label), a pair of tensors, or a ``DataLoader``.
+        train: a data set of (inputs, label) or of mappings with ``labels``, a list of such, a pair
+            of tensors, or a loader, whose sampler, batches and workers are used as they are.
         validation: the same; decides the epoch that is kept, and early stopping.
+        collate_fn: puts examples of a data set into a batch (to pad texts, say); a loader has its
+            own.
         folder: run folder: settings, versions, history, curves, checkpoint, and the posterior.
         resume: continue the run that ``folder`` holds, to the same bits as if it had never
             stopped; ``False`` begins anew.
@@ -89,6 +103,7 @@ def fit(
             posterior,
             train,
             validation=validation,
+            collate_fn=collate_fn,
             folder=Path(folder) if folder is not None else None,
             optimizer=optimizer,
             movers=movers,
@@ -106,6 +121,7 @@ class Run:
         train: Data,
         *,
         validation: Data | None,
+        collate_fn: Callable[[list], Any] | None,
         folder: Path | None,
         optimizer: MakeOptimizer | None,
         movers: Sequence[Mover],
@@ -123,21 +139,30 @@ class Run:
             named = settings.checkpoint
             recompute(posterior, None if named is True else named)
 
-        self.train = loader(train, settings.batch_size, shuffle=True)
+        def loader(data: Data, shuffle: bool, what: str) -> Any:
+            size = settings.batch_size
+            return for_training(
+                opened(data, size, shuffle=shuffle, collate_fn=collate_fn, what=what)
+            )
+
+        check_collate(collate_fn, train, validation)
+        self.train = loader(train, True, "training data")
         self.validation = (
-            None if validation is None else loader(validation, settings.batch_size, shuffle=False)
+            None if validation is None else loader(validation, False, "validation data")
         )
         self.optimizer = make_optimizer(posterior, settings, optimizer)
-        self.steps_per_epoch = math.ceil(len(self.train) / settings.accumulate)
+        self.batches = batches_per_epoch(self.train)
+        self.steps_per_epoch = math.ceil(self.batches / settings.accumulate)
         self.steps = self.steps_per_epoch * settings.epochs
         self.schedule = make_schedule(self.optimizer, self.steps, settings.warmup)
         options = {"warmup": round(settings.coupling_warmup * self.steps)}
-        self.data_size = examples(self.train)
+        options |= settings.transport_options
+        self.data_size = examples(self.train, options.pop("data_size", None))
         self.move = transport.by_name(
             settings.transport,
             posterior,
             data_size=self.data_size,
-            **(options | settings.transport_options),
+            **options,
         )
         if settings.minibatches == "own" and settings.transport == "function":
             raise BellaError("transport 'function' compares predictions on one batch: share it.")
@@ -176,6 +201,8 @@ class Run:
         if not resume and self.folder is not None:
             forget(self.folder)
         first = self.load_checkpoint(record)
+        if first:
+            warn_of_generators(self.train)
         begun = time.perf_counter() - record.seconds
         self.share_prefix(bar)
         if self.validation is not None and first < self.settings.epochs:
@@ -184,7 +211,7 @@ class Run:
         for epoch in range(first, self.settings.epochs):
             if self.should_stop(epoch):
                 break
-            seed_all(epoch_seed(self.settings.seed, epoch))
+            begin_epoch(self.train, self.settings.seed, epoch)
             try:
                 figures = self.run_epoch(epoch, bar, task)
                 check_particles(self.posterior, f"in epoch {epoch + 1}")
@@ -222,11 +249,16 @@ class Run:
 
     def share_prefix(self, bar: Progress) -> None:
         """Put caches of the shared prefix in the place of the data, where that is allowed."""
-        wanted, device = self.settings.cache_prefix, self.device
-        if wanted is False or self.settings.minibatches == "own":
+        settings = self.settings
+        if settings.minibatches == "own":
+            if settings.cache_prefix is True:
+                raise BellaError(
+                    "cache_prefix=True caches what the particles share, and with minibatches='own' "
+                    "they share no batch: leave out one of the two."
+                )
             return
         if outside := self.posterior.trained_outside():
-            if wanted is True:
+            if settings.cache_prefix is True:
                 raise BellaError(
                     f"Parameters of the base train ({', '.join(list(outside)[:3])}), so what comes "
                     "before the particles cannot be cached: pass cache_prefix=False, or freeze "
@@ -234,30 +266,22 @@ class Run:
                 )
             return
 
-        def cached(data: DataLoader) -> DataLoader:
-            if wanted == "auto" and not is_fixed(self.posterior, data, device):
-                return data
-            try:
-                with self.precision.autocast():
-                    kept = CachedPrefix(
-                        self.posterior,
-                        data,
-                        limit=self.settings.cache_bytes,
-                        disk_limit=self.settings.cache_disk_bytes,
-                        device=device,
-                        progress=bar,
-                    )
-            except CacheTooLargeError:
-                if wanted == "auto":
-                    return data
-                raise
-            shuffle = not isinstance(data.sampler, torch.utils.data.SequentialSampler)
-            return loader(data, 0, shuffle=shuffle, items=kept, collate=kept.batch)
+        def kept(data: Any) -> Any:
+            with self.precision.autocast():
+                return cached(
+                    self.posterior,
+                    data,
+                    settings.cache_prefix,
+                    limit=settings.cache_bytes,
+                    disk_limit=settings.cache_disk_bytes,
+                    device=self.device,
+                    progress=bar,
+                )
 
         self.posterior.train()  # a prefix with dropout shows itself only in training mode
-        self.train = cached(self.train)
+        self.train = kept(self.train)
         if self.validation is not None:
-            self.validation = cached(self.validation)
+            self.validation = kept(self.validation)
 
     def run_epoch(self, epoch: int, bar: Progress, task: Any) -> dict[str, float]:
         """One pass over the data."""
@@ -265,22 +289,15 @@ class Run:
         self.posterior.train()
         batches: Iterable[Any] = self.train
         if settings.minibatches == "own":
-            seed = epoch_seed(settings.seed, epoch)
-            batches = own_batches(self.train, self.posterior.particles, seed)
+            batches = own_batches(self.train, self.posterior.particles)
         total = torch.zeros((), device=self.device)
-        group: list[Any] = []
         count = 0.0
-        last = len(self.train)
-        for number, batch in enumerate(batches, start=1):
-            group.append(batch)
-            if len(group) < settings.accumulate and number < last:
-                continue
+        for number, group in enumerate(grouped(batches, settings.accumulate, self.batches), 1):
             loss = self.update(group)
             total += loss.mean.mean() * loss.counted
             count += loss.counted
-            group = []
             bar.advance(task)
-            if self.step.number % self.log_every == 0 or number == last:
+            if self.step.number % self.log_every == 0 or number == self.steps_per_epoch:
                 mean = float(total) / (count or 1)
                 self.trace.append(
                     {"step": self.step.number, "loss": mean, "distance": self.move.distance()}
@@ -299,8 +316,11 @@ class Run:
 
     def update(self, group: list[Any]) -> Loss:
         """One step, from one or more batches."""
+        batches = [split(batch, self.posterior.network) for batch in group]
+        for _, kwargs, _ in batches:
+            check_names(self.posterior.network, kwargs)
         try:
-            loss = self.step([split(batch, self.posterior.network) for batch in group])
+            loss = self.step(batches)
         except DivergedError:
             check_finite([examples_of(batch) for batch in group], "The training inputs")
             raise
@@ -440,11 +460,3 @@ def examples_of(batch: Any) -> Any:
     """The inputs of a batch; of a stream what differs between examples, not its placeholders."""
     args, kwargs, _ = split(batch)
     return args[0].carried() if args and isinstance(args[0], Stream) else (args, kwargs)
-
-
-def examples(data: DataLoader) -> int:
-    """Number of training examples."""
-    dataset = getattr(data, "dataset", None)
-    if dataset is not None and hasattr(dataset, "__len__"):
-        return len(dataset)
-    return len(data) * (data.batch_size or 1)

@@ -40,9 +40,11 @@ class Settings(BaseModel):
         minibatches: all particles see the ``shared`` batch, or each its ``own``.
         patience: stop after so many epochs without a better validation NLL.
         keep: the ``best`` epoch by validation NLL, or the ``last``.
-        cache_prefix: keep what the shared prefix makes of the training data: ``True``, ``False``,
-            or ``auto``: if neither data nor prefix are random.
-        cache_bytes: above this size the cache lies on disk.
+        cache_prefix: keep what the shared prefix makes of the data: ``False``, ``True`` (what is
+            random in data or prefix is then frozen as it was read first), or ``auto``: of tensors
+            and bella's own readers without augmentation, if the prefix is not random. A data set
+            of your own that is the same each time may say so by an attribute ``fixed = True``.
+        cache_bytes: above this size the cache lies on disk, in a nameless temporary file.
         cache_disk_bytes: above this size there is none (with ``auto``), or an error.
         transport: name in `bella.transport.TRANSPORTS`.
         transport_options: its arguments (temperature, kernel, prior, ...).

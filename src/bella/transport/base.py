@@ -105,6 +105,17 @@ class Transport:
         langevin: bool = False,
         damping: float | None = None,
     ):
+        numbers = {
+            "temperature": temperature,
+            "gamma": gamma,
+            "prior_std": prior_std,
+            "warmup": warmup,
+            "damping": damping,
+        }
+        for name, value in numbers.items():
+            no_number = isinstance(value, bool) or not hasattr(type(value), "__float__")
+            if value is not None and no_number:  # '1' in YAML is a text
+                raise BellaError(f"{name}={value!r}: give a number, without quotation marks.")
         if data_size < 1:
             raise BellaError(f"data_size={data_size}: give the number of training examples.")
         if gamma is not None:
@@ -115,6 +126,11 @@ class Transport:
             raise BellaError(f"prior={prior!r}: choose 'uniform', 'factors' or 'delta'.")
         if not prior_std > 0:
             raise BellaError(f"prior_std={prior_std}: give a positive number.")
+        if damping is not None and not 0 < damping < math.inf:
+            raise BellaError(
+                f"damping={damping}: give a finite number above 0 (at B = 0 nothing else makes the "
+                "factors' metric invertible), or None."
+            )
         if posterior.mover is not None:
             posterior.mover.detach()
         posterior.mover = self

@@ -194,13 +194,13 @@ def low_rank(
         layers[name] = copies_of(name, axis, head, in_kernel=not adapted)
 
     for particle in range(particles):
-        generator = torch.Generator().manual_seed(seed * 1_000_003 + particle)
+        generator = torch.Generator().manual_seed((seed * 1_000_003 + particle) % 2**63)
         for layer in layers.values():
             if isinstance(layer, LowRankLayer):
                 layer.start(particle, init, gain, b_std, generator)
     if head_init == "reset":
         for index, name in enumerate(heads):
-            layers[name].reset(seed * 1_000_003 + index)  # type: ignore[operator]
+            layers[name].reset((seed * 1_000_003 + index) % 2**63)  # type: ignore[operator]
 
     surgery.install(network, layers, freeze=True)
     settings = {

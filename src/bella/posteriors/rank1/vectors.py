@@ -133,7 +133,7 @@ class Start:
 
     def __init__(self, components: int, random_sign_init: float, dropout_rate: float, seed: int):
         self.generators = [
-            torch.Generator().manual_seed(seed * 1_000_003 + k) for k in range(components)
+            torch.Generator().manual_seed((seed * 1_000_003 + k) % 2**63) for k in range(components)
         ]
         self.random_sign_init = random_sign_init
         scale = math.sqrt(dropout_rate / (1 - dropout_rate))

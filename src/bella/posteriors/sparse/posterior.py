@@ -195,7 +195,7 @@ def sparse_subspace(
         kind = layer_kind(base)
         assert kind is not None
         layer = kind(name, axis, base, 1.0 if name in dense else density, prior_std)
-        generator = torch.Generator().manual_seed(seed * 1_000_003 + number)
+        generator = torch.Generator().manual_seed((seed * 1_000_003 + number) % 2**63)
         layer.start(base.weight, start, mean_std, scale, generator)  # type: ignore[arg-type]
         layers[name] = layer
     surgery.install(network, layers, freeze=False)
