@@ -23,7 +23,7 @@ import bella
 from bella.errors import BellaError
 from bella.evaluation.evaluate import collect
 from bella.experiments.methods.base import Costs, Outputs
-from bella.experiments.probe import (
+from bella.training.probe import (
     Features,
     Probe,
     bootstrap,

@@ -81,7 +81,12 @@ def full(
             for value in copies.values.values():
                 noise = torch.randn(value.shape[1:], generator=generator)
                 value.data[particle] += start_std * noise.to(value)
-    settings = {"particles": particles, "trainable": targets.as_list(trainable)}
+    settings = {
+        "particles": particles,
+        "trainable": targets.as_list(trainable),
+        "start_std": start_std,
+        "seed": seed,
+    }
     return FullPosterior(copies, axis, settings, shared_prefix=False)
 
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +29,7 @@ from bella.training.batches import Data, epoch_seed, loader, own_batches
 from bella.training.cache import CachedPrefix, CacheTooLargeError, is_fixed
 from bella.training.checkpoint import forget, read_checkpoint, write_checkpoint
 from bella.training.gradients import Gradients, clip_particles
+from bella.training.identity import identity_of
 from bella.training.record import Record
 from bella.training.schedule import learning_rate_factor
 from bella.training.settings import Settings, checked
@@ -47,6 +48,8 @@ def fit(
     optimizer: Callable[[Iterable[nn.Parameter]], torch.optim.Optimizer] | None = None,
     instead_of_step: Skip | None = None,
     progress: bool = True,
+    identity: Mapping[str, Any] | None = None,
+    before_save: Callable[[], None] | None = None,
     **settings: Any,
 ) -> Record:
     """Train the particles, all in one pass, coupled by a transport.
@@ -56,20 +59,26 @@ def fit(
             to the accelerator if there is one.
         train: a data set of (inputs, label), a pair of tensors, or a ``DataLoader``.
         validation: the same; decides the epoch that is kept, and early stopping.
-        folder: run folder: settings, versions, history, curves, checkpoint, and the posterior.
+        folder: run folder: settings, versions, history, curves, checkpoint, and the posterior,
+            which is the best (or the last) of the epochs that are done, also while the run goes on.
         resume: continue the run that ``folder`` holds, to the same bits as if it had never
-            stopped; ``False`` begins anew.
+            stopped; more ``epochs`` continue a finished one. ``False`` begins anew; what was there
+            stays until the first epoch is done.
         optimizer: makes the optimiser from the parameters; AdamW by default.
         instead_of_step: called with the step's number after each backward pass; where it returns
             ``True`` it replaces the optimiser's step (SSVI changes its active set this way).
         progress: show bars.
+        identity: what else decides the run (JSON values by name): it is continued only where this
+            is the same, as its network, posterior, data, settings and optimiser have to be.
+        before_save: called once, just before the first of the folder's files is written.
         **settings: the fields of `Settings`: epochs, learning_rate, transport, seed, ...
 
     Returns:
         The record of the run.
 
     Raises:
-        BellaError: settings out of range, unusable data, or a loss that is not finite.
+        BellaError: settings out of range, unusable data, a folder that holds another run, or a
+            loss that is not finite. The folder is then as it was.
     """
     run = Run(
         posterior,
@@ -79,6 +88,8 @@ def fit(
         optimizer=optimizer,
         instead_of_step=instead_of_step,
         settings=checked(Settings, settings),
+        identity=identity,
+        before_save=before_save,
     )
     with progress_bar(progress) as bar, torch.random.fork_rng():
         return run.execute(bar, resume=resume)
@@ -97,10 +108,13 @@ class Run:
         optimizer: Callable[[Iterable[nn.Parameter]], torch.optim.Optimizer] | None,
         instead_of_step: Skip | None,
         settings: Settings,
+        identity: Mapping[str, Any] | None = None,
+        before_save: Callable[[], None] | None = None,
     ):
         accelerate = require("accelerate", "fit")
         self.settings = settings
         self.folder = folder
+        self.before_save = before_save
         self.posterior = posterior
         self.instead_of_step = instead_of_step
         # Accelerate keeps one precision a process; two runs may differ in it.
@@ -145,6 +159,19 @@ class Run:
                 "memory_budget is for particles_per_pass='auto': give both, or neither."
             )
         self.gradients = Gradients(posterior, self.accelerator, self.move, settings)
+        self.identity: dict[str, Any] = {}
+        if folder is not None:
+            self.identity = identity_of(
+                posterior,
+                train=self.train,
+                validation=self.validation,
+                optimizer=self.optimizer.optimizer,
+                settings=settings.model_dump(),
+                more=identity,
+            )
+        self.validated: dict[str, float] = {}  # of the last epoch, for the bar
+        self.resumed = False  # whether it goes on from a checkpoint
+        self.writes = False  # whether the folder is this run's by now
         self.step = 0
         self.log_every = max(1, self.steps // 60)
         self.trace: list[dict[str, float]] = []
@@ -155,9 +182,7 @@ class Run:
     def execute(self, bar: Progress, *, resume: bool) -> Record:
         """All epochs; returns the record."""
         record = Record(self.settings.model_dump(), folder=self.folder)
-        if not resume and self.folder is not None:
-            forget(self.folder)
-        first = self.load_checkpoint(record)
+        first = self.load_checkpoint(record) if resume else 0
         begun = time.perf_counter() - record.seconds
         self.share_prefix(bar)
         task = bar.add_task("training", total=self.steps, completed=self.step)
@@ -167,19 +192,22 @@ class Run:
             torch.manual_seed(epoch_seed(self.settings.seed, epoch))
             figures = self.run_epoch(epoch, bar, task)
             if self.validation is not None:
-                figures |= self.validate()
+                self.validated = self.validate()
+                figures |= self.validated
             self.keep(epoch, figures)
             record.history.append(figures)
             record.trace = self.trace
             record.particles_per_pass = self.gradients.at_once
             record.seconds = time.perf_counter() - begun
             self.save_checkpoint(epoch + 1, record)
+            bar.update(task, description=describe(figures, self.settings.epochs))
         bar.remove_task(task)
         self.restore_best()
         record.best_epoch = self.best[1] + 1 if self.best else len(record.history)
         record.seconds = time.perf_counter() - begun
         self.posterior.eval()
         if self.folder is not None:
+            self.begin_writing()
             self.posterior.save(self.folder)
             record.write()
         return record
@@ -241,7 +269,8 @@ class Run:
                 self.trace.append(
                     {"step": self.step, "loss": mean, "distance": self.move.distance()}
                 )
-                bar.update(task, description=f"epoch {epoch + 1}/{settings.epochs} loss {mean:.3f}")
+                said = {"epoch": epoch + 1, "loss": mean} | self.validated
+                bar.update(task, description=describe(said, settings.epochs))
         return {
             "epoch": epoch + 1,
             "loss": float(total) / count / self.posterior.particles,
@@ -328,13 +357,27 @@ class Run:
 
     # ------------------------------------------------------------ stopping and going on
 
+    def begin_writing(self) -> None:
+        """Before the first file of this run: take away what another one left."""
+        if self.writes or self.folder is None:
+            return
+        if not self.resumed:
+            forget(self.folder)
+        if self.before_save is not None:
+            self.before_save()
+        self.writes = True
+
     def save_checkpoint(self, epoch: int, record: Record) -> None:
-        """Keep what the next epoch depends on."""
+        """Keep what the next epoch depends on, and particles that can be used if there is none."""
         if self.folder is None:
             return
+        self.begin_writing()
+        if self.best is None or self.best[1] == epoch - 1:
+            self.posterior.save(self.folder)
         scaler = self.accelerator.scaler
         state = {
-            "settings": self.settings.model_dump(),
+            "identity": self.identity,
+            "finished": epoch == self.settings.epochs or self.should_stop(epoch),
             "epoch": epoch,
             "step": self.step,
             "own": {name: v.detach() for name, v in own_tensors(self.posterior).items()},
@@ -356,10 +399,10 @@ class Run:
         """Continue from the folder's checkpoint, if it has one; returns the first epoch to run."""
         if self.folder is None:
             return 0
-        asked, device = self.settings.model_dump(), self.accelerator.device
-        state = read_checkpoint(self.folder, asked, device)
+        state = read_checkpoint(self.folder, self.identity, self.accelerator.device)
         if state is None:
             return 0
+        self.resumed = True
         own = own_tensors(self.posterior)
         if own.keys() != state["own"].keys() or any(
             own[name].shape != state["own"][name].shape for name in own
@@ -371,6 +414,14 @@ class Run:
             value.copy_(state["own"][name])
         self.optimizer.optimizer.load_state_dict(state["optimizer"])
         self.schedule.load_state_dict(state["schedule"])
+        if state["identity"]["settings"]["epochs"] != self.settings.epochs:
+            # The schedule of more epochs is elsewhere after as many steps.
+            for group, rate in zip(
+                self.optimizer.param_groups, self.schedule.base_lrs, strict=True
+            ):
+                group["lr"] = rate * learning_rate_factor(
+                    state["step"], self.steps, self.settings.warmup
+                )
         if self.accelerator.scaler is not None:
             self.accelerator.scaler.load_state_dict(state["scaler"])
         self.move.load_state_dict(state["move"])
@@ -385,6 +436,14 @@ def examples_of(batch: Any) -> Any:
     """The inputs of a batch; of a stream what differs between examples, not its placeholders."""
     args, kwargs, _ = split(batch)
     return args[0].carried() if args and isinstance(args[0], Stream) else (args, kwargs)
+
+
+def describe(figures: Mapping[str, float], epochs: int) -> str:
+    """An epoch in the words of a bar."""
+    text = f"epoch {figures['epoch']}/{epochs} loss {figures['loss']:.3f}"
+    if "validation_nll" in figures:
+        text += f" validation NLL {figures['validation_nll']:.3f}"
+    return text
 
 
 def examples(data: DataLoader) -> int:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import bella
 from bella.experiments.methods.trained import Trained, moved
-from bella.experiments.probe import stacked
+from bella.training.probe import stacked
 from bella.posterior import Posterior
 
 if TYPE_CHECKING:

@@ -170,7 +170,12 @@ def low_rank(
         "alpha": alpha,
         "rslora": rslora,
         "modules_to_save": targets.as_list(modules_to_save),
+        "init": init,
+        "gain": gain,
+        "b_std": b_std,
+        "head_init": head_init,
         "shared_prefix": shared_prefix,
+        "seed": seed,
     }
     return LowRankPosterior(network, axis, settings, shared_prefix=shared_prefix)
 

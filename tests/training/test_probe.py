@@ -11,7 +11,7 @@ from sklearn.linear_model import LogisticRegression
 
 import bella
 from bella.evaluation.similarity import weight_similarity
-from bella.experiments.probe import (
+from bella.training.probe import (
     STRENGTHS,
     bootstrap,
     choose_strength,
