@@ -23,6 +23,12 @@ import bella
 from bella.errors import BellaError
 from bella.evaluation.evaluate import collect
 from bella.experiments.methods.base import Costs, Outputs
+from bella.experiments.tasks.task import Task
+from bella.files import read_json
+from bella.particles.copies import Copies, LinearCopies
+from bella.posterior import Posterior
+from bella.prediction.predict import predict
+from bella.training.cache import CachedPrefix, is_fixed
 from bella.training.probe import (
     Features,
     Probe,
@@ -32,12 +38,6 @@ from bella.training.probe import (
     head_inputs,
     start_heads,
 )
-from bella.experiments.tasks.task import Task
-from bella.files import read_json
-from bella.particles.copies import Copies, LinearCopies
-from bella.posterior import Posterior
-from bella.prediction.predict import predict
-from bella.training.cache import CachedPrefix, is_fixed
 
 Batches = Callable[[list[int]], Any]
 

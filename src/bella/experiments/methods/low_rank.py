@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 import bella
 from bella.experiments.methods.trained import Trained, moved
-from bella.training.probe import stacked
 from bella.posterior import Posterior
+from bella.training.probe import stacked
 
 if TYPE_CHECKING:
     from bella.experiments.bench import Bench
