@@ -127,10 +127,23 @@ def evaluate_predictive(
     Raises:
         BellaError: no data, or labels that do not fit the classes.
     """
+    found = known_figures(predictive, labels)
+    for part, (other, truth) in (ood or {}).items():
+        for name, value in shifted_figures(predictive, other, truth).items():
+            found[flat_name(part, name)] = value
+    return found
+
+
+def known_figures(predictive: Predictive, labels: Tensor) -> dict[str, float]:
+    """The figures of `evaluate_predictive` on in-distribution data.
+
+    Raises:
+        BellaError: no data, or labels that do not fit the classes.
+    """
     probs, mi = predictive.probs, predictive.mutual_information
     metrics.check(probs, labels)
     wrong = predictive.predictions != labels
-    found = {
+    return {
         "accuracy": metrics.accuracy(probs, labels),
         "nll": predictive.nll(labels),
         "brier": metrics.brier(probs, labels),
@@ -146,16 +159,42 @@ def evaluate_predictive(
         "diversity": metrics.diversity(predictive.particle_probs, predictive.weights),
         "disagreement": metrics.disagreement(predictive.particle_probs, predictive.weights),
     }
-    for name, (other, truth) in (ood or {}).items():
-        found[f"auroc_{name}_entropy"] = metrics.auroc_between(predictive.entropy, other.entropy)
-        found[f"auroc_{name}_mi"] = metrics.auroc_between(mi, other.mutual_information)
-        found[f"entropy_{name}"] = float(other.entropy.mean())
-        found[f"mi_{name}"] = float(other.mutual_information.mean())
-        if bool(((truth >= 0) & (truth < other.probs.shape[1])).all()):
-            found[f"accuracy_{name}"] = metrics.accuracy(other.probs, truth)
-            found[f"nll_{name}"] = other.nll(truth)
-            found[f"ece_{name}"] = metrics.ece(other.probs, truth)
+
+
+def shifted_figures(predictive: Predictive, other: Predictive, truth: Tensor) -> dict[str, float]:
+    """The figures of one other set of data.
+
+    Args:
+        predictive: on in-distribution data.
+        other: on the other data.
+        truth: their labels; out of range where there are none.
+
+    Returns:
+        ``auroc_entropy`` and ``auroc_mi``, how well each uncertainty tells the two sets apart; the
+        means ``entropy`` and ``mutual_information``; with labels also ``accuracy``, ``nll`` and
+        ``ece``.
+    """
+    found = {
+        "auroc_entropy": metrics.auroc_between(predictive.entropy, other.entropy),
+        "auroc_mi": metrics.auroc_between(predictive.mutual_information, other.mutual_information),
+        "entropy": float(other.entropy.mean()),
+        "mutual_information": float(other.mutual_information.mean()),
+    }
+    if bool(((truth >= 0) & (truth < other.probs.shape[1])).all()):
+        found["accuracy"] = metrics.accuracy(other.probs, truth)
+        found["nll"] = other.nll(truth)
+        found["ece"] = metrics.ece(other.probs, truth)
     return found
+
+
+def flat_name(part: str, figure: str) -> str:
+    """The name that `evaluate` gives a figure of `shifted_figures`."""
+    special = {
+        "auroc_entropy": f"auroc_{part}_entropy",
+        "auroc_mi": f"auroc_{part}_mi",
+        "mutual_information": f"mi_{part}",
+    }
+    return special.get(figure, f"{figure}_{part}")
 
 
 def _mean(values: Tensor) -> float:

@@ -30,6 +30,7 @@ from bella.posterior import Posterior
 from bella.prediction.predict import predict
 from bella.recipes import Plan, Recipe, linear_head
 from bella.training.cache import CachedPrefix, is_fixed
+from bella.training.identity import fingerprint_data
 from bella.training.probe import (
     Features,
     Probe,
@@ -65,7 +66,24 @@ class Bench:
         self.pool_features: dict[str, Features] = {}
         self.probes: dict[tuple[int, int], list[Probe]] = {}
         self.strengths: dict[int, float] = {}
+        self.networks: dict[int, str] = {}
+        self.data = ""
         self._entrance: bool | str = False
+
+    # ------------------------------------------------------------ what decides a run
+
+    def network_of(self, seed: int) -> str:
+        """SHA-256 of a seed's network, its fresh head included."""
+        if seed not in self.networks:
+            state = dict(self.task.open(seed).network.state_dict())
+            self.networks[seed] = str(fingerprint_data(state))
+        return self.networks[seed]
+
+    def data_of(self, seed: int) -> str:
+        """SHA-256 of all images, their labels, classes and preprocessing, and of a seed's split."""
+        if not self.data:
+            self.data = str(fingerprint_data(dict(self.task.pools)))
+        return str(fingerprint_data([self.data, list(self.task.classes), self.task.split(seed)]))
 
     # ------------------------------------------------------------ data and network
 
@@ -219,7 +237,7 @@ class Bench:
 
     def costs_of(self, method: str, seed: int) -> Costs:
         """The costs of an earlier run."""
-        row = self.figures_of(method, seed)["figures"]
+        row = self.figures_of(method, seed)["costs"]
         return {name: math.nan if row[name] is None else row[name] for name in COSTS}
 
 

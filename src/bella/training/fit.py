@@ -19,6 +19,7 @@ from torch.utils.data import DataLoader
 from bella import transport
 from bella.console import progress_bar
 from bella.errors import BellaError, require
+from bella.host import device_named
 from bella.inputs import split, to
 from bella.particles.prefix import Stream
 from bella.particles.recompute import checkpoint
@@ -119,7 +120,12 @@ class Run:
         self.instead_of_step = instead_of_step
         # Accelerate keeps one precision a process; two runs may differ in it.
         accelerate.state.AcceleratorState._reset_state()
-        self.accelerator = accelerate.Accelerator(mixed_precision=settings.precision)
+        device = device_named(settings.device)
+        if device.type == "cuda":
+            torch.cuda.set_device(device)
+        self.accelerator = accelerate.Accelerator(
+            mixed_precision=settings.precision, cpu=device.type == "cpu"
+        )
         if self.accelerator.num_processes > 1:
             raise BellaError("bella.fit runs in one process: start it without a launcher.")
         posterior.to(self.accelerator.device)

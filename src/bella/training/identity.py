@@ -23,9 +23,9 @@ from bella.files import plain
 from bella.posterior import Posterior
 from bella.storage import fingerprint
 
-FREE = ("patience", "cache_bytes", "cache_disk_bytes")
-"""Settings that may change while a run goes on: they decide where it ends or what it is kept in,
-and no number of it."""
+FREE = ("patience", "cache_bytes", "cache_disk_bytes", "device")
+"""Settings that may change while a run goes on: they decide where it runs, where it ends or what
+it is kept in."""
 
 WHOLE = 2**28
 """Tensors of more bytes are known by so many of them, taken at even distances."""
@@ -149,8 +149,8 @@ def fingerprint_data(data: Any) -> str | None:
 
     Tensors and arrays by shape, dtype and values; bella's own readers by names, labels, sizes of
     the files, classes in order and preprocessing; a Hugging Face data set by its own fingerprint;
-    loaders by their data and how they draw from them; any other data set by its kind, its length
-    and what it has of ``classes``, ``labels`` and ``targets``: no example is read.
+    loaders by their data and how they draw from them; any other data set by its kind, its length,
+    the tensors that it holds, and its ``classes``, ``labels`` and ``targets``: no example is read.
     """
     if data is None:
         return None
@@ -199,9 +199,13 @@ def _add(digest: _Digest, data: Any) -> None:
     else:
         size = len(data) if hasattr(data, "__len__") else None
         _say(digest, type(data).__qualname__, size)
+        for name, value in sorted(getattr(data, "__dict__", {}).items()):
+            if isinstance(value, Tensor | np.ndarray):
+                _say(digest, "name", name)
+                _add(digest, value)
         for name in ("classes", "labels", "targets"):
             value = getattr(data, name, None)
-            if isinstance(value, list | tuple | Tensor | np.ndarray):
+            if isinstance(value, list | tuple):
                 _add(digest, value)
 
 

@@ -45,6 +45,7 @@ class Settings(BaseModel):
         coupling_warmup: fraction of the steps over which the coupling rises to its strength.
         kl_weight: factor on the KL divergence of stochastic posteriors.
         kl_warmup: epochs over which that factor rises from 0.
+        device: where it runs, such as ``cpu`` or ``cuda``; the GPU if there is one.
         seed: decides every random number of the run.
     """
 
@@ -72,6 +73,7 @@ class Settings(BaseModel):
     coupling_warmup: float = Field(0.1, ge=0, le=1)
     kl_weight: float = Field(1.0, ge=0)
     kl_warmup: int = Field(0, ge=0)
+    device: str | None = None
     seed: int = Field(0, ge=0)
 
 
