@@ -114,7 +114,7 @@ class Recipe:
 
 GIVEN = {
     *("network", "posterior", "particles", "components", "loader", "validation"),
-    *("target_modules", "modules_to_save", "head_init", "shared_prefix", "seed", "reset"),
+    *("target_modules", "modules_to_save", "shared_prefix", "seed", "reset"),
 }
 """Arguments of constructors that a plan gives by other names, or a recipe by itself."""
 

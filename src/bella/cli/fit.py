@@ -172,9 +172,10 @@ def stopped(out: Path, before: tuple[int, float], fresh: bool) -> str:
         left = f"{out} is as it was" if now[0] else f"nothing was written to {out}"
         return f"stopped before the first epoch was done: {left}, and the same command begins anew."
     command = "the same command without --fresh" if fresh else "the same command"
+    epochs = "1 epoch" if now[0] == 1 else f"{now[0]} epochs"
     return (
-        f"stopped after {now[0]} epoch{'s'[: now[0] != 1]}: {command} continues a run, and `bella predict {out} "
-        f"IMAGES` and `bella evaluate {out} --data FOLDER` work with what it has reached."
+        f"stopped after {epochs}: {command} continues a run, and `bella predict {out} IMAGES` and "
+        f"`bella evaluate {out} --data FOLDER` work with what it has reached."
     )
 
 

@@ -93,9 +93,9 @@ def draw(task: Task, results: Results, folder: Path, told: str) -> dict[str, Pat
 
 def _draw_images(task: Task, folder: Path, predictive: Mapping[str, Predictive]) -> dict[str, Path]:
     """The most and the least certain images, where the data are images."""
-    test = task.part("test", 0)
-    if not isinstance(test, LabelledImages):
+    if not all(isinstance(pool, LabelledImages) for pool in task.pools.values()):
         return {}
+    test = task.part("test", 0)
     labels = [task.classes[label] for label in test.labels]
     title = f"The most and the least certain test {task.words.examples}"
     shown = {
