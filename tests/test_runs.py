@@ -10,7 +10,6 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
-from bella.runs.exporting import processor_config
 from own_images import CLASSES, write_images, write_network
 from torch.utils.data import DataLoader
 from transformers import ViTForImageClassification
@@ -34,6 +33,7 @@ from bella.runs import (
     train,
 )
 from bella.runs.config import whole_name
+from bella.runs.exporting import processor_config
 from bella.runs.found import Found, in_words
 from bella.training import fit
 from bella.training.settings import Settings

@@ -126,7 +126,8 @@ def recipe_named(kind: str) -> Recipe:
         BellaError: there is none of that name.
     """
     if kind not in KINDS:
-        raise BellaError(f"method {kind!r} is unknown: choose {nearest(kind, KINDS, len(KINDS))}.")
+        known = ", ".join(map(repr, KINDS))
+        raise BellaError(f"method {kind!r} is unknown: choose {known}.")
     return KINDS[kind]
 
 

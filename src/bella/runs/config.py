@@ -33,10 +33,11 @@ class RunConfig(Settings):
         target_modules: layers to adapt; the network's defaults if not given.
         modules_to_save: heads; the network's default if not given.
         gain: factor on the start of A.
-        head_init: heads start as linear ``probe``\\ s of the frozen features, on a resample for each
-            particle, and train (as in every comparison), or stay so (``frozen``); as a ``copy`` of
-            the network's; or ``reset`` by their own ``reset_parameters``. A head that is not one
-            Linear cannot be a probe and starts as a copy.
+        head_init: ``probe`` starts heads as linear probes of the frozen features, on a resample for
+            each particle, and trains them (as in every comparison); ``frozen`` leaves them so;
+            ``copy`` takes the network's; ``reset`` starts them anew by their own
+            ``reset_parameters``. A head that is not one Linear cannot be a probe and starts as a
+            copy.
         options: further arguments of the method's constructor, such as ``density`` of ``ssvi``.
         workers: processes that read images; 0 reads them in this one.
     """

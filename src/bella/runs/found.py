@@ -1,4 +1,4 @@
-"""What was found before a training: images, parameters, steps, the axis, and how long it will take."""
+"""What was found before a training: images, parameters, steps, the axis, and the time it takes."""
 
 from __future__ import annotations
 
@@ -218,4 +218,3 @@ def expected_seconds(
     once &= images.preprocess.augment is None
     reads = (len(images) + validation) * (1 if once else config.epochs)
     return reads * prefix + config.epochs * (len(images) + validation / 3) * step
-

@@ -72,9 +72,7 @@ def train(
     parts = splits(config.data, opened.preprocess, seed=config.seed)
     with progress_bar(progress) as bar:
         posterior, probes = _make(config, opened, parts, folder if resume else None, device, bar)
-    loader = DataLoader(
-        parts["train"], config.batch_size, shuffle=True, num_workers=config.workers
-    )
+    loader = DataLoader(parts["train"], config.batch_size, shuffle=True, num_workers=config.workers)
     validation = DataLoader(parts["validation"], config.batch_size, num_workers=config.workers)
     few, _ = next(iter(DataLoader(parts["train"].select(range(min(4, len(parts["train"])))), 4)))
     posterior.to(device).prove(few.to(device))
