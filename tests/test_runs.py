@@ -11,6 +11,8 @@ import pytest
 import torch
 import yaml
 from own_images import CLASSES, write_images, write_network
+from safetensors.torch import load_file
+from torch import nn
 from torch.utils.data import DataLoader
 from transformers import ViTForImageClassification
 
@@ -21,11 +23,14 @@ from bella.experiments.compare import compare
 from bella.experiments.tasks import folder_task
 from bella.models import open_network
 from bella.models.hugging_face import read_preprocess
+from bella.models.timm import read_preprocess as read_timm
+from bella.posterior import Point
 from bella.prediction.predictive import Predictive
 from bella.recipes import recipe_named
 from bella.runs import (
     Predictions,
     RunConfig,
+    TrainedRun,
     complete,
     export,
     open_run,
@@ -472,6 +477,27 @@ def test_an_exported_preprocessing_is_read_back_as_it_was(crop):
         assert found[name] == expected[name]
     for name in ("mean", "std"):
         assert found[name] == pytest.approx(expected[name])
+
+
+def test_exports_of_other_libraries_have_their_configuration(tmp_path):
+    preprocess = Preprocess(64, mean=51.0, std=25.5, crop=0.9)
+    network = nn.Sequential(nn.Flatten(), nn.Linear(12, 2))
+    network.num_features = 12
+    network.pretrained_cfg = {"architecture": "resnet18", "classifier": "fc", "first_conv": "c"}
+    run = TrainedRun(Point(network), CLASSES, preprocess, "timm:resnet18.a1_in1k")
+    assert export(run, tmp_path / "timm") == 26
+    found = json.loads((tmp_path / "timm" / "config.json").read_text())
+    assert found["architecture"] == "resnet18"
+    assert (found["num_classes"], found["label_names"]) == (2, list(CLASSES))
+    assert read_timm(found["pretrained_cfg"]).to_dict() == preprocess.to_dict()
+    assert found["pretrained_cfg"]["classifier"] == "fc"
+    weights = load_file(tmp_path / "timm" / "model.safetensors")
+    assert torch.equal(weights["1.weight"], network[1].weight)
+    own = TrainedRun(Point(network), CLASSES, preprocess, "efficientnet-lite0")
+    export(own, tmp_path / "own")
+    found = json.loads((tmp_path / "own" / "config.json").read_text())
+    assert (found["network"], found["classes"]) == ("efficientnet-lite0", list(CLASSES))
+    assert Preprocess.from_dict(found["preprocess"]) == preprocess
 
 
 def test_an_export_needs_room_of_its_own(place, figures, tmp_path):
