@@ -315,6 +315,30 @@ def test_a_run_depends_on_no_working_folder(place, figures, tmp_path, monkeypatc
     assert whole_name("timm:resnet18") == "timm:resnet18"
 
 
+def test_runs_made_before_recipes_open_and_are_not_continued(place, figures, tmp_path):
+    run = tmp_path / "run"
+    shutil.copytree(place / "run", run)
+    (run / "probes.safetensors").unlink()
+    model = json.loads((run / "model.json").read_text())
+    del model["method"], model["draws"]
+    (run / "model.json").write_text(json.dumps(model))
+    saved = json.loads((run / "posterior.json").read_text())
+    for name in ("init", "gain", "b_std", "head_init", "seed"):
+        del saved["settings"][name]
+    (run / "posterior.json").write_text(json.dumps(saved))
+    state = torch.load(run / "checkpoint.pt")
+    state["settings"] = state.pop("identity")["settings"]
+    torch.save(state, run / "checkpoint.pt")
+    again, first = (
+        open_run(folder).predict([place / "images"]).rows() for folder in (run, place / "run")
+    )
+    assert again == first
+    before = content(run)
+    with pytest.raises(BellaError, match="an earlier bella began"):
+        train(config(place), run, progress=False)
+    assert content(run) == before
+
+
 # ---------------------------------------------------------------- methods
 
 
