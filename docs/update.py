@@ -11,14 +11,15 @@ from __future__ import annotations
 import re
 import shutil
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from bella.experiments.demo import early_stop, took
 from bella.experiments.methods import DEMO
+from bella.experiments.page import early_stop, told_of, took
 from bella.experiments.tasks import task_named
-from bella.files import read_json
-from bella.report.tables import compact_table, markdown_table, verdict
+from bella.report.tables import compact_table, markdown_table, read_results
+from bella.report.verdict import verdict
 
 ROOT = Path(__file__).parents[1]
 # Without the cells themselves: their licence is not this project's.
@@ -34,16 +35,17 @@ def between(page: Path, name: str, text: str) -> None:
     page.write_text(pattern.sub(lambda match: f"{match[1]}\n{text}\n\n{match[2]}", content))
 
 
-def origin(results: dict[str, Any], command: str) -> str:
+def origin(results: Mapping[str, Any], command: str) -> str:
     """Where a table comes from."""
     parts = ", ".join(f"{name} {count}" for name, count in results["parts"].items())
     return (
         f"`{command}`, seeds 0 to {results['seeds'] - 1}, {results['versions']['machine']}, "
-        f"torch {results['versions']['torch']}, {results['date']}{took(results)}. Images: {parts}."
+        f"torch {results['versions']['torch']}, {results['date']}{took(results)}. "
+        f"{results['words']['examples'].capitalize()}: {parts}."
     )
 
 
-def command_of(results: dict[str, Any]) -> str:
+def command_of(results: Mapping[str, Any]) -> str:
     """What a reader types to get the table."""
     task, methods = results["task"], tuple(results["methods"])
     if methods == DEMO:
@@ -54,7 +56,7 @@ def command_of(results: dict[str, Any]) -> str:
 def main(folders: list[str]) -> None:
     """Update both pages."""
     for folder in map(Path, folders):
-        results = read_json(folder / "results.json")
+        results = read_results(folder)
         command, demo = command_of(results), tuple(results["methods"]) == DEMO
         said = "\n".join(f"- {line}" for line in verdict(results))
         text = f"{origin(results, command)}\n\n{markdown_table(results)}\n\n{said}".strip()
@@ -66,7 +68,8 @@ def main(folders: list[str]) -> None:
                 title = picture.removesuffix(".png")
                 text += f"\n\n![{title}](pictures/{results['task']}/{picture})"
         if demo:
-            stopped = early_stop(task_named(results["task"]), folder)
+            shifts = task_named(results["task"]).shifts
+            stopped = early_stop(results, shifts, folder, told_of(results))
             text += f"\n\nStopping early (seed 0, see `report.md`):\n\n{stopped}"
         marker = results["task"] if demo else f"{results['task']}-systems"
         between(ROOT / "docs" / "results.md", marker, text)

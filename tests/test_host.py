@@ -1,4 +1,4 @@
-"""The process keeps what it frees, and says so."""
+"""The process keeps what it frees, and says so; devices by their names."""
 
 from __future__ import annotations
 
@@ -6,8 +6,10 @@ import subprocess
 import sys
 
 import pytest
+import torch
 
 from bella import host
+from bella.errors import BellaError
 
 PROGRAM = """
 import resource, sys, torch
@@ -55,3 +57,12 @@ def test_peak_memory_is_what_was_needed_at_once():
     peak = float(subprocess.check_output([sys.executable, "-c", PEAK]))
     # The kernel counts pages for each core by itself and adds them up late.
     assert 0.99 * 2**27 <= peak < 2**28
+
+
+def test_a_device_is_one_that_is_there():
+    assert host.device_named("cpu") == torch.device("cpu")
+    there = torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu")
+    assert host.device_named(None) == there
+    for name in ("abacus", "cuda:99"):
+        with pytest.raises(BellaError, match=f"device='{name}' cannot be used here.*'cpu'"):
+            host.device_named(name)

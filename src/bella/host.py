@@ -10,6 +10,8 @@ from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from bella.errors import BellaError
+
 if TYPE_CHECKING:
     import torch
 
@@ -47,6 +49,28 @@ def processor() -> str:
     except OSError:
         pass
     return platform.processor() or platform.machine()
+
+
+def device_named(name: str | torch.device | None) -> torch.device:
+    """A device that is there; for ``None`` the accelerator, or the CPU where there is none.
+
+    Raises:
+        BellaError: no device is called so, or it is not in this machine.
+    """
+    import torch
+
+    if name is None:
+        return torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu")
+    try:
+        device = torch.device(name)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        reason = str(error).strip().partition("\n")[0].rstrip(".")
+        raise BellaError(
+            f"device={str(name)!r} cannot be used here ({reason}): choose 'cpu', or 'cuda' where "
+            "there is a GPU."
+        ) from None
+    return device
 
 
 def free_bytes(device: torch.device) -> int:

@@ -106,7 +106,7 @@ def test_predict_writes_one_row_an_image(bella, trained, photos, tmp_path):
     with out.open() as file:
         rows = list(csv.DictReader(file))
     expected = ["image", "class", "probability", "entropy", "mutual_information", "rank"]
-    assert list(rows[0]) == expected
+    assert list(rows[0]) == [*expected, "p(dark)", "p(light)"]
     assert len(rows) == 24
     by_rank = sorted(rows, key=lambda row: int(row["rank"]))
     assert [int(row["rank"]) for row in by_rank] == list(range(1, 25))

@@ -1,13 +1,17 @@
 """The command: images in, files and figures out, and one sentence for each mistake."""
 
 import csv
+import inspect
 import json
 import math
 import os
 import shutil
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
+from typing import get_args
 
 import pytest
 import torch
@@ -20,9 +24,12 @@ from typer.testing import CliRunner
 import bella
 from bella.cli import main
 from bella.cli.app import app
+from bella.cli.fit import fit as fit_command
 from bella.data import ImageList
+from bella.experiments.methods import METHODS
 from bella.models import open_network
-from bella.runs import open_run
+from bella.recipes import KINDS as KINDS_OF_POSTERIORS
+from bella.runs import RunConfig, complete, open_run
 
 FILES = {
     "checkpoint.pt",
@@ -33,6 +40,7 @@ FILES = {
     "model.json",
     "posterior.json",
     "posterior.safetensors",
+    "probes.safetensors",
     "run.json",
 }
 COMMANDS = ("demo", "fit", "evaluate", "predict", "compare", "export", "cost")
@@ -146,7 +154,7 @@ def test_fit_again_gives_the_same_figures_and_fresh_begins_anew(place, tmp_path)
     assert len(json.loads((run / "run.json").read_text())["history"]) == 1
 
 
-def test_an_interrupted_fit_goes_on_to_the_same_bits(place, tmp_path, monkeypatch):
+def test_an_interrupted_fit_goes_on_to_the_same_bits(place, tmp_path, monkeypatch, capsys):
     from bella.training import fit
 
     run = tmp_path / "run"
@@ -162,7 +170,11 @@ def test_an_interrupted_fit_goes_on_to_the_same_bits(place, tmp_path, monkeypatc
     with pytest.raises(SystemExit) as stopped:
         main()
     assert stopped.value.code == 130
-    assert not (run / "posterior.safetensors").exists()
+    said = capsys.readouterr().err
+    assert "bella: stopped after 2 epochs: the same command continues a run" in said
+    assert f"bella predict {run} IMAGES" in said
+    out = tmp_path / "p.csv"
+    assert "least certain" in succeed("predict", run, place / "images", "--out", out)
     monkeypatch.setattr(fit.Run, "save_checkpoint", save)
     succeed(*fit_arguments(place, run, "--json"))
     for name in ("figures.json", "posterior.safetensors", "history.csv"):
@@ -227,6 +239,7 @@ def test_predict_writes_one_row_an_image_ranked_by_entropy(place, tmp_path):
     with out.open(newline="") as file:
         rows = list(csv.DictReader(file))
     columns = ["image", "class", "probability", "entropy", "mutual_information", "rank"]
+    columns += ["p(day)", "p(night)"]
     assert list(rows[0]) == columns
     images = [*sorted((place / "images").rglob("*.png")), lone]
     assert [row["image"] for row in rows] == list(map(str, images))
@@ -241,12 +254,15 @@ def test_predict_writes_one_row_an_image_ranked_by_entropy(place, tmp_path):
     ]
     for row in rows:
         p = float(row["probability"])
+        both = {name: float(row[f"p({name})"]) for name in CLASSES}
+        assert both[row["class"]] == p == max(both.values())
+        assert sum(both.values()) == pytest.approx(1, abs=2e-6)
         entropy = -p * math.log(p) - (1 - p) * math.log(1 - p)
         assert float(row["entropy"]) == pytest.approx(entropy, abs=2e-5)
         assert 0 <= float(row["mutual_information"]) <= float(row["entropy"])
 
 
-KINDS = (str, str, float, float, float, int)
+KINDS = (str, str, float, float, float, int, float, float)
 
 
 def test_predict_shows_the_least_certain_images(place, tmp_path):
@@ -272,6 +288,10 @@ def test_compare_prints_its_results(place, tmp_path):
     found = json.loads(succeed("compare", *task, *options, "--json"))
     assert set(found["methods"]) == {"probe", "lora"}
     assert found == json.loads((tmp_path / "results.json").read_text())
+    assert "| linear probe |" in (tmp_path / "report.md").read_text()
+    for picture in ("extremes", "densities", "reliability"):
+        with Image.open(tmp_path / f"{picture}.png") as drawn:
+            assert drawn.width > 300
 
 
 # ---------------------------------------------------------------- export
@@ -335,6 +355,15 @@ def test_export_of_one_particle_gives_its_outputs(place, tmp_path):
         (("--image-size", 0), ("image_size=0", "1")),
         (("--transport", "svdg"), ("'svdg'", "'svgd'")),
         (("--seed", -1), ("seed=-1", "0")),
+        (("--method", "lowrank"), ("'lowrank'", "'low-rank'")),
+        (("--method", "full", "--rank", 2), ("rank", "low-rank")),
+        (("--heads", "zero"), ("head_init='zero'", "probe")),
+        (("--option", "gain"), ("--option gain", "NAME=VALUE")),
+        (("--option", "gian=2"), ("'gian'", "'gain'")),
+        (("--precision", "int8"), ("precision='int8'", "bf16")),
+        (("--patience", 0), ("patience=0", "1")),
+        (("--workers", -1), ("workers=-1", "0")),
+        (("--device", "abacus"), ("device='abacus'", "cpu")),
     ],
 )
 def test_fit_refuses_bad_flags(place, tmp_path, monkeypatch, capsys, more, said):
@@ -424,7 +453,7 @@ def test_fit_names_the_image_that_it_cannot_read(place, tmp_path, monkeypatch, c
     "more",
     [
         ("--rank", 4),
-        ("--epochs", 5),
+        ("--epochs", 3),
         ("--seed", 1),
         ("--particles", 4),
         ("--network", "efficientnet-lite0"),
@@ -550,6 +579,110 @@ def test_the_process_ends_with_status_2_and_a_sentence(place):
     done = shell("cost", place / "images")
     sentence = f"bella: {place / 'images'} holds no model.json: is it a run folder?\n"
     assert (done.returncode, done.stdout, done.stderr) == (2, "", sentence)
+
+
+def test_quiet_lets_no_other_library_speak(place, tmp_path):
+    done = shell(*fit_arguments(place, tmp_path / "run", "--quiet", "--epochs", 1))
+    assert (done.returncode, done.stderr) == (0, "")
+    loud = shell(*fit_arguments(place, tmp_path / "loud", "--epochs", 1))
+    assert "the particle axis opens at vit.layers.0" in loud.stderr
+    assert "Note: 14 training images make 2 steps an epoch" in loud.stderr
+    for arguments in (
+        ("predict", tmp_path / "run", place / "images", "--out", tmp_path / "p.csv"),
+        ("export", tmp_path / "run", "--out", tmp_path / "plain"),
+    ):
+        done = shell(*arguments, "--quiet")
+        assert (done.returncode, done.stderr) == (0, "")
+
+
+@pytest.mark.parametrize("stop", [signal.SIGINT, signal.SIGTERM])
+def test_a_stopped_process_says_how_to_go_on(place, tmp_path, stop):
+    run = tmp_path / "run"
+    source = str(Path(bella.__file__).parents[1])
+    process = subprocess.Popen(
+        [sys.executable, "-m", "bella", *fit_arguments(place, run, "--epochs", 5000)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=os.environ | {"PYTHONPATH": source, "OMP_NUM_THREADS": "1"},
+    )
+    for _ in range(1200):
+        if (run / "run.json").exists() or process.poll() is not None:
+            break
+        time.sleep(0.1)
+    process.send_signal(stop)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert "Traceback" not in err
+    assert "the same command continues a run" in err.splitlines()[-1]
+    assert open_run(run).posterior.particles == 3
+
+
+def test_a_fit_that_is_stopped_at_once_says_that_nothing_is_there(
+    place, tmp_path, monkeypatch, capsys
+):
+    def stop(*_, **__):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("bella.runs.training.fit", stop)
+    for folder, words in ((tmp_path / "new", "nothing was written"), (place / "run", "as it was")):
+        arguments = fit_arguments(place, folder, "--fresh")
+        monkeypatch.setattr(sys, "argv", ["bella", *arguments])
+        with pytest.raises(SystemExit) as stopped:
+            main()
+        assert stopped.value.code == 130
+        said = capsys.readouterr().err.splitlines()[-1]
+        assert words in said
+        assert "the same command begins anew" in said
+    assert not (tmp_path / "new").exists()
+
+
+def test_the_version_is_told():
+    done = shell("--version")
+    assert (done.returncode, done.stdout) == (0, f"bella {bella.__version__}\n")
+
+
+def test_help_shows_the_defaults_that_hold():
+    """Help must not import what knows the defaults, so they stand twice: as one."""
+    parameters = inspect.signature(fit_command, eval_str=True).parameters
+    shown = {}
+    for name, parameter in parameters.items():
+        (option,) = get_args(parameter.annotation)[1:] or (None,)
+        if option is not None and isinstance(option.show_default, str):
+            shown[name] = option.show_default
+    fields = {"heads": "head_init"}
+    plain = complete(RunConfig(data="x"))
+    told_in_words = {
+        "image_size": None,
+        "alpha": None,
+        "target_modules": None,
+        "patience": None,
+        "device": None,
+    }
+    temperature = shown.pop("temperature")
+    assert temperature.startswith(f"{plain.transport_options['temperature']:g} ")
+    for name, text in shown.items():
+        value = getattr(plain, fields.get(name, name))
+        if name in told_in_words:
+            assert value is None
+        else:
+            assert text.split(";")[0] == f"{value}", name
+    kinds = {kind: recipe.settings for kind, recipe in KINDS_OF_POSTERIORS.items()}
+    for kind in ("rank1", "ssvi", "full"):
+        assert (
+            f"{kind} {kinds[kind]['learning_rate']:.0e}".replace("e-0", "e-")
+            in (shown["learning_rate"])
+        )
+    assert set(parameters) >= set(shown)
+
+
+def test_help_names_every_method():
+    words = shell("compare", "--help", COLUMNS="1000").stdout
+    named = {word.strip(" ,.│") for word in words.replace(":", " ").split()}
+    assert {name for name in METHODS if not name.endswith("-bf16")} <= named
+    assert set(KINDS_OF_POSTERIORS) <= set(
+        shell("fit", "--help", COLUMNS="1000").stdout.replace(",", " ").replace(".", " ").split()
+    )
 
 
 def test_help_names_every_command_and_needs_no_torch():

@@ -12,7 +12,14 @@ from torch.utils.data import DataLoader, TensorDataset
 import bella
 from bella.errors import BellaError
 from bella.evaluation import evaluate as module
-from bella.evaluation.evaluate import collect, evaluate, evaluate_predictive
+from bella.evaluation.evaluate import (
+    collect,
+    evaluate,
+    evaluate_predictive,
+    flat_name,
+    known_figures,
+    shifted_figures,
+)
 from bella.evaluation.temperature import fit_temperature
 from bella.prediction.predict import predict
 from bella.prediction.predictive import Predictive
@@ -101,6 +108,20 @@ def test_evaluating_collected_predictions_gives_the_same_figures():
         *collect(posterior, loader_of(X, Y)), ood={"ood": collect(posterior, loader_of(FAR, FAR_Y))}
     )
     assert found == expected
+
+
+def test_figures_by_part_are_those_by_their_flat_names():
+    generator = torch.Generator().manual_seed(0)
+    known, other = (Predictive(torch.randn(3, 20, 2, generator=generator)) for _ in range(2))
+    labels = torch.randint(2, (20,), generator=generator)
+    flat = evaluate_predictive(known, labels, ood={"far": (other, labels)})
+    shifted = shifted_figures(known, other, labels)
+    by_part = known_figures(known, labels) | {
+        flat_name("far", name): value for name, value in shifted.items()
+    }
+    assert flat == pytest.approx(by_part)
+    assert {"auroc_far_entropy", "auroc_far_mi", "mi_far", "nll_far"} <= set(flat)
+    assert "nll" not in shifted_figures(known, other, torch.full((20,), -1))
 
 
 def test_options_reach_the_prediction():

@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import importlib
 import json
-import math
 
 import pytest
 import torch
@@ -17,15 +16,17 @@ from torch.utils.data import Dataset
 import bella
 from bella.data import Preprocess
 from bella.experiments.bench import read_outputs
-from bella.experiments.compare import compare, summary
+from bella.experiments.compare import Row, compare, summary
 from bella.experiments.methods import METHODS, methods_named
 from bella.experiments.methods import trained as engine
+from bella.experiments.page import write_page
 from bella.experiments.tasks import task_named
 from bella.experiments.tasks.task import Task, fixed
 from bella.models import Defaults, Opened
 from bella.prediction.predictive import Predictive
 from bella.report import pictures
-from bella.report.tables import PARTS, markdown_table, rich_table, verdict
+from bella.report.tables import markdown_table, read_results, rich_table, sections
+from bella.report.verdict import verdict
 
 
 class Points(Dataset):
@@ -92,26 +93,24 @@ def test_every_method_has_every_figure(ran):
     folder, results = ran
     assert json.loads((folder / "results.json").read_text()) == results
     assert list(results["methods"]) == list(METHODS)
-    wanted = {
-        "accuracy",
-        "nll",
-        "ece",
-        "auroc_shift_mi",
-        "nll_shift",
-        "trainable",
-        "validation_nll",
-    }
     for method in results["methods"].values():
-        assert wanted <= set(method["figures"])
+        assert {"accuracy", "nll", "ece"} <= set(method["figures"])
+        assert {"auroc_mi", "auroc_entropy", "nll", "accuracy"} <= set(method["parts"]["shift"])
+        assert set(method["parts"]) == {"validation", "shift"}
+        assert "trainable" in method["costs"]
         assert len(method["figures"]["nll"]["values"]) == 2
-    figures = {name: method["figures"] for name, method in results["methods"].items()}
-    assert figures["lora"]["trainable"]["mean"] == 2 * (6 + 6) + 14
-    assert figures["bella"]["trainable"]["mean"] == 5 * 38
-    assert figures["probe"]["trainable"]["mean"] == 14
-    assert figures["lora"]["mutual_information"]["mean"] == 0
-    assert figures["bella"]["mutual_information"]["mean"] > 0
-    cooled = figures["lora+temperature"]["validation_nll"]["values"]
-    for one, two in zip(cooled, figures["lora"]["validation_nll"]["values"], strict=True):
+    methods = results["methods"]
+    trainable = {name: method["costs"]["trainable"]["mean"] for name, method in methods.items()}
+    assert trainable["lora"] == 2 * (6 + 6) + 14
+    assert trainable["bella"] == 5 * 38
+    assert trainable["probe"] == 14
+    assert methods["lora"]["figures"]["mutual_information"]["mean"] == 0
+    assert methods["bella"]["figures"]["mutual_information"]["mean"] > 0
+
+    def losses(name):
+        return methods[name]["parts"]["validation"]["nll"]["values"]
+
+    for one, two in zip(losses("lora+temperature"), losses("lora"), strict=True):
         assert one <= two + 1e-6
 
 
@@ -139,9 +138,10 @@ def test_an_interrupted_comparison_goes_on(ran, tmp_path, monkeypatch):
     again = compare(small_task(), chosen, seeds=2, folder=tmp_path, progress=False)
     assert len(trained) == 5  # two, one that stopped, and the two that were missing
     for name in chosen:
-        for figure in ("nll", "accuracy", "auroc_shift_mi"):
+        for figure in ("nll", "accuracy"):
             expected = results["methods"][name]["figures"][figure]
             assert again["methods"][name]["figures"][figure] == expected
+        assert again["methods"][name]["parts"] == results["methods"][name]["parts"]
 
 
 def test_other_settings_are_run_anew(ran, monkeypatch):
@@ -195,7 +195,11 @@ def test_networks_are_trained_from_scratch_as_well(tmp_path):
     results = compare(scratch_task(), names, seeds=1, folder=tmp_path, progress=False)
     assert list(results["methods"]) == names
     found = {
-        name: {key: figure["mean"] for key, figure in method["figures"].items()}
+        name: {
+            key: figure["mean"]
+            for place in ("figures", "costs")
+            for key, figure in method[place].items()
+        }
         for name, method in results["methods"].items()
     }
     size = 3 * 42 + 14
@@ -244,66 +248,167 @@ def test_methods_bring_what_they_start_from():
 
 
 def test_figures_that_do_not_exist_are_no_obstacle():
-    found = summary([{"a": float("nan"), "b": 1.0}, {"a": 2.0, "b": 3.0}])
+    rows = [Row({"a": a, "b": b}, {}, {}) for a, b in ((float("nan"), 1.0), (2.0, 3.0))]
+    found = summary(rows)["figures"]
     assert found["b"] == {"mean": 2.0, "spread": pytest.approx(2**0.5), "values": [1.0, 3.0]}
     assert found["a"]["mean"] != found["a"]["mean"]
 
 
-def made_up(nll):
-    def figures(value, spread):
-        return {"nll": {"mean": value, "spread": spread, "values": []}}
+def made_up(nll, **more):
+    def method(title, value):
+        figure = {"mean": value, "spread": 0.02, "values": []}
+        return {"title": title, "figures": {"nll": figure}, "parts": {}, "costs": {}}
 
     return {
         "title": "t",
         "seeds": 3,
-        "methods": {
-            "lora-ensemble": {"title": "E", "figures": figures(0.5, 0.02)},
-            "bella": {"title": "B", "figures": figures(nll, 0.02)},
-        },
-    }
+        "splits": "each seed",
+        "shifts": [],
+        "words": {"examples": "images", "noticing": {}, "unscored": []},
+        "methods": {"lora-ensemble": method("E", 0.5), "bella": method("B", nll)},
+    } | more
 
 
 @pytest.mark.parametrize(
     ("nll", "words"), [(0.4, "better: NLL"), (0.6, "worse: NLL"), (0.53, "within the spread: NLL")]
 )
 def test_words_say_what_the_figures_say(nll, words):
-    assert words in verdict(made_up(nll))[0]
+    assert words in verdict(made_up(nll))[1]
     assert f"| B | {nll:.3f} ±.020 |" in markdown_table(made_up(nll))
 
 
-@pytest.mark.parametrize("nothing", [None, math.nan])
-def test_words_compare_only_what_both_have(nothing):
-    results = made_up(0.5)
-    ours, other = (results["methods"][name]["figures"] for name in ("bella", "lora-ensemble"))
-    ours["auroc_shift_mi"] = {"mean": 0.9, "spread": 0.01, "values": []}
-    other["auroc_shift_mi"] = {"mean": 0.5, "spread": 0.0, "values": []}
-    assert "better: noticing the shift by mutual information" in verdict(results)[0]
-    # One set of weights disputes nothing: older folders hold the .5 that was computed for it.
-    other["mutual_information"] = {"mean": 0.0, "spread": 0.0, "values": []}
-    assert "mutual information" not in verdict(results)[0]
-    del other["mutual_information"]
-    other["auroc_shift_mi"]["mean"] = nothing
-    assert "mutual information" not in verdict(results)[0]
+def test_words_say_what_the_spread_knows():
+    assert "splits the data anew" in verdict(made_up(0.1))[0]
+    assert "that of the training alone" in verdict(made_up(0.1, splits="all seeds"))[0]
 
 
-def test_the_parts_of_a_table_hold_every_figure_once(ran):
+def test_one_network_that_cannot_disagree_is_not_compared_in_it(ran):
+    _, results = ran
+    methods = results["methods"]
+    told = verdict(results | {"methods": {name: methods[name] for name in ("bella", "probe")}})
+    assert "mutual information" not in " ".join(told)
+    assert "noticing the shift by entropy" in " ".join(told)
+    both = {name: methods[name] for name in ("bella", "lora-ensemble")}
+    assert "mutual information" in " ".join(verdict(results | {"methods": both}))
+
+
+def test_the_sections_of_a_table_hold_every_figure_once(ran):
     _, results = ran
     console = Console(width=180, record=True)
     console.print(rich_table(results))
     shown = console.export_text()
-    for part, columns in PARTS.items():
-        assert f"Points, {part}" in shown
-        for name, (heading, _) in columns.items():
-            assert (f" {heading} " in shown) == ("doubt" not in name)
+    names = sections(results)
+    assert list(names) == ["on test images", "on other images", "costs"]
+    for section, columns in names.items():
+        assert f"Points, {section}" in shown
+        for column in columns:
+            assert f" {column.heading} " in shown
+    assert {column.name for column in names["on other images"]} == {
+        *("auroc_shift_entropy", "auroc_shift_mi", "accuracy_shift", "nll_shift"),
+    }
     assert "…" not in shown
     page = markdown_table(results)
     probe = [line for line in page.splitlines() if line.startswith("| linear probe |")]
-    assert len(probe) == len(PARTS)
+    assert len(probe) == len(names)
     assert probe[0].endswith("| - | - | - | - |")  # one set of weights disputes nothing
+
+
+def test_the_words_of_a_report_are_the_task_s():
+    results = made_up(
+        0.4,
+        shifts=["doubt"],
+        words={
+            "examples": "cells",
+            "noticing": {"doubt": "finding cells that experts doubted"},
+            "unscored": ["doubt"],
+        },
+    )
+    figure = {"mean": 0.7, "spread": 0.01, "values": []}
+    for method in results["methods"].values():
+        method["parts"] = {"doubt": {"auroc_entropy": figure, "nll": figure}}
+    assert "finding cells that experts doubted by entropy" in verdict(results)[1]
+    page = markdown_table(results)
+    assert "| on other cells | doubt H |" in page
+    assert "doubt NLL" not in page
+
+
+def test_results_of_another_form_are_refused(ran, tmp_path):
+    _, results = ran
+    (tmp_path / "results.json").write_text(json.dumps(results))
+    assert read_results(tmp_path) == results
+    for content in ("[]", json.dumps(results | {"format": 1})):
+        (tmp_path / "results.json").write_text(content)
+        with pytest.raises(bella.BellaError, match="run the comparison again"):
+            read_results(tmp_path)
 
 
 def test_one_seed_says_nothing_of_differences():
     assert "One seed" in verdict(made_up(0.1) | {"seeds": 1})[0]
+
+
+# ---------------------------------------------------------------- what a kept run is of
+
+
+def other_network(task):
+    def open_it(seed):
+        opened = task.open(seed)
+        with torch.no_grad():
+            opened.network.blocks[0].weight.add_(1e-3)
+        return opened
+
+    return dataclasses.replace(task, open=open_it)
+
+
+def other_labels(task):
+    pools = dict(task.pools) | {"train": Points(60, 0)}
+    pools["train"].y[0] = 1 - pools["train"].y[0]
+    return dataclasses.replace(task, pools=pools)
+
+
+def other_split(task):
+    def split(seed):
+        pool, positions = task.split(seed)["train"]
+        return task.split(seed) | {"train": (pool, positions[:-1])}
+
+    return dataclasses.replace(task, split=split)
+
+
+@pytest.mark.parametrize("change", [other_network, other_labels, other_split])
+def test_a_run_of_another_network_or_data_is_not_kept(ran, monkeypatch, change):
+    folder, _ = ran
+    monkeypatch.setattr(engine, "fit", None)  # a training would fail
+    one = {"seeds": 1, "folder": folder, "progress": False}
+    before = (folder / "results.json").read_bytes()
+    with pytest.raises(TypeError):
+        compare(change(small_task()), ["lora"], **one)
+    assert (folder / "results.json").read_bytes() == before
+
+
+def test_a_run_of_another_version_is_not_kept(ran, monkeypatch):
+    folder, _ = ran
+    monkeypatch.setattr(engine, "fit", None)
+    monkeypatch.setattr(bella, "__version__", "99.0")
+    with pytest.raises(TypeError):
+        compare(small_task(), ["lora"], seeds=1, folder=folder, progress=False)
+
+
+# ---------------------------------------------------------------- the page
+
+
+def test_any_comparison_has_a_page_with_pictures(ran, tmp_path):
+    folder, results = ran
+    page = write_page(small_task(), results, folder).read_text()
+    for word in ("# Points", "| linear probe |", "## Stopping early", "noticing the shift"):
+        assert word in page
+    for name in ("densities", "reliability", "distances"):
+        assert f"]({name}.png)" in page
+        with Image.open(folder / f"{name}.png") as picture:
+            assert picture.width > 300
+    assert "extremes" not in page  # the data are no images
+    few = compare(small_task(), ["probe"], seeds=1, folder=tmp_path, progress=False)
+    page = write_page(small_task(), few, tmp_path).read_text()
+    assert "## Stopping early" not in page  # one network has nobody to leave out
+    assert not (tmp_path / "distances.png").exists()
 
 
 class Squares(Dataset):

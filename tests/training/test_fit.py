@@ -78,9 +78,9 @@ def test_a_resumed_run_has_the_bits_of_an_uninterrupted_one(tmp_path, monkeypatc
 
 def test_resuming_with_other_settings_is_refused(tmp_path):
     fit(make(), folder=tmp_path, epochs=1)
-    with pytest.raises(bella.BellaError, match=r"other settings \(epochs, learning_rate\)"):
+    with pytest.raises(bella.BellaError, match=r"learning_rate was 0.02, now 0.5"):
         fit(make(), folder=tmp_path, epochs=2, learning_rate=0.5)
-    with pytest.raises(bella.BellaError, match="another posterior"):
+    with pytest.raises(bella.BellaError, match="posterior particles was 3, now 2"):
         fit(make(particles=2), folder=tmp_path, epochs=1)
     fit(make(), folder=tmp_path, epochs=2, learning_rate=0.5, resume=False)
 

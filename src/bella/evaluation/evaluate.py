@@ -207,12 +207,25 @@ def evaluate_predictive(
     Raises:
         BellaError: no data, or labels that do not fit the classes.
     """
+    found = known_figures(predictive, labels)
+    for part, (other, truth) in (ood or {}).items():
+        for name, value in shifted_figures(predictive, labels, other, truth).items():
+            found[flat_name(part, name)] = value
+    return found
+
+
+def known_figures(predictive: Predictive, labels: Tensor) -> dict[str, float]:
+    """The figures of `evaluate_predictive` on in-distribution data.
+
+    Raises:
+        BellaError: no data, or labels that do not fit the classes.
+    """
     predictive, labels = predictive.counted(labels)
     probs, mi = predictive.probs, predictive.mutual_information
     metrics.check(probs, labels)
     disputed = bool((mi > 0).any())
     wrong = predictive.predictions != labels
-    found = {
+    return {
         "accuracy": metrics.accuracy(probs, labels),
         "nll": predictive.nll(labels),
         "brier": metrics.brier(probs, labels),
@@ -228,22 +241,49 @@ def evaluate_predictive(
         "diversity": metrics.diversity(predictive.particle_probs, predictive.weights),
         "disagreement": metrics.disagreement(predictive.particle_probs, predictive.weights),
     }
-    for name, (other, truth) in (ood or {}).items():
-        other, truth = other.counted(truth)
-        other_mi = other.mutual_information
-        found[f"auroc_{name}_entropy"] = metrics.auroc_between(predictive.entropy, other.entropy)
-        found[f"auroc_{name}_mi"] = (
-            metrics.auroc_between(mi, other_mi)
-            if disputed or bool((other_mi > 0).any())
-            else math.nan
-        )
-        found[f"entropy_{name}"] = float(other.entropy.mean())
-        found[f"mi_{name}"] = float(other_mi.mean())
-        if bool(((truth >= 0) & (truth < other.probs.shape[-1])).all()):
-            found[f"accuracy_{name}"] = metrics.accuracy(other.probs, truth)
-            found[f"nll_{name}"] = other.nll(truth)
-            found[f"ece_{name}"] = metrics.ece(other.probs, truth)
+
+
+def shifted_figures(
+    predictive: Predictive, labels: Tensor, other: Predictive, truth: Tensor
+) -> dict[str, float]:
+    """The figures of one other set of data.
+
+    Args:
+        predictive: on in-distribution data.
+        labels: of the in-distribution data: which of their positions count.
+        other: on the other data.
+        truth: their labels; out of range where there are none.
+
+    Returns:
+        ``auroc_entropy`` and ``auroc_mi``, how well each uncertainty tells the two sets apart; the
+        means ``entropy`` and ``mutual_information``; with labels also ``accuracy``, ``nll`` and
+        ``ece``. ``auroc_mi`` is NaN where nobody disputes anything.
+    """
+    predictive, labels = predictive.counted(labels)
+    other, truth = other.counted(truth)
+    mi, other_mi = predictive.mutual_information, other.mutual_information
+    disputed = bool((mi > 0).any()) or bool((other_mi > 0).any())
+    found = {
+        "auroc_entropy": metrics.auroc_between(predictive.entropy, other.entropy),
+        "auroc_mi": metrics.auroc_between(mi, other_mi) if disputed else math.nan,
+        "entropy": float(other.entropy.mean()),
+        "mutual_information": float(other_mi.mean()),
+    }
+    if bool(((truth >= 0) & (truth < other.probs.shape[-1])).all()):
+        found["accuracy"] = metrics.accuracy(other.probs, truth)
+        found["nll"] = other.nll(truth)
+        found["ece"] = metrics.ece(other.probs, truth)
     return found
+
+
+def flat_name(part: str, figure: str) -> str:
+    """The name that `evaluate` gives a figure of `shifted_figures`."""
+    special = {
+        "auroc_entropy": f"auroc_{part}_entropy",
+        "auroc_mi": f"auroc_{part}_mi",
+        "mutual_information": f"mi_{part}",
+    }
+    return special.get(figure, f"{figure}_{part}")
 
 
 def _mean(values: Tensor) -> float:

@@ -23,21 +23,22 @@ import bella
 from bella.errors import BellaError
 from bella.evaluation.evaluate import collect
 from bella.experiments.methods.base import Costs, Outputs
-from bella.experiments.probe import (
+from bella.experiments.tasks.task import Task
+from bella.files import read_json
+from bella.models import Opened
+from bella.posterior import Posterior
+from bella.prediction.predict import predict
+from bella.recipes import Plan, Recipe, linear_head
+from bella.training.cache import CachedPrefix, is_fixed
+from bella.training.identity import fingerprint_data
+from bella.training.probe import (
     Features,
     Probe,
     bootstrap,
     choose_strength,
     fit_probe,
     head_inputs,
-    start_heads,
 )
-from bella.experiments.tasks.task import Task
-from bella.files import read_json
-from bella.particles.copies import Copies, LinearCopies
-from bella.posterior import Posterior
-from bella.prediction.predict import predict
-from bella.training.cache import CachedPrefix, is_fixed
 
 Batches = Callable[[list[int]], Any]
 
@@ -65,7 +66,24 @@ class Bench:
         self.pool_features: dict[str, Features] = {}
         self.probes: dict[tuple[int, int], list[Probe]] = {}
         self.strengths: dict[int, float] = {}
+        self.networks: dict[int, str] = {}
+        self.data = ""
         self._entrance: bool | str = False
+
+    # ------------------------------------------------------------ what decides a run
+
+    def network_of(self, seed: int) -> str:
+        """SHA-256 of a seed's network, its fresh head included."""
+        if seed not in self.networks:
+            state = dict(self.task.open(seed).network.state_dict())
+            self.networks[seed] = str(fingerprint_data(state))
+        return self.networks[seed]
+
+    def data_of(self, seed: int) -> str:
+        """SHA-256 of all images, their labels, classes and preprocessing, and of a seed's split."""
+        if not self.data:
+            self.data = str(fingerprint_data(dict(self.task.pools)))
+        return str(fingerprint_data([self.data, list(self.task.classes), self.task.split(seed)]))
 
     # ------------------------------------------------------------ data and network
 
@@ -160,31 +178,32 @@ class Bench:
             )
         return self.probes[seed, count]
 
-    def start_heads(self, parameters: Mapping[str, Tensor], seed: int) -> bool:
-        """Start the network's head from probes, where it is one Linear; others start as they are.
+    def plan(
+        self, recipe: Recipe, particles: int, seed: int, options: Mapping[str, Any], opened: Opened
+    ) -> Plan:
+        """What a recipe is told of this task: the heads of a pre-trained network start from probes,
+        where it has one Linear.
 
         Args:
-            parameters: stacked (particles, ...), by name.
-            seed: of the probes.
-
-        Returns:
-            Whether the heads are probes now.
+            recipe: of the posterior.
+            particles: how many.
+            seed: of the probes and of every start.
+            options: of the constructor.
+            opened: the network at hand.
         """
-        if self.linear_head is None:
-            return False
-        count = len(parameters[f"{self.linear_head}.weight"])
-        start_heads(parameters, self.linear_head, self.probes_of(seed, count))
-        return True
-
-    @cached_property
-    def linear_head(self) -> str | None:
-        """Name of a pre-trained network's one head, if it is a Linear."""
         if not self.task.pretrained:
-            return None
-        posterior = self.frozen()
-        heads = [name for name, layer in posterior.layers().items() if isinstance(layer, Copies)]
-        single = len(heads) == 1 and isinstance(posterior.layers()[heads[0]], LinearCopies)
-        return heads[0] if single else None
+            return Plan(particles=particles, pretrained=False, options=options, seed=seed)
+        head = linear_head(opened.network, opened.defaults.modules_to_save)
+        probes = [] if head is None else self.probes_of(seed, recipe.probes(particles))
+        return Plan(
+            particles=particles,
+            target_modules=opened.defaults.target_modules,
+            heads=opened.defaults.modules_to_save,
+            head=head,
+            probes=probes,
+            options=options,
+            seed=seed,
+        )
 
     @cached_property
     def few_images(self) -> Tensor:
@@ -218,7 +237,7 @@ class Bench:
 
     def costs_of(self, method: str, seed: int) -> Costs:
         """The costs of an earlier run."""
-        row = self.figures_of(method, seed)["figures"]
+        row = self.figures_of(method, seed)["costs"]
         return {name: math.nan if row[name] is None else row[name] for name in COSTS}
 
 

@@ -1,7 +1,7 @@
 """Run methods on a task over several seeds; go on where an interrupted comparison stopped.
 
 The folder holds one sub-folder a run with its figures and predictions. What is there is not run
-again, as long as it was run with the same settings.
+again, as long as it is of the same network, data, split, settings and version of bella.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ import gc
 import math
 import time
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
 from datetime import date
 from pathlib import Path
 from typing import Any
@@ -17,16 +18,43 @@ from typing import Any
 import torch
 from safetensors.torch import save_file
 
+import bella
 from bella.console import progress_bar
 from bella.errors import BellaError
-from bella.evaluation.evaluate import evaluate_predictive
+from bella.evaluation.evaluate import known_figures, shifted_figures
 from bella.experiments.bench import Bench
 from bella.experiments.methods import Method, methods_named
 from bella.experiments.tasks.task import Task
 from bella.files import plain, read_json, write_json, write_whole
 from bella.host import versions
 from bella.prediction.predictive import Predictive
+from bella.report.tables import FORMAT
 from bella.training.settings import Settings, checked
+
+
+@dataclass(frozen=True)
+class Row:
+    """One method with one seed.
+
+    Attributes:
+        figures: on the test part.
+        parts: on each other part, by its name.
+        costs: see `bella.experiments.methods.base.Costs`.
+    """
+
+    figures: dict[str, float]
+    parts: dict[str, dict[str, float]]
+    costs: dict[str, float]
+
+    @classmethod
+    def of(cls, found: Mapping[str, Any]) -> Row:
+        """A row from a file, where NaN is null."""
+
+        def numbers(values: Mapping[str, Any]) -> dict[str, float]:
+            return {name: math.nan if v is None else v for name, v in values.items()}
+
+        parts = {part: numbers(values) for part, values in found["parts"].items()}
+        return cls(numbers(found["figures"]), parts, numbers(found["costs"]))
 
 
 def compare(
@@ -51,7 +79,8 @@ def compare(
 
     Returns:
         What ``results.json`` holds: per method the figures of every seed, their mean and spread
-        (standard deviation over seeds; null for one seed).
+        (standard deviation over seeds; null for one seed): ``figures`` on the test part, ``parts``
+        on each other part by its name, and ``costs``.
 
     Raises:
         BellaError: unknown methods, or settings out of range.
@@ -72,7 +101,7 @@ def compare(
         bench = Bench(task, folder, dict(task.settings) | settings, bar)
         checked(Settings, bench.settings)
         steps = bar.add_task("methods", total=seeds * len(chosen))
-        rows: dict[str, list[dict[str, float]]] = {method.name: [] for method in chosen}
+        rows: dict[str, list[Row]] = {method.name: [] for method in chosen}
         for seed in range(seeds):
             for method in chosen:
                 bar.update(steps, description=f"{method.title}, seed {seed}")
@@ -80,17 +109,25 @@ def compare(
                 rows[method.name].append(figures(bench, method, seed))
                 bar.advance(steps)
     results = {
+        "format": FORMAT,
         "task": task.name,
         "title": task.title,
         "seeds": seeds,
         "settings": bench.settings,
         "low_rank": {"rank": task.rank, **task.build, "frozen_heads": task.frozen_heads},
         "parts": {name: len(positions) for name, (_, positions) in task.split(0).items()},
+        "splits": "each seed" if task.split(0) != task.split(1) else "all seeds",
+        "shifts": list(task.shifts),
+        "words": {
+            "examples": task.words.examples,
+            "noticing": task.words.noticing,
+            "unscored": task.words.unscored,
+        },
         "versions": versions(),
         "date": date.today().isoformat(),
         "seconds": None if resumed else round(time.perf_counter() - begun, 1),
         "methods": {
-            method.name: {"title": method.title, "figures": summary(rows[method.name])}
+            method.name: {"title": method.title, **summary(rows[method.name])}
             for method in chosen
             if method.name in methods
         },
@@ -99,8 +136,16 @@ def compare(
     return plain(results)
 
 
-def summary(rows: Sequence[Mapping[str, float]]) -> dict[str, dict[str, Any]]:
-    """Mean, spread and values of each figure over the seeds."""
+def summary(rows: Sequence[Row]) -> dict[str, Any]:
+    """Mean, spread and values of each figure over the seeds, by the part that it is of."""
+    return {
+        "figures": _over_seeds([row.figures for row in rows]),
+        "parts": {part: _over_seeds([row.parts[part] for row in rows]) for part in rows[0].parts},
+        "costs": _over_seeds([row.costs for row in rows]),
+    }
+
+
+def _over_seeds(rows: Sequence[Mapping[str, float]]) -> dict[str, dict[str, Any]]:
     found = {}
     for name in rows[0]:
         values = torch.tensor([row[name] for row in rows], dtype=torch.float64)
@@ -111,18 +156,31 @@ def summary(rows: Sequence[Mapping[str, float]]) -> dict[str, dict[str, Any]]:
 
 def key_of(bench: Bench, method: Method, seed: int) -> dict[str, Any]:
     """What a run is decided by."""
-    return plain({"task": bench.task.name, "seed": seed} | method.key(bench, seed))
+    known = {
+        "task": bench.task.name,
+        "seed": seed,
+        "network": bench.network_of(seed),
+        "data": bench.data_of(seed),
+        "version": bella.__version__,
+    }
+    return plain(known | method.key(bench, seed))
 
 
-def kept(bench: Bench, method: Method, seed: int) -> dict[str, float] | None:
+def kept(bench: Bench, method: Method, seed: int) -> Row | None:
     """The figures of a run that its folder holds already."""
     path = bench.place(method.name, seed) / "figures.json"
-    if not path.exists() or (found := read_json(path))["key"] != key_of(bench, method, seed):
+    if not path.exists():
         return None
-    return {name: math.nan if v is None else v for name, v in found["figures"].items()}
+    found = read_json(path)
+    if not isinstance(found, dict) or found.get("key") != key_of(bench, method, seed):
+        return None
+    try:
+        return Row.of(found)
+    except (KeyError, TypeError, AttributeError):
+        raise BellaError(f"{path} is damaged: take it away, and its run is done again.") from None
 
 
-def figures(bench: Bench, method: Method, seed: int) -> dict[str, float]:
+def figures(bench: Bench, method: Method, seed: int) -> Row:
     """One method with one seed: its figures, from the folder if they are there."""
     if (found := kept(bench, method, seed)) is not None:
         return found
@@ -130,13 +188,16 @@ def figures(bench: Bench, method: Method, seed: int) -> dict[str, float]:
     outputs, costs = method.run(bench, seed, place)
     predictives = {name: Predictive(logits) for name, (logits, _) in outputs.items()}
     labels = {name: y for name, (_, y) in outputs.items()}
-    row = evaluate_predictive(
-        predictives["test"],
-        labels["test"],
-        ood={name: (predictives[p], labels[p]) for name, p in bench.task.shifts.items()},
+    validation = float(predictives["validation"].nll(labels["validation"]))
+    shifted = {
+        name: shifted_figures(predictives["test"], labels["test"], predictives[part], labels[part])
+        for name, part in bench.task.shifts.items()
+    }
+    row = Row(
+        known_figures(predictives["test"], labels["test"]),
+        {"validation": {"nll": validation}, **shifted},
+        costs,
     )
-    row["validation_nll"] = float(predictives["validation"].nll(labels["validation"]))
-    row |= costs
     tensors = {
         f"{name}.{kind}": value.contiguous()
         for name, pair in outputs.items()
@@ -144,6 +205,6 @@ def figures(bench: Bench, method: Method, seed: int) -> dict[str, float]:
     }
     place.mkdir(parents=True, exist_ok=True)
     write_whole(place / "predictions.safetensors", lambda path: save_file(tensors, path))
-    write_json(place / "figures.json", {"key": key_of(bench, method, seed), "figures": row})
+    write_json(place / "figures.json", {"key": key_of(bench, method, seed), **asdict(row)})
     gc.collect()
     return row

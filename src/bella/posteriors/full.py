@@ -79,7 +79,12 @@ def full(
                 noise = torch.randn(value.shape[1:], generator=generator)
                 value.data[particle] += start_std * noise.to(value)
     copies.base.requires_grad_(False)
-    settings = {"particles": particles, "trainable": targets.as_list(trainable)}
+    settings = {
+        "particles": particles,
+        "trainable": targets.as_list(trainable),
+        "start_std": start_std,
+        "seed": seed,
+    }
     return FullPosterior(copies, axis, settings, shared_prefix=False)
 
 

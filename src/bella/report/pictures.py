@@ -54,6 +54,7 @@ def extremes(
 ) -> Path:
     """The most and the least certain images, with what was said and what is true."""
     order = predictive.entropy.argsort()
+    count = min(count, len(order))
     rows = {"most certain": order[:count], "least certain": order.flip(0)[:count]}
     figure, axes = _figure(2.1 * count, 5.4, 2, count)
     for row, (title, positions) in enumerate(rows.items()):
@@ -78,7 +79,9 @@ def extremes(
     return _save(figure, path)
 
 
-def densities(path: Path, groups: Mapping[str, Predictive], title: str) -> Path:
+def densities(
+    path: Path, groups: Mapping[str, Predictive], title: str, examples: str = "images"
+) -> Path:
     """Distributions of entropy and mutual information, one line a group of examples.
 
     Drawn as the share of examples above each value, which needs no bandwidth.
@@ -95,7 +98,7 @@ def densities(path: Path, groups: Mapping[str, Predictive], title: str) -> Path:
             share = 1 - torch.arange(len(values)) / len(values)
             axis.plot(values, share, label=f"{group} ({len(values)})", color=colours[group])
         axis.set_xlabel(words)
-        axis.set_ylabel("share of cells above" if "cells" in title else "share of images above")
+        axis.set_ylabel(f"share of {examples} above")
         if name == "mutual_information":
             axis.set_xscale("symlog", linthresh=1e-3)
     axes[0, 0].legend(frameon=False, fontsize=8)

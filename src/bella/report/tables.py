@@ -1,121 +1,161 @@
-"""Tables of a comparison: for the terminal, for a page, and in words."""
+"""Tables of a comparison: for the terminal, for a page.
+
+A method's figures stand by the part of the data that they are of: ``figures`` on the test images,
+``parts`` on each other part by its name, ``costs``.
+"""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from rich.console import Group
 from rich.table import Table
+from rich.text import Text
+
+from bella.errors import BellaError
+from bella.evaluation.evaluate import flat_name
+from bella.files import read_json
 
 Results = Mapping[str, Any]
 
-PARTS: dict[str, dict[str, tuple[str, str]]] = {
-    "on test images": {
-        "accuracy": ("accuracy", "{:.3f}"),
-        "nll": ("NLL", "{:.3f}"),
-        "ece": ("ECE", "{:.3f}"),
-        "brier": ("Brier", "{:.3f}"),
-        "auroc_errors_entropy": ("errors H", "{:.2f}"),
-        "auroc_errors_mi": ("errors MI", "{:.2f}"),
-        "mi_correct": ("MI if right", "{:.3f}"),
-        "mi_wrong": ("MI if wrong", "{:.3f}"),
-        "diversity": ("diversity", "{:.3f}"),
-    },
-    "on other images": {
-        "auroc_doubt_entropy": ("doubt H", "{:.2f}"),
-        "auroc_doubt_mi": ("doubt MI", "{:.2f}"),
-        "auroc_shift_entropy": ("shift H", "{:.2f}"),
-        "auroc_shift_mi": ("shift MI", "{:.2f}"),
-        "accuracy_shift": ("shift acc", "{:.2f}"),
-        "nll_shift": ("shift NLL", "{:.2f}"),
-    },
-    "costs": {
-        "trainable": ("trainable", "{:,.0f}"),
-        "bytes_on_disk": ("bytes", "{:,.0f}"),
-        "seconds_training": ("seconds", "{:.0f}"),
-        "mb_training": ("peak MB", "{:,.0f}"),
-        "ms_predicting": ("ms/image", "{:.1f}"),
-        "train_flops_ratio": ("FLOPs cut", "{:.1f}x"),
-    },
-}
-"""The table's parts and their columns: figure, heading, format. What a task lacks is left out."""
+FORMAT = 2
+"""Of ``results.json``; another one is refused, because its figures stand elsewhere."""
 
-COLUMNS = {name: column for part in PARTS.values() for name, column in part.items()}
+TEST, COSTS = "figures", "costs"
+"""Where a method's figures on the test images stand, and its costs."""
 
-DISAGREEMENT = (
-    "auroc_errors_mi",
-    "auroc_doubt_mi",
-    "auroc_shift_mi",
-    "mi_correct",
-    "mi_wrong",
-    "diversity",
+
+@dataclass(frozen=True)
+class Column:
+    """One column of a table.
+
+    Attributes:
+        part: `TEST`, `COSTS`, or the name of another part of the data.
+        figure: its name there.
+        heading: over the column.
+        form: of the number.
+        disputes: whether it is a figure that one set of weights does not have.
+    """
+
+    part: str
+    figure: str
+    heading: str
+    form: str
+    disputes: bool = False
+
+    def of(self, method: Mapping[str, Any]) -> Mapping[str, Any] | None:
+        """A method's mean, spread and values; ``None`` where there is no such figure."""
+        place = method if self.part in (TEST, COSTS) else method.get("parts", {})
+        return place.get(self.part, {}).get(self.figure)
+
+    @property
+    def name(self) -> str:
+        """The figure's name among those of `bella.evaluate`."""
+        return self.figure if self.part in (TEST, COSTS) else flat_name(self.part, self.figure)
+
+
+ON_TEST = (
+    Column(TEST, "accuracy", "accuracy", "{:.3f}"),
+    Column(TEST, "nll", "NLL", "{:.3f}"),
+    Column(TEST, "ece", "ECE", "{:.3f}"),
+    Column(TEST, "brier", "Brier", "{:.3f}"),
+    Column(TEST, "auroc_errors_entropy", "errors H", "{:.2f}"),
+    Column(TEST, "auroc_errors_mi", "errors MI", "{:.2f}", disputes=True),
+    Column(TEST, "mi_correct", "MI if right", "{:.3f}", disputes=True),
+    Column(TEST, "mi_wrong", "MI if wrong", "{:.3f}", disputes=True),
+    Column(TEST, "diversity", "diversity", "{:.3f}", disputes=True),
 )
-"""Figures that one set of weights does not have."""
-
-COSTS = tuple(PARTS["costs"])
-
-COMPACT = (
-    "accuracy",
-    "nll",
-    "ece",
-    "auroc_errors_entropy",
-    "auroc_shift_entropy",
-    "auroc_shift_mi",
-    "trainable",
-    "seconds_training",
+OF_COSTS = (
+    Column(COSTS, "trainable", "trainable", "{:,.0f}"),
+    Column(COSTS, "bytes_on_disk", "bytes", "{:,.0f}"),
+    Column(COSTS, "seconds_training", "seconds", "{:.0f}"),
+    Column(COSTS, "mb_training", "peak MB", "{:,.0f}"),
+    Column(COSTS, "ms_predicting", "ms/image", "{:.1f}"),
+    Column(COSTS, "train_flops_ratio", "FLOPs cut", "{:.1f}x"),
 )
-"""The columns that a first page has room for."""
+FIRST_PAGE = ("accuracy", "nll", "ece", "auroc_errors_entropy", "trainable", "seconds_training")
+"""Figures that a first page has room for, beside how each scored shift is noticed."""
 
 
-def rows(results: Results, only: Sequence[str]) -> tuple[list[str], list[list[str]]]:
-    """Headings and cells: mean, and ± the spread over seeds."""
-    methods = results["methods"]
-    columns = {
-        name: column
-        for name, column in COLUMNS.items()
-        if name in only and any(name in method["figures"] for method in methods.values())
+def read_results(folder: Path) -> Results:
+    """A comparison's ``results.json``.
+
+    Raises:
+        BellaError: there is none, it is damaged, or an earlier bella wrote it.
+    """
+    found = read_json(folder / "results.json")
+    if not isinstance(found, dict) or found.get("format") != FORMAT:
+        raise BellaError(
+            f"{folder / 'results.json'} has another form than this version of bella writes: run "
+            "the comparison again."
+        )
+    return found
+
+
+def on_other(results: Results) -> tuple[Column, ...]:
+    """The columns of the shifted parts: how each is noticed, and what is right there."""
+    shifts, unscored = results["shifts"], results["words"]["unscored"]
+    noticed = [
+        Column(name, figure, f"{name} {short}", "{:.2f}", disputes=short == "MI")
+        for name in shifts
+        for figure, short in (("auroc_entropy", "H"), ("auroc_mi", "MI"))
+    ]
+    scored = [
+        Column(name, figure, f"{name} {short}", "{:.2f}")
+        for name in shifts
+        if name not in unscored
+        for figure, short in (("accuracy", "acc"), ("nll", "NLL"))
+    ]
+    return (*noticed, *scored)
+
+
+def sections(results: Results) -> dict[str, tuple[Column, ...]]:
+    """The table's sections and their columns."""
+    examples = results["words"]["examples"]
+    return {
+        f"on test {examples}": ON_TEST,
+        f"on other {examples}": on_other(results),
+        "costs": OF_COSTS,
     }
-    lines = []
-    for method in methods.values():
-        cells = [method["title"]]
-        for name, (_, form) in columns.items():
-            cells.append(cell(method["figures"].get(name), form, name, single=is_single(method)))
-        lines.append(cells)
-    return ["", *(heading for heading, _ in columns.values())], lines
+
+
+def rows(results: Results, columns: Sequence[Column]) -> tuple[list[str], list[list[str]]]:
+    """Headings and entries: mean, and ± the spread over seeds. What a task lacks is left out."""
+    methods = results["methods"].values()
+    shown = [c for c in columns if any(c.of(method) is not None for method in methods)]
+    lines = [[method["title"], *(entry(column, method) for column in shown)] for method in methods]
+    return ["", *(column.heading for column in shown)], lines
 
 
 def is_single(method: Mapping[str, Any]) -> bool:
     """Whether a method has one set of weights: then its mutual information is 0, and no score."""
-    figure = method["figures"].get("mutual_information")
+    figure = method[TEST].get("mutual_information")
     return figure is not None and figure["mean"] == 0
 
 
-def exists(figure: Mapping[str, Any] | None) -> bool:
-    """Whether a figure has a mean: one of what does not occur is NaN, and null in a file."""
-    return figure is not None and figure["mean"] is not None and not math.isnan(figure["mean"])
-
-
-def cell(figure: Mapping[str, Any] | None, form: str, name: str, *, single: bool) -> str:
-    """One cell; a dash where a figure does not exist."""
-    if not exists(figure) or (single and name in DISAGREEMENT):
+def entry(column: Column, method: Mapping[str, Any]) -> str:
+    """One entry of a table; a dash where a figure does not exist."""
+    figure = column.of(method)
+    if figure is None or figure["mean"] is None or (column.disputes and is_single(method)):
         return "-"
-    assert figure is not None
-    text = form.format(figure["mean"])
-    if figure["spread"] is not None and name not in COSTS:
-        text += " ±" + form.format(figure["spread"]).removeprefix("0")
+    text = column.form.format(figure["mean"])
+    if figure["spread"] is not None and column.part != COSTS:
+        text += " ±" + column.form.format(figure["spread"]).removeprefix("0")
     return text
 
 
 def rich_table(results: Results) -> Group:
-    """The table for a terminal, in its parts."""
+    """The table for a terminal, in its sections."""
     drawn = []
-    for part, columns in PARTS.items():
-        headings, lines = rows(results, tuple(columns))
+    for section, columns in sections(results).items():
+        headings, lines = rows(results, columns)
         if len(headings) == 1:
             continue
-        table = Table(title=f"{results['title']}, {part}", title_justify="left")
+        title = Text(f"{results['title']}, {section}")  # a path is no markup
+        table = Table(title=title, title_justify="left")
         for index, heading in enumerate(headings):
             table.add_column(heading, justify="left" if index == 0 else "right", no_wrap=True)
         for line in lines:
@@ -125,16 +165,23 @@ def rich_table(results: Results) -> Group:
 
 
 def compact_table(results: Results) -> str:
-    """The columns of `COMPACT`, for a page."""
-    return _markdown(*rows(results, COMPACT))
+    """The columns that a first page has room for."""
+    first = [c for c in ON_TEST if c.figure in FIRST_PAGE]
+    noticed = [
+        c
+        for c in on_other(results)
+        if c.part not in results["words"]["unscored"] and c.figure.startswith("auroc_")
+    ]
+    costs = [c for c in OF_COSTS if c.figure in FIRST_PAGE]
+    return _markdown(*rows(results, (*first, *noticed, *costs)))
 
 
 def markdown_table(results: Results) -> str:
-    """The table for a page, in its parts."""
-    parts = {part: rows(results, tuple(columns)) for part, columns in PARTS.items()}
+    """The table for a page, in its sections."""
+    found = {name: rows(results, columns) for name, columns in sections(results).items()}
     return "\n\n".join(
-        _markdown([part, *headings[1:]], lines)
-        for part, (headings, lines) in parts.items()
+        _markdown([section, *headings[1:]], lines)
+        for section, (headings, lines) in found.items()
         if len(headings) > 1
     )
 
@@ -146,85 +193,18 @@ def _markdown(headings: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
     return "\n".join(out)
 
 
-def early_stop_markdown(rows: Sequence[Mapping[str, float]]) -> str:
+def early_stop_markdown(results: Results, found: Sequence[Mapping[str, float]]) -> str:
     """What stopping early saves and changes (see `bella.prediction.early_stop`), for a page."""
-    shown = {name: COLUMNS[name] for name in COLUMNS if name in rows[0]}
-    headings = ["bound on MI", "passes saved", *(heading for heading, _ in shown.values())]
+    columns = [c for c in (*ON_TEST, *on_other(results)) if c.name in found[0]]
+    headings = ["bound on MI", "passes saved", *(column.heading for column in columns)]
     lines = ["| " + " | ".join(headings) + " |", "|" + "--:|" * len(headings)]
-    for row in rows:
-        cells = [f"{row['bound']:g}", f"{row['saved']:.1%}"]
-        cells += [
-            form.format(row[name]) if row["bound"] == 0 else f"{row[f'change_{name}']:+.4f}"
-            for name, (_, form) in shown.items()
+    for row in found:
+        entries = [f"{row['bound']:g}", f"{row['saved']:.1%}"]
+        entries += [
+            column.form.format(row[column.name])
+            if row["bound"] == 0
+            else f"{row[f'change_{column.name}']:+.4f}"
+            for column in columns
         ]
-        lines.append("| " + " | ".join(cells) + " |")
+        lines.append("| " + " | ".join(entries) + " |")
     return "\n".join(lines)
-
-
-QUESTIONS: tuple[tuple[str, str, bool], ...] = (
-    ("accuracy", "accuracy", True),
-    ("nll", "NLL", False),
-    ("ece", "ECE", False),
-    ("auroc_errors_entropy", "finding its own errors (AUROC, entropy)", True),
-    ("auroc_doubt_entropy", "finding cells that experts doubted (AUROC, entropy)", True),
-    ("auroc_shift_entropy", "noticing the shift by entropy (AUROC)", True),
-    ("auroc_shift_mi", "noticing the shift by mutual information (AUROC)", True),
-    ("nll_shift", "NLL under the shift", False),
-)
-"""What a reader wants to know: figure, its name in a sentence, whether more is better."""
-
-
-def verdict(results: Results) -> list[str]:
-    """In words, what the particles bought and what they did not.
-
-    A difference counts if it is larger than the sum of both spreads over the seeds.
-    """
-    if results["seeds"] == 1:
-        return ["One seed shows no spread, so no difference can be told from chance: run three."]
-    methods = results["methods"]
-    said = []
-    pairs = (
-        ("bella", "ensemble"),
-        ("bella", "single+temperature"),
-        ("bella", "vbl"),
-        ("bella", "lora+temperature"),
-        ("bella", "lora-ensemble"),
-        ("bella-svgd", "lora-ensemble"),
-        ("lora-ensemble", "lora"),
-        ("rank1", "single"),
-        ("rank1", "single+temperature"),
-        ("ssvi", "vi"),
-        ("ssvi-0.05", "vi"),
-        ("bella", "probe"),
-        ("bella", "probe-ensemble"),
-    )
-    for ours, other in pairs:
-        if ours in methods and other in methods:
-            said.append(sentence(methods[ours], methods[other]))
-    return said
-
-
-def sentence(ours: Mapping[str, Any], other: Mapping[str, Any]) -> str:
-    """One method against another, over all questions."""
-    better: list[str] = []
-    worse: list[str] = []
-    same: list[str] = []
-    for name, words, more in QUESTIONS:
-        a, b = ours["figures"].get(name), other["figures"].get(name)
-        if not (exists(a) and exists(b)):
-            continue
-        if name in DISAGREEMENT and (is_single(ours) or is_single(other)):
-            continue  # one set of weights has no such score, so there is nothing to compare
-        margin = (a["spread"] or 0.0) + (b["spread"] or 0.0)
-        gain = a["mean"] - b["mean"]
-        if abs(gain) <= margin:
-            same.append(words)
-        else:
-            text = f"{words} ({b['mean']:.3f} to {a['mean']:.3f})"
-            (better if (gain > 0) == more else worse).append(text)
-    parts = [
-        f"{label}: {', '.join(group)}"
-        for label, group in (("better", better), ("worse", worse), ("within the spread", same))
-        if group
-    ]
-    return f"{ours['title']} against {other['title']}. " + "; ".join(parts) + "."

@@ -14,6 +14,7 @@ import torch
 from bella.errors import BellaError
 from bella.files import write_whole
 from bella.storage import SETTINGS, TENSORS
+from bella.training.identity import refuse_another
 
 CHECKPOINT = "checkpoint.pt"
 
@@ -24,12 +25,17 @@ def write_checkpoint(folder: Path, state: dict[str, Any]) -> None:
 
 
 def read_checkpoint(
-    folder: Path, settings: dict[str, Any], device: torch.device
+    folder: Path, identity: dict[str, Any], device: torch.device
 ) -> dict[str, Any] | None:
     """The state that `write_checkpoint` was given; ``None`` if the folder has none.
 
+    Args:
+        folder: of the run.
+        identity: of the run that is wanted, see `bella.training.identity`.
+        device: where its tensors go.
+
     Raises:
-        BellaError: it is damaged, or of a run with other settings.
+        BellaError: it is damaged, or of another run.
     """
     path = folder / CHECKPOINT
     if not path.exists():
@@ -40,13 +46,7 @@ def read_checkpoint(
         raise BellaError(
             f"{path} is damaged: begin the run anew with --fresh (resume=False)."
         ) from None
-    found = state["settings"]
-    if found != settings:
-        changed = sorted(name for name in settings if settings[name] != found.get(name))
-        raise BellaError(
-            f"{folder} holds a run with other settings ({', '.join(changed)}): name another "
-            "folder, or pass resume=False to begin anew."
-        )
+    refuse_another(folder, state, identity)
     return state
 
 

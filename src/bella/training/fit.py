@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 import os
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,7 @@ from rich.progress import Progress
 from bella import transport
 from bella.console import progress_bar
 from bella.errors import BellaError
+from bella.host import device_named
 from bella.inputs import check_names, split
 from bella.likelihood import IGNORED
 from bella.particles.prefix import Stream
@@ -39,12 +40,14 @@ from bella.training.batches import (
 from bella.training.cache import cached
 from bella.training.checkpoint import forget, read_checkpoint, write_checkpoint
 from bella.training.gradients import Gradients, Loss
+from bella.training.identity import identity_of
 from bella.training.kept import Kept
 from bella.training.optimizer import MakeOptimizer, begin, make_optimizer, make_schedule
 from bella.training.precision import Precision
 from bella.training.randomness import own_randomness, seed_all
 from bella.training.record import Record
 from bella.training.samplers import examples
+from bella.training.schedule import learning_rate_factor
 from bella.training.settings import Settings, checked
 from bella.training.step import MEND, DivergedError, Step, check_particles, finite_predictions
 from bella.transport.base import Mover
@@ -62,6 +65,8 @@ def fit(
     optimizer: MakeOptimizer | None = None,
     movers: Sequence[Mover] = (),
     progress: bool = True,
+    identity: Mapping[str, Any] | None = None,
+    before_save: Callable[[], None] | None = None,
     **settings: Any,
 ) -> Record:
     """Train the particles, all in one pass, coupled by a transport.
@@ -78,23 +83,29 @@ def fit(
         validation: the same; decides the epoch that is kept, and early stopping.
         collate_fn: puts examples of a data set into a batch (to pad texts, say); a loader has its
             own.
-        folder: run folder: settings, versions, history, curves, checkpoint, and the posterior.
+        folder: run folder: settings, versions, history, curves, checkpoint, and the posterior,
+            which is the best (or the last) of the epochs that are done, also while the run goes on.
         resume: continue the run that ``folder`` holds, to the same bits as if it had never
-            stopped; ``False`` begins anew.
+            stopped; more ``epochs`` continue a finished one. ``False`` begins anew; what was there
+            stays until the first epoch is done.
         optimizer: makes the optimiser from `Posterior.parameter_groups`, so that what must not
             decay does not; AdamW by default.
         movers: what changes the posterior beside the transport, asked before it: SSVI's
             `Topology`, which changes the active set instead of an optimiser's step.
         progress: show bars.
+        identity: what else decides the run (JSON values by name): it is continued only where this
+            is the same, as its network, posterior, data, settings and optimiser have to be.
+        before_save: called once, just before the first of the folder's files is written.
         **settings: the fields of `Settings`: epochs, learning_rate, transport, seed, ...
 
     Returns:
         The record of the run.
 
     Raises:
-        BellaError: settings out of range, unusable data, a loss that the network has and bella has
-            not, or training that left the finite numbers: the particles are then as in the best
-            epoch before, and so in ``folder``, or as at the start if there was none.
+        BellaError: settings out of range, unusable data, a folder that holds another run (which is
+            then as it was), a loss that the network has and bella has not, or training that left
+            the finite numbers: the particles are then as in the best epoch before, and so in
+            ``folder``, or as at the start if there was none.
     """
     chosen = checked(Settings, settings)
     with own_randomness(), progress_bar(progress) as bar:
@@ -108,6 +119,8 @@ def fit(
             optimizer=optimizer,
             movers=movers,
             settings=chosen,
+            identity=identity,
+            before_save=before_save,
         )
         return run.execute(bar, resume=resume)
 
@@ -126,13 +139,16 @@ class Run:
         optimizer: MakeOptimizer | None,
         movers: Sequence[Mover],
         settings: Settings,
+        identity: Mapping[str, Any] | None = None,
+        before_save: Callable[[], None] | None = None,
     ):
         if int(os.environ.get("WORLD_SIZE", "1")) > 1:
             raise BellaError("bella.fit runs in one process: start it without a launcher.")
         self.settings = settings
         self.folder = folder
+        self.before_save = before_save
         self.posterior = posterior
-        self.device = place_of(posterior)
+        self.device = place_of(posterior, settings.device)
         posterior.to(self.device)
         self.precision = Precision(settings.precision, self.device)
         if settings.checkpoint:
@@ -189,6 +205,19 @@ class Run:
             kl_weight=self.kl_weight,
             gradients=self.gradients,
         )
+        self.identity: dict[str, Any] = {}
+        if folder is not None:
+            self.identity = identity_of(
+                posterior,
+                train=self.train,
+                validation=self.validation,
+                optimizer=self.optimizer,
+                settings=settings.model_dump(),
+                more=identity,
+            )
+        self.validated: dict[str, float] = {}  # of the last epoch, for the bar
+        self.resumed = False  # whether it goes on from a checkpoint
+        self.writes = False  # whether the folder is this run's by now
         self.log_every = max(1, self.steps // 60)
         self.trace: list[dict[str, float]] = []
         self.kept = Kept(posterior)
@@ -198,9 +227,7 @@ class Run:
     def execute(self, bar: Progress, *, resume: bool) -> Record:
         """All epochs; returns the record."""
         record = Record(self.settings.model_dump(), folder=self.folder)
-        if not resume and self.folder is not None:
-            forget(self.folder)
-        first = self.load_checkpoint(record)
+        first = self.load_checkpoint(record) if resume else 0
         if first:
             warn_of_generators(self.train)
         begun = time.perf_counter() - record.seconds
@@ -216,7 +243,8 @@ class Run:
                 figures = self.run_epoch(epoch, bar, task)
                 check_particles(self.posterior, f"in epoch {epoch + 1}")
                 if self.validation is not None:
-                    figures |= self.validate()
+                    self.validated = self.validate()
+                    figures |= self.validated
             except DivergedError as error:
                 raise self.given_up(error, record) from error
             self.keep(epoch, figures)
@@ -225,6 +253,7 @@ class Run:
             record.particles_per_pass = self.gradients.at_once
             record.seconds = time.perf_counter() - begun
             self.save_checkpoint(epoch + 1, record)
+            bar.update(task, description=describe(figures, self.settings.epochs))
         bar.remove_task(task)
         self.kept.restore()
         record.seconds = time.perf_counter() - begun
@@ -236,6 +265,7 @@ class Run:
         record.best_epoch = self.kept.best_epoch or len(record.history)
         self.posterior.eval()
         if self.folder is not None:
+            self.begin_writing()
             self.posterior.save(self.folder)
             record.write()
 
@@ -302,7 +332,8 @@ class Run:
                 self.trace.append(
                     {"step": self.step.number, "loss": mean, "distance": self.move.distance()}
                 )
-                bar.update(task, description=f"epoch {epoch + 1}/{settings.epochs} loss {mean:.3f}")
+                said = {"epoch": epoch + 1, "loss": mean} | self.validated
+                bar.update(task, description=describe(said, settings.epochs))
         if not count:
             raise BellaError(
                 f"Nothing in the training data counts: all labels are {IGNORED}; check collate_fn."
@@ -391,19 +422,34 @@ class Run:
 
     # ------------------------------------------------------------ stopping and going on
 
+    def begin_writing(self) -> None:
+        """Before the first file of this run: take away what another one left."""
+        if self.writes or self.folder is None:
+            return
+        if not self.resumed:
+            forget(self.folder)
+        if self.before_save is not None:
+            self.before_save()
+        self.writes = True
+
     def save_checkpoint(self, epoch: int, record: Record) -> None:
-        """Keep what the next epoch depends on."""
+        """Keep what the next epoch depends on, and particles that can be used if there is none."""
         if self.folder is None:
             return
+        self.begin_writing()
+        if self.kept.best_epoch in (None, epoch):
+            self.posterior.save(self.folder)
         scaler = self.precision.scaler
         state = {
-            "settings": self.settings.model_dump(),
+            "identity": self.identity,
+            "finished": epoch == self.settings.epochs or self.should_stop(epoch),
             "epoch": epoch,
             "step": self.step.number,
             "own": {name: v.detach() for name, v in own_tensors(self.posterior).items()},
             "optimizer": self.optimizer.state_dict(),
             "schedule": self.schedule.state_dict(),
             "scaler": scaler.state_dict() if scaler is not None else {},
+            "passes": self.posterior.passes.state(),
             "move": self.move.state_dict(),
             "movers": [mover.state_dict() for mover in self.movers],
             "particles_per_pass": self.gradients.at_once,
@@ -420,10 +466,10 @@ class Run:
         """Continue from the folder's checkpoint, if it has one; returns the first epoch to run."""
         if self.folder is None:
             return 0
-        asked, device = self.settings.model_dump(), self.device
-        state = read_checkpoint(self.folder, asked, device)
+        state = read_checkpoint(self.folder, self.identity, self.device)
         if state is None:
             return 0
+        self.resumed = True
         own = own_tensors(self.posterior)
         if own.keys() != state["own"].keys() or any(
             own[name].shape != state["own"][name].shape for name in own
@@ -435,8 +481,17 @@ class Run:
             value.copy_(state["own"][name])
         self.optimizer.load_state_dict(state["optimizer"])
         self.schedule.load_state_dict(state["schedule"])
+        if state["identity"]["settings"]["epochs"] != self.settings.epochs:
+            # The schedule of more epochs is elsewhere after as many steps.
+            for group, rate in zip(
+                self.optimizer.param_groups, self.schedule.base_lrs, strict=True
+            ):
+                group["lr"] = rate * learning_rate_factor(
+                    state["step"], self.steps, self.settings.warmup
+                )
         if self.precision.scaler is not None:
             self.precision.scaler.load_state_dict(state["scaler"])
+        self.posterior.passes.restore(state["passes"])
         self.move.load_state_dict(state["move"])
         for mover, known in zip(self.movers, state["movers"], strict=True):
             mover.load_state_dict(known)
@@ -448,8 +503,11 @@ class Run:
         return state["epoch"]
 
 
-def place_of(posterior: Posterior) -> torch.device:
-    """Where training runs: where CUDA is available there, else where the posterior is."""
+def place_of(posterior: Posterior, wanted: str | None = None) -> torch.device:
+    """Where training runs: on the device that is wanted, else where CUDA is available there, else
+    where the posterior is."""
+    if wanted is not None:
+        return device_named(wanted)
     device = next(posterior.parameters()).device
     if torch.cuda.is_available() and device.type != "cuda":
         return torch.device("cuda", torch.cuda.current_device())
@@ -460,3 +518,11 @@ def examples_of(batch: Any) -> Any:
     """The inputs of a batch; of a stream what differs between examples, not its placeholders."""
     args, kwargs, _ = split(batch)
     return args[0].carried() if args and isinstance(args[0], Stream) else (args, kwargs)
+
+
+def describe(figures: Mapping[str, float], epochs: int) -> str:
+    """An epoch in the words of a bar."""
+    text = f"epoch {figures['epoch']}/{epochs} loss {figures['loss']:.3f}"
+    if "validation_nll" in figures:
+        text += f" validation NLL {figures['validation_nll']:.3f}"
+    return text

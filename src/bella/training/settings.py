@@ -52,6 +52,7 @@ class Settings(BaseModel):
         kl_weight: factor on the KL divergence of stochastic posteriors, over N beside the mean over
             particles of the negative log-likelihood (docs/methods.md).
         kl_warmup: epochs over which that factor rises from 0.
+        device: where it runs, such as ``cpu`` or ``cuda``; the GPU if there is one.
         seed: decides every random number of the run.
     """
 
@@ -80,6 +81,7 @@ class Settings(BaseModel):
     coupling_warmup: float = Field(0.1, ge=0, le=1)
     kl_weight: float = Field(1.0, ge=0, allow_inf_nan=False)
     kl_warmup: int = Field(0, ge=0)
+    device: str | None = None
     seed: int = Field(0, ge=0)
 
 

@@ -1,19 +1,13 @@
-"""Posteriors over the layers' own weights.
-
-Of a pre-trained network they convert the layers that low-rank particles adapt, and the head; what
-comes before is frozen and shared. A network that is trained from scratch is converted as a whole.
-"""
+"""Posteriors over the layers' own weights, as `bella.recipes` converts them."""
 
 from __future__ import annotations
 
-from abc import abstractmethod
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
-
-from torch import nn
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
 
 from bella.experiments.methods.trained import Trained
 from bella.posterior import Posterior
+from bella.recipes import KINDS, make
 
 if TYPE_CHECKING:
     from bella.experiments.bench import Bench
@@ -21,7 +15,13 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class Converted(Trained):
-    """A constructor that replaces layers of the network."""
+    """A recipe that replaces layers of the network.
+
+    Attributes:
+        recipe: its name in `bella.recipes.KINDS`.
+    """
+
+    recipe: str
 
     @property
     def from_scratch(self) -> bool:
@@ -31,21 +31,7 @@ class Converted(Trained):
     def posterior(self, bench: Bench, seed: int) -> Posterior:
         """Everything frozen but what the converted layers hold, or nothing frozen."""
         opened = bench.task.open(seed)
-        network, options = opened.network, dict(self.build) | {"seed": seed}
-        if not bench.task.pretrained:
-            return self.convert(network, pretrained=False, heads=(), **options)
-        network.requires_grad_(False)
-        bench.start_heads({name: p.unsqueeze(0) for name, p in network.named_parameters()}, seed)
-        heads = opened.defaults.modules_to_save
-        options["target_modules"] = (*opened.defaults.target_modules, *heads)
-        options["shared_prefix"] = bench.entrance
-        posterior = self.convert(network, pretrained=True, heads=heads, **options)
-        for layer in posterior.layers().values():
-            layer.requires_grad_(True)
-        return posterior
-
-    @abstractmethod
-    def convert(
-        self, network: nn.Module, *, pretrained: bool, heads: tuple[str, ...], **options: Any
-    ) -> Posterior:
-        """The constructor."""
+        plan = bench.plan(KINDS[self.recipe], self.particles, seed, self.build, opened)
+        if bench.task.pretrained:
+            plan = replace(plan, shared_prefix=bench.entrance)
+        return make(self.recipe, opened.network, plan)

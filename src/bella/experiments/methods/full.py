@@ -5,15 +5,14 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-import bella
 from bella.experiments.methods.trained import Trained, moved
-from bella.experiments.probe import stacked
 from bella.posterior import Posterior
+from bella.recipes import KINDS, make
 
 if TYPE_CHECKING:
     from bella.experiments.bench import Bench
 
-RATE = {"learning_rate": 3e-5}  # on validation, among 3e-5 and 1e-4: all weights move
+RATE = {"learning_rate": KINDS["full"].settings["learning_rate"]}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,11 +28,9 @@ class Full(Trained):
 
     def posterior(self, bench: Bench, seed: int) -> Posterior:
         """Copies that differ in their heads at first, or, from scratch, in everything."""
-        network = bench.task.open(seed).network
-        anew = () if bench.task.pretrained else (".*",)
-        posterior = bella.full(network, self.particles, reset=anew, seed=seed, **self.build)
-        bench.start_heads(stacked(posterior), seed)
-        return posterior
+        opened = bench.task.open(seed)
+        plan = bench.plan(KINDS["full"], self.particles, seed, self.build, opened)
+        return make("full", opened.network, plan)
 
 
 def _row(name: str, title: str, particles: int, transport: str) -> Full:

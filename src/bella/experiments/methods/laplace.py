@@ -6,13 +6,14 @@ import math
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 import torch
 
 import bella
 from bella.evaluation.cost import PeakMemory, cost
 from bella.experiments.methods.base import Costs, Derived, Outputs
+from bella.recipes import KINDS, finish_laplace
 
 if TYPE_CHECKING:
     from bella.experiments.bench import Bench
@@ -24,12 +25,9 @@ class VBL(Derived):
 
     Attributes:
         draws: of the logits, for each prediction.
-        prior_precision: how τ is chosen. The marginal likelihood takes the factors for draws of
-            the prior, and A, which starts wide, asks for one so wide that nothing is certain.
     """
 
-    draws: int = 20
-    prior_precision: Literal["marginal_likelihood", "validation"] = "validation"
+    draws: int = KINDS["laplace"].draws
 
     def run(self, bench: Bench, seed: int, place: Path) -> tuple[Outputs, Costs]:
         """One more pass over the training data."""
@@ -41,12 +39,7 @@ class VBL(Derived):
         with PeakMemory() as peak, torch.random.fork_rng():
             torch.manual_seed(seed)
             trained = bella.load(base / "posterior", bench.task.open(seed).network)
-            posterior = bella.laplace(
-                trained,
-                train,
-                prior_precision=self.prior_precision,
-                validation=validation,
-            )
+            posterior = finish_laplace(trained, train, validation)
         seconds = time.perf_counter() - begun
         posterior.save(place / "posterior")
         with torch.random.fork_rng():

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-import bella
 from bella.experiments.methods.trained import Trained, moved
-from bella.experiments.probe import stacked
 from bella.posterior import Posterior
+from bella.recipes import BELLA, KINDS, make
 
 if TYPE_CHECKING:
     from bella.experiments.bench import Bench
@@ -30,20 +29,10 @@ class LowRank(Trained):
     def posterior(self, bench: Bench, seed: int) -> Posterior:
         """Particles of the task's rank."""
         opened = bench.task.open(seed)
-        posterior = bella.low_rank(
-            opened.network,
-            self.particles,
-            bench.task.rank,
-            opened.defaults.target_modules,
-            modules_to_save=opened.defaults.modules_to_save,
-            seed=seed,
-            **(dict(bench.task.build) | dict(self.build)),
-        )
-        heads = stacked(posterior)
-        if bench.start_heads(heads, seed) and bench.task.frozen_heads:
-            for head in heads.values():
-                head.requires_grad_(False)
-        return posterior
+        options = {"rank": bench.task.rank} | dict(bench.task.build) | dict(self.build)
+        plan = bench.plan(KINDS["low-rank"], self.particles, seed, options, opened)
+        frozen = bool(bench.task.frozen_heads and plan.probes)
+        return make("low-rank", opened.network, replace(plan, frozen_heads=frozen))
 
 
 ROWS = (
@@ -51,13 +40,7 @@ ROWS = (
     LowRank(
         name="lora-ensemble", title="low-rank ensemble", particles=5, settings=moved("ensemble")
     ),
-    # The strongest repulsion that costs no validation NLL (docs/results.md).
-    LowRank(
-        name="bella",
-        title="Bella (repulsive)",
-        particles=5,
-        settings=moved("repulsive", temperature=1000.0),
-    ),
+    LowRank(name="bella", title="Bella (repulsive)", particles=5, settings=BELLA),
     LowRank(name="bella-svgd", title="Bella (svgd)", particles=5, settings=moved("svgd")),
     LowRank(
         name="bella-function", title="Bella (function)", particles=5, settings=moved("function")

@@ -6,39 +6,26 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from torch import nn
-
-import bella
 from bella.experiments.methods.base import Costs
 from bella.experiments.methods.converted import Converted
 from bella.experiments.methods.trained import moved
 from bella.posterior import Posterior
 from bella.posteriors.sparse.flops import flops
 from bella.posteriors.sparse.posterior import SparsePosterior
-from bella.posteriors.sparse.topology import Topology
-
-CHANGES = 20
-"""How often the active set moves in a training."""
+from bella.recipes import CHANGES, KINDS, train_ssvi
 
 
 @dataclass(frozen=True, kw_only=True)
 class Sparse(Converted):
     """`bella.sparse_subspace`, from the largest of the network's own weights."""
 
-    def convert(
-        self, network: nn.Module, *, pretrained: bool, heads: tuple[str, ...], **options: Any
-    ) -> Posterior:
-        """Sparse layers; a pre-trained network's head, which is small, keeps all its weights."""
-        if pretrained:
-            options |= {"start": "network", "dense_modules": heads}
-        return bella.sparse_subspace(network, **options)
+    recipe: str = "ssvi"
 
     def options(
         self, posterior: Posterior, steps: int, settings: Mapping[str, Any]
     ) -> dict[str, Any]:
-        """What moves its active set."""
-        assert isinstance(posterior, SparsePosterior)
-        return {"movers": [Topology(posterior, steps, interval=max(1, steps // CHANGES))]}
+        """The topology, and an optimiser whose state follows it."""
+        return train_ssvi(posterior, steps, settings)
 
     def count(self, posterior: Posterior, inputs: Any, steps: int) -> Costs:
         """Operations of training beside dense mean-field VI's."""
@@ -55,11 +42,11 @@ def _row(name: str, title: str, density: float) -> Sparse:
     return Sparse(
         name=name,
         title=title,
-        build={"density": density, "prior_std": 0.1},
-        draws=5,
+        build={"density": density},
+        draws=KINDS["ssvi"].draws,
         # The paper's weight on the divergence, which rises over the first half.
         settings=moved("ensemble") | {"kl_weight": 0.01},
-        fine_tuning={"learning_rate": 3e-3},  # on validation, among 3e-4, 1e-3 and 3e-3
+        fine_tuning={"learning_rate": KINDS["ssvi"].settings["learning_rate"]},
     )
 
 

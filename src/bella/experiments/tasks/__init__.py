@@ -9,9 +9,9 @@ from bella.experiments.tasks.elpv import elpv_task
 from bella.experiments.tasks.fashion_mnist import fashion_task
 from bella.experiments.tasks.folder import folder_task
 from bella.experiments.tasks.from_scratch import fashion_mlp_task, fashion_resnet_task
-from bella.experiments.tasks.task import Place, Task
+from bella.experiments.tasks.task import Gallery, Place, Task, Words
 
-__all__ = ["TASKS", "Place", "Task", "folder_task", "task_named"]
+__all__ = ["TASKS", "Gallery", "Place", "Task", "Words", "folder_task", "task_named"]
 
 TASKS: dict[str, Callable[[], Task]] = {
     "elpv": elpv_task,

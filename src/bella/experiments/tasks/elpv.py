@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from bella.data.split import stratified_split
-from bella.experiments.tasks.task import Place, Task, at_most, opener, whole
+from bella.experiments.tasks.task import Gallery, Place, Task, Words, at_most, opener, whole
+from bella.prediction.predictive import Predictive
 
 
 def elpv_task(shift_limit: int = 400) -> Task:
@@ -40,4 +42,29 @@ def elpv_task(shift_limit: int = 400) -> Task:
         {"epochs": 3, "learning_rate": 1e-3},
         {"gain": 10.0},
         frozen_heads=True,
+        words=Words(
+            examples="cells",
+            noticing={"doubt": "finding cells that experts doubted"},
+            unscored=("doubt",),
+            galleries=(
+                Gallery(
+                    "The same among the cells that experts doubted",
+                    "doubt",
+                    lambda cells: [f"defect {p:.2f}" for p in cells.probability],
+                ),
+            ),
+            groups=groups_of_cells,
+        ),
     )
+
+
+def groups_of_cells(task: Task, predictive: Mapping[str, Predictive]) -> dict[str, Predictive]:
+    """Cells by what the experts said of them, and those of the other kind."""
+    found = {}
+    for part, values in (("test", (0.0, 1.0)), ("doubt", (1 / 3, 2 / 3))):
+        cells: Any = task.part(part, 0)
+        for value in values:
+            rows = [i for i, p in enumerate(cells.probability) if abs(p - value) < 0.1]
+            shown = f"{value:.0f}" if part == "test" else f"{round(3 * value)}/3"
+            found[f"mono, defect {shown}"] = Predictive(predictive[part].logits[:, rows])
+    return found | {"poly": predictive["poly"]}

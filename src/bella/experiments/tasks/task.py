@@ -8,9 +8,47 @@ from typing import Any
 
 from bella.data.labelled import LabelledImages
 from bella.models import Opened, open_network
+from bella.prediction.predictive import Predictive
 
 Place = tuple[str, list[int]]
 """A pool of images and positions in it."""
+
+
+@dataclass(frozen=True)
+class Gallery:
+    """A picture of a part's most and least certain images.
+
+    Attributes:
+        title: of the picture.
+        part: name of the part.
+        labels: what is known of each of its images, in words.
+    """
+
+    title: str
+    part: str
+    labels: Callable[[Any], list[str]]
+
+
+@dataclass(frozen=True)
+class Words:
+    """How a report speaks of a task.
+
+    Attributes:
+        examples: what its images show, in the plural.
+        noticing: for a shifted part by the name of its figures, what it is to notice it;
+            "noticing the shift" of a part ``shift`` where nothing is said.
+        unscored: shifted parts whose labels are themselves in doubt: what is right there is not
+            counted.
+        galleries: pictures beside that of the test images.
+        groups: from the predictives of all parts to those that the picture of uncertainties
+            compares; all parts but the validation one where it is missing.
+    """
+
+    examples: str = "images"
+    noticing: Mapping[str, str] = field(default_factory=dict)
+    unscored: tuple[str, ...] = ()
+    galleries: tuple[Gallery, ...] = ()
+    groups: Callable[[Task, Mapping[str, Predictive]], dict[str, Predictive]] | None = None
 
 
 @dataclass(frozen=True)
@@ -30,6 +68,7 @@ class Task:
         frozen_heads: whether the heads of low-rank particles stay the probes that they start as:
             each has seen a resample of its own, and training on the same data brings them together.
         pretrained: whether the network is; otherwise all methods train it from scratch.
+        words: how a report speaks of it.
     """
 
     name: str
@@ -43,6 +82,7 @@ class Task:
     rank: int = 4
     frozen_heads: bool = False
     pretrained: bool = True
+    words: Words = field(default_factory=Words)
 
     @property
     def classes(self) -> tuple[str, ...]:

@@ -210,6 +210,11 @@ def low_rank(
         "alpha": alpha,
         "rslora": rslora,
         "modules_to_save": targets.as_list(modules_to_save),
+        "init": init,
+        "gain": gain,
+        "b_std": b_std,
+        "head_init": head_init,
+        "seed": seed,
     }
     return LowRankPosterior(
         network, axis, settings, shared_prefix=shared_prefix, folding=folding, batch_axes=batch_axes

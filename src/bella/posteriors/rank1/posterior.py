@@ -182,10 +182,13 @@ def rank1(
         "components": components,
         "posterior": posterior,
         "target_modules": targets.as_list(target_modules),
+        "random_sign_init": random_sign_init,
+        "dropout_rate": dropout_rate,
         "prior_mean": prior_mean,
         "prior_std": prior_std,
         "kl_reduction": kl_reduction,
         "batch_norm": batch_norm,
+        "seed": seed,
     }
     return Rank1Posterior(
         network, axis, settings, shared_prefix=shared_prefix, folding=folding, batch_axes=batch_axes

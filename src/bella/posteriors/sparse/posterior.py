@@ -205,7 +205,11 @@ def sparse_subspace(
         "exponent": exponent,
         "target_modules": targets.as_list(target_modules),
         "dense_modules": targets.as_list(dense_modules),
+        "start": start,
+        "mean_std": mean_std,
+        "scale": list(scale),
         "prior_std": prior_std,
+        "seed": seed,
     }
     return SparsePosterior(
         network, axis, settings, shared_prefix=shared_prefix, folding=folding, batch_axes=batch_axes

@@ -11,11 +11,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
+from rich.progress import Progress
+from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from bella.errors import BellaError, require
-from bella.inputs import split
+from bella.inputs import split, to
 from bella.particles.layer import Dense
 from bella.posterior import Posterior
 from bella.prediction.predictive import Predictive
@@ -81,14 +82,28 @@ def choose_strength(train: Features, validation: Features) -> float:
 
 def bootstrap(train: Features, strength: float, count: int, seed: int) -> list[Probe]:
     """Probes on ``count`` resamples of the training data: they differ where the data leave it
-    open, and so start the heads of several particles apart (Efron 1979; Breiman 1996)."""
+    open, and so start the heads of several particles apart (Efron 1979; Breiman 1996).
+
+    A resample that has lost a class, as those of a few examples do, is drawn again.
+    """
     generator = torch.Generator().manual_seed(seed)
-    size = len(train[1])
-    probes = []
-    for _ in range(count):
+    labels = train[1]
+    size, classes = len(labels), len(labels.unique())
+    probes: list[Probe] = []
+    while len(probes) < count:
         drawn = torch.randint(size, (size,), generator=generator)
-        probes.append(fit_probe(train, strength, torch.bincount(drawn, minlength=size)))
+        if len(labels[drawn].unique()) == classes:
+            probes.append(fit_probe(train, strength, torch.bincount(drawn, minlength=size)))
     return probes
+
+
+def probes_for(train: Features, validation: Features, count: int, seed: int) -> list[Probe]:
+    """One probe of the training data, or several on resamples of them, of the strength that suits
+    the validation data."""
+    strength = choose_strength(train, validation)
+    if count == 1:
+        return [fit_probe(train, strength)]
+    return bootstrap(train, strength, count, seed)
 
 
 def stacked(posterior: Posterior) -> dict[str, Tensor]:
@@ -113,6 +128,39 @@ def start_heads(parameters: Mapping[str, Tensor], head: str, probes: Sequence[Pr
         raise BellaError("Probes can start only a linear head that reads the probed features.")
     weight.copy_(torch.stack([probe.weight for probe in probes]))
     bias.copy_(torch.stack([probe.bias for probe in probes]))
+
+
+@torch.no_grad()
+def features_of(
+    network: nn.Module, head: str, loader: DataLoader, progress: Progress | None = None
+) -> Features:
+    """What arrives at the head of a plain network, with the labels, on the CPU.
+
+    Args:
+        network: in the mode that it is to be read in.
+        head: name of the module whose input is wanted; one pass calls it once.
+        loader: of (inputs, labels).
+        progress: a display to show a bar in.
+    """
+    device = next(network.parameters()).device
+    arrived: list[Tensor] = []
+    handle = network.get_submodule(head).register_forward_pre_hook(
+        lambda module, args: arrived.append(args[0].flatten(1).cpu())
+    )
+    labels = []
+    task = progress.add_task("features for the heads", total=len(loader)) if progress else None
+    try:
+        for batch in loader:
+            args, kwargs, y = split(batch)
+            network(*to(args, device), **to(kwargs, device))
+            labels.append(y.cpu())
+            if progress and task is not None:
+                progress.advance(task)
+    finally:
+        handle.remove()
+        if progress and task is not None:
+            progress.remove_task(task)
+    return torch.cat(arrived), torch.cat(labels)
 
 
 @torch.no_grad()

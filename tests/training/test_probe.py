@@ -8,13 +8,15 @@ import pytest
 import torch
 from helpers import adapted, changes, mlp
 from sklearn.linear_model import LogisticRegression
+from torch.utils.data import DataLoader, TensorDataset
 
 import bella
 from bella.evaluation.similarity import weight_similarity
-from bella.experiments.probe import (
+from bella.training.probe import (
     STRENGTHS,
     bootstrap,
     choose_strength,
+    features_of,
     fit_probe,
     stacked,
     start_heads,
@@ -66,6 +68,23 @@ def test_resampled_probes_differ_and_repeat_with_their_seed():
     assert torch.equal(first[1].weight, again[1].weight)
     assert not torch.allclose(first[0].weight, first[1].weight)
     assert not torch.allclose(first[0].weight, other[0].weight)
+
+
+def test_a_resample_that_lost_a_class_is_drawn_again():
+    x = torch.randn(12, 6, generator=torch.Generator().manual_seed(0))
+    y = torch.tensor([0] * 10 + [1, 2])  # most resamples lack a class
+    found = bootstrap((x, y), 0.1, 8, 0)
+    assert len(found) == 8
+    assert all(probe.weight.shape == (3, 6) for probe in found)
+
+
+def test_features_are_what_arrives_at_the_head():
+    network = mlp(dtype=torch.float32)
+    x, y = torch.randn(7, network[0].in_features), torch.arange(7) % 3
+    found, labels = features_of(network, "2", DataLoader(TensorDataset(x, y), batch_size=3))
+    torch.testing.assert_close(found, network[1](network[0](x)).detach())
+    assert torch.equal(labels, y)
+    assert not network[2]._forward_pre_hooks
 
 
 def test_probes_start_the_heads_of_particles():

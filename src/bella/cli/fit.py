@@ -1,0 +1,191 @@
+"""``bella fit``: a posterior on a user's own images."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from bella.cli.common import (
+    Json,
+    Quiet,
+    given,
+    hush,
+    parse_options,
+    print_figures,
+    print_json,
+    stopping,
+)
+
+
+def fit(
+    out: Annotated[Path, typer.Option(help="Run folder to write.")] = Path("runs/fit"),
+    data: Annotated[
+        str | None, typer.Option(help="Folder with one sub-folder a class, or CSV of path,label.")
+    ] = None,
+    config: Annotated[Path | None, typer.Option(help="YAML of settings; flags go first.")] = None,
+    network: Annotated[
+        str | None,
+        typer.Option(
+            help="efficientnet-lite0, hf:NAME or timm:NAME.", show_default="efficientnet-lite0"
+        ),
+    ] = None,
+    image_size: Annotated[
+        int | None, typer.Option(help="Pixels.", show_default="the network's")
+    ] = None,
+    method: Annotated[
+        str | None,
+        typer.Option(help="low-rank, rank1, ssvi, full or laplace.", show_default="low-rank"),
+    ] = None,
+    particles: Annotated[
+        int | None,
+        typer.Option(help="How many.", show_default="5; rank1 4; ssvi and laplace 1"),
+    ] = None,
+    rank: Annotated[
+        int | None, typer.Option(help="Of each low-rank change.", show_default="4")
+    ] = None,
+    alpha: Annotated[
+        float | None,
+        typer.Option(help="The change is (alpha / rank) B A.", show_default="the rank"),
+    ] = None,
+    target_modules: Annotated[
+        str | None,
+        typer.Option(
+            help="Layers to adapt: names, suffixes or regexes, comma between.",
+            show_default="the network's",
+        ),
+    ] = None,
+    heads: Annotated[
+        str | None,
+        typer.Option(
+            help="Heads start as a probe and train, stay so (frozen), are a copy of the network's, "
+            "or reset.",
+            show_default="probe",
+        ),
+    ] = None,
+    option: Annotated[
+        list[str] | None,
+        typer.Option(help="Further NAME=VALUE of the method, such as density=0.05; repeatable."),
+    ] = None,
+    transport: Annotated[
+        str | None,
+        typer.Option(
+            help="ensemble, repulsive, svgd or function.",
+            show_default="repulsive; ensemble of other methods than low-rank",
+        ),
+    ] = None,
+    temperature: Annotated[
+        float | None,
+        typer.Option(
+            help="Of the posterior; 1 is Bayes.", show_default="1000 of repulsive low-rank, else 1"
+        ),
+    ] = None,
+    epochs: Annotated[
+        int | None, typer.Option(help="Passes over the data.", show_default="5")
+    ] = None,
+    batch_size: Annotated[
+        int | None, typer.Option(help="Images a step.", show_default="32")
+    ] = None,
+    learning_rate: Annotated[
+        float | None,
+        typer.Option(help="At its peak.", show_default="0.001; rank1 1e-4; ssvi 3e-3; full 3e-5"),
+    ] = None,
+    patience: Annotated[
+        int | None,
+        typer.Option(
+            help="Stop after so many epochs without a better validation NLL.",
+            show_default="no early stop",
+        ),
+    ] = None,
+    precision: Annotated[
+        str | None,
+        typer.Option(help="no (as the parameters are), bf16 or fp16.", show_default="no"),
+    ] = None,
+    device: Annotated[
+        str | None,
+        typer.Option(
+            help="Where to run: cpu, cuda, cuda:1, ...", show_default="the GPU if there is one"
+        ),
+    ] = None,
+    workers: Annotated[
+        int | None, typer.Option(help="Processes that read images.", show_default="0")
+    ] = None,
+    seed: Annotated[
+        int | None, typer.Option(help="Decides every random number.", show_default="0")
+    ] = None,
+    fresh: Annotated[bool, typer.Option("--fresh", help="Begin anew in a used folder.")] = False,
+    json: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """Train a posterior on your own images; run it again to continue an interrupted run."""
+    hush(quiet)
+    from bella.runs import read_config, train
+
+    flags: dict[str, Any] = given(
+        data=data,
+        network=network,
+        image_size=image_size,
+        method=method,
+        particles=particles,
+        rank=rank,
+        alpha=alpha,
+        target_modules=target_modules.split(",") if target_modules else None,
+        head_init=heads,
+        options=parse_options(option),
+        transport=transport,
+        transport_options=None if temperature is None else {"temperature": temperature},
+        epochs=epochs,
+        batch_size=batch_size,
+        learning_rate=learning_rate,
+        patience=patience,
+        precision=precision,
+        device=device,
+        workers=workers,
+        seed=seed,
+    )
+    shown = not (json or quiet)
+    asked = read_config(config, flags)
+    before = _epochs_done(out)
+    with stopping(lambda: stopped(out, before, fresh)):
+        found = train(asked, out, resume=not fresh, progress=shown, tell=tell if shown else None)
+    if json:
+        print_json(found)
+    else:
+        print_figures(found, "test images")
+        print(f"The run is in {out}")
+
+
+def tell(found: Any) -> None:
+    """Print what a training begins with."""
+    for line in found.lines():
+        print(line, file=sys.stderr)
+    for warning in found.warnings():
+        print(f"Note: {warning}", file=sys.stderr)
+
+
+def stopped(out: Path, before: tuple[int, float], fresh: bool) -> str:
+    """What a person reads who stopped a training: what is there, and how to go on."""
+    now = _epochs_done(out)
+    if not now[0] or (fresh and now == before):
+        left = f"{out} is as it was" if now[0] else f"nothing was written to {out}"
+        return f"stopped before the first epoch was done: {left}, and the same command begins anew."
+    command = "the same command without --fresh" if fresh else "the same command"
+    epochs = "1 epoch" if now[0] == 1 else f"{now[0]} epochs"
+    return (
+        f"stopped after {epochs}: {command} continues a run, and `bella predict {out} IMAGES` and "
+        f"`bella evaluate {out} --data FOLDER` work with what it has reached."
+    )
+
+
+def _epochs_done(out: Path) -> tuple[int, float]:
+    """How many epochs a folder's record has, and when it was written."""
+    from bella.errors import BellaError
+    from bella.files import read_json
+
+    try:
+        record = read_json(out / "run.json")
+        return len(record["history"]), (out / "run.json").stat().st_mtime
+    except (BellaError, OSError, KeyError, TypeError):
+        return 0, 0.0

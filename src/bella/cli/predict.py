@@ -1,0 +1,51 @@
+"""``bella predict``: what the particles say of images."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from bella.cli.common import Device, Json, Quiet, Run, Workers, hush, print_json
+
+SHOWN = ("image", "class", "probability", "entropy", "mutual_information", "rank")
+"""Columns that a terminal has room for; the file has each class's probability as well."""
+
+
+def predict(
+    run: Run,
+    images: Annotated[
+        list[Path], typer.Argument(help="Image files and folders.", show_default=False)
+    ],
+    out: Annotated[Path, typer.Option(help="CSV to write.")] = Path("predictions.csv"),
+    device: Device = None,
+    workers: Workers = 0,
+    json: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """Class, probabilities, entropy, mutual information and rank by uncertainty of each image."""
+    hush(quiet)
+    from bella.console import progress_bar
+    from bella.runs import open_run
+
+    with progress_bar(not (json or quiet)) as bar:
+        predictions = open_run(run, device=device, workers=workers).predict(images, bar)
+    predictions.write(out)
+    if json:
+        print_json(predictions.rows())
+        return
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    rows = sorted(predictions.rows(), key=lambda row: row["rank"])
+    table = Table(title=f"least certain of {len(rows)} images")
+    for name in SHOWN:
+        table.add_column(name.replace("_", " "), overflow="fold")
+    for row in rows[:10]:
+        values = [row[name] for name in SHOWN]
+        # Text, because a name may look like rich's markup.
+        table.add_row(*(Text(f"{v:.4f}" if isinstance(v, float) else str(v)) for v in values))
+    Console().print(table)
+    print(f"All are in {out}")

@@ -1,0 +1,182 @@
+"""The page of a comparison: table, words, pictures, and what stopping early saves."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from bella.data.labelled import LabelledImages
+from bella.experiments.bench import read_outputs
+from bella.experiments.methods import DEMO, METHODS
+from bella.experiments.methods.low_rank import LowRank
+from bella.experiments.tasks.task import Task
+from bella.files import read_json, write_whole
+from bella.prediction.early_stop import early_stop_rows
+from bella.prediction.predictive import Predictive
+from bella.report import pictures
+from bella.report.tables import early_stop_markdown, is_single, markdown_table
+from bella.report.verdict import verdict
+
+Results = Mapping[str, Any]
+
+TOLD = "bella"
+"""The method whose uncertainties the pictures show, where it was compared."""
+
+LINES = len(pictures.COLOURS)
+"""Methods that one picture has colours for."""
+
+
+def write_page(task: Task, results: Results, folder: str | Path) -> Path:
+    """Write ``report.md`` and its pictures beside ``results.json``; returns its path.
+
+    Args:
+        task: what was compared on.
+        results: of `compare`.
+        folder: of the comparison.
+    """
+    folder = Path(folder)
+    told = told_of(results)
+    text = page(task, results, draw(task, results, folder, told), folder, told)
+    write_whole(folder / "report.md", lambda path: path.write_text(text))
+    return folder / "report.md"
+
+
+def told_of(results: Results) -> str:
+    """The method whose uncertainties are shown: Bella, or the last one that can disagree."""
+    methods = results["methods"]
+    several = [name for name, method in methods.items() if not is_single(method)]
+    return TOLD if TOLD in methods else several[-1] if several else next(iter(methods))
+
+
+def compared_in_pictures(results: Results) -> list[str]:
+    """As many methods as a picture has colours for, those of the demo first."""
+    names = [name for name in DEMO if name in results["methods"]]
+    names += [name for name in results["methods"] if name not in names]
+    return names[-LINES:] if len(names) <= LINES else names[:LINES]
+
+
+def draw(task: Task, results: Results, folder: Path, told: str) -> dict[str, Path]:
+    """All pictures, from the predictions of seed 0."""
+    outputs = read_outputs(folder / "runs" / f"{told}-0")
+    predictive = {part: Predictive(logits) for part, (logits, _) in outputs.items()}
+    shown = _draw_images(task, folder, predictive)
+    groups = task.words.groups or _parts
+    shown["Uncertainty by group"] = pictures.densities(
+        folder / "densities.png",
+        groups(task, predictive),
+        f"{METHODS[told].title}: {task.title}",
+        task.words.examples,
+    )
+    names = compared_in_pictures(results)
+    colours = pictures.colours_of(METHODS[name].title for name in names)
+    shown["Reliability on the test set"] = pictures.reliability(
+        folder / "reliability.png",
+        {
+            METHODS[name].title: Predictive(read_outputs(folder / "runs" / f"{name}-0")["test"][0])
+            for name in names
+        },
+        outputs["test"][1],
+        colours,
+    )
+    traces = {
+        method.title: read_json(folder / "runs" / f"{name}-0" / "posterior" / "run.json")["trace"]
+        for name in names
+        if isinstance(method := METHODS[name], LowRank) and method.particles > 1
+    }
+    if traces:
+        shown["Distance of two particles"] = pictures.distances(
+            folder / "distances.png", traces, colours
+        )
+    return shown
+
+
+def _draw_images(task: Task, folder: Path, predictive: Mapping[str, Predictive]) -> dict[str, Path]:
+    """The most and the least certain images, where the data are images."""
+    if not all(isinstance(pool, LabelledImages) for pool in task.pools.values()):
+        return {}
+    test = task.part("test", 0)
+    labels = [task.classes[label] for label in test.labels]
+    title = f"The most and the least certain test {task.words.examples}"
+    shown = {
+        title: pictures.extremes(
+            folder / "extremes.png", test, predictive["test"], labels, task.classes
+        )
+    }
+    for gallery in task.words.galleries:
+        images = task.part(gallery.part, 0)
+        shown[gallery.title] = pictures.extremes(
+            folder / f"{gallery.part}.png",
+            images,
+            predictive[gallery.part],
+            gallery.labels(images),
+            task.classes,
+        )
+    return shown
+
+
+def _parts(task: Task, predictive: Mapping[str, Predictive]) -> dict[str, Predictive]:
+    return {part: predictive[part] for part in predictive if part != "validation"}
+
+
+def early_stop(results: Results, shifts: Mapping[str, str], folder: Path, told: str) -> str:
+    """What it saves to leave out particles where the first two agree, from seed 0.
+
+    Args:
+        results: of `compare`.
+        shifts: the task's.
+        folder: of the comparison.
+        told: the method.
+    """
+    outputs = read_outputs(folder / "runs" / f"{told}-0")
+    parts = {part: (Predictive(logits), labels) for part, (logits, labels) in outputs.items()}
+    shifted = {name: parts[part] for name, part in shifts.items()}
+    return early_stop_markdown(results, early_stop_rows(*parts["test"], ood=shifted))
+
+
+def took(results: Results) -> str:
+    """The wall time in words; nothing where parts were there already."""
+    return "" if results["seconds"] is None else f", {results['seconds']:.0f} s in all"
+
+
+def page(task: Task, results: Results, drawn: Mapping[str, Path], folder: Path, told: str) -> str:
+    """The page's text."""
+    parts, settings, low_rank = (
+        ", ".join(f"{name} {value}" for name, value in results[kind].items())
+        for kind in ("parts", "settings", "low_rank")
+    )
+    words = task.words
+    scores = ", ".join(["errors", *results["shifts"]])
+    lines = [
+        f"# {results['title']}",
+        "",
+        f"{results['seeds']} seed{'s'[: results['seeds'] != 1]}{took(results)}, on "
+        f"{results['versions']['machine']}. {words.examples.capitalize()}: {parts}."
+        + (f" Training: {settings}." if settings else "")
+        + (f" Low-rank changes: {low_rank}." if task.pretrained else ""),
+        "",
+        markdown_table(results),
+        "",
+        "`±` is the standard deviation over seeds."
+        + (" Linear heads start from probes." if task.pretrained else "")
+        + f" H: entropy, MI: mutual information, as a score for {scores} (AUROC; 0.5 is chance). "
+        "NLL in nats, Brier from 0 to 2.",
+        "",
+    ]
+    if said := verdict(results):
+        lines += ["## What was bought, and what was not", "", *(f"- {one}" for one in said), ""]
+    for title, path in drawn.items():
+        lines += [f"## {title}", "", f"![{title}]({path.name})", ""]
+    if len(read_outputs(folder / "runs" / f"{told}-0")["test"][0]) > 2:
+        lines += [
+            "## Stopping early",
+            "",
+            f"{METHODS[told].title}, seed 0: the first two particles run on all {words.examples}, "
+            "the others only where the mutual information of the two is not below the bound "
+            "(`bella.predict(..., stop=bound)`). First row: the figures of all particles; below: "
+            "what changes.",
+            "",
+            early_stop(results, task.shifts, folder, told),
+            "",
+        ]
+    return "\n".join(lines)

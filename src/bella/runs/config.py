@@ -1,0 +1,138 @@
+"""What a run is asked for: the settings of `bella.fit`, and what to train on what."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import Field
+
+from bella.errors import BellaError
+from bella.recipes import recipe_named
+from bella.training.settings import Settings, checked, read_yaml
+
+LOW_RANK = ("rank", "alpha", "gain")
+"""Fields that are options of `bella.low_rank` alone."""
+
+
+class RunConfig(Settings):
+    """What ``bella fit`` takes.
+
+    Where a field is not given, `complete` takes what the method's recipe says
+    (`bella.recipes.KINDS`): the learning rate of ``full``, say, or the transport of ``low-rank``.
+
+    Attributes:
+        data: folder with one sub-folder a class (or train, val and test with such), or a CSV of
+            path,label.
+        network: ``efficientnet-lite0``, ``hf:NAME`` or ``timm:NAME``.
+        image_size: pixels; the network's own by default.
+        method: the kind of posterior, a name of `bella.recipes.KINDS`.
+        particles: how many; the method's habit by default (5 of ``low-rank``).
+        rank: of each low-rank change.
+        alpha: see `bella.low_rank`.
+        target_modules: layers to adapt; the network's defaults if not given.
+        modules_to_save: heads; the network's default if not given.
+        gain: factor on the start of A.
+        head_init: ``probe`` starts heads as linear probes of the frozen features, on a resample for
+            each particle, and trains them (as in every comparison); ``frozen`` leaves them so;
+            ``copy`` takes the network's; ``reset`` starts them anew by their own
+            ``reset_parameters``. A head that is not one Linear cannot be a probe and starts as a
+            copy.
+        options: further arguments of the method's constructor, such as ``density`` of ``ssvi``.
+        workers: processes that read images; 0 reads them in this one.
+    """
+
+    data: str
+    network: str = "efficientnet-lite0"
+    image_size: int | None = Field(None, ge=1)
+    method: str = "low-rank"
+    particles: int | None = Field(None, ge=1)
+    rank: int = Field(4, ge=1)
+    alpha: float | None = None
+    target_modules: list[str] | None = None
+    modules_to_save: list[str] | None = None
+    gain: float = 1.0
+    head_init: Literal["probe", "frozen", "copy", "reset"] = "probe"
+    options: dict[str, Any] = Field(default_factory=dict)
+    workers: int = Field(0, ge=0)
+
+    def constructor_options(self) -> dict[str, Any]:
+        """Arguments of the method's constructor."""
+        own = {name: getattr(self, name) for name in LOW_RANK} if self._is_low_rank else {}
+        return own | ({"head_init": "reset"} if self.head_init == "reset" else {}) | self.options
+
+    def written(self) -> dict[str, Any]:
+        """What a configuration file holds: all fields that this method has."""
+        return self.model_dump(exclude=None if self._is_low_rank else set(LOW_RANK))
+
+    def fit_settings(self) -> dict[str, Any]:
+        """The settings of `bella.fit`."""
+        return {name: getattr(self, name) for name in Settings.model_fields}
+
+    @property
+    def _is_low_rank(self) -> bool:
+        return recipe_named(self.method).constructor == "low_rank"
+
+
+def read_config(path: str | Path | None, flags: dict[str, Any]) -> RunConfig:
+    """A YAML file's settings with the flags that were given over them.
+
+    Raises:
+        BellaError: no such file, no data, an unknown setting or a value out of range.
+    """
+    values = read_yaml(path) if path is not None else {}
+    for name, value in flags.items():
+        if isinstance(value, dict) and isinstance(values.get(name), dict):
+            values[name] |= value  # one option of the transport leaves the others
+        elif value is not None:
+            values[name] = value
+    if "data" not in values:
+        raise BellaError(
+            "Nothing to train on: give --data FOLDER, or 'data:' in the configuration."
+        )
+    return checked(RunConfig, values)
+
+
+def complete(config: RunConfig) -> RunConfig:
+    """The same with the method's own settings where none were given, and with whole paths, so that
+    a run does not depend on the folder that it was started from.
+
+    Raises:
+        BellaError: an unknown method, or a field that the method does not have.
+    """
+    recipe, given = recipe_named(config.method), config.model_fields_set
+    strange = [name for name in LOW_RANK if name in given and recipe.constructor != "low_rank"]
+    if strange:
+        raise BellaError(
+            f"{strange[0]} is a setting of the methods low-rank and laplace: leave it out with "
+            f"method {config.method!r}."
+        )
+    if config.head_init in ("frozen", "reset") and recipe.constructor != "low_rank":
+        raise BellaError(
+            f"head_init={config.head_init!r} is for the methods low-rank and laplace: choose "
+            f"'probe' or 'copy' with method {config.method!r}."
+        )
+    recipe.refuse_unknown(config.options)
+    values = {name: value for name, value in recipe.settings.items() if name not in given}
+    if config.transport != recipe.settings.get("transport") and "transport" in given:
+        values.pop("transport_options", None)  # a temperature is chosen for one transport
+    elif "transport_options" in given:
+        values["transport_options"] = {
+            **recipe.settings.get("transport_options", {}),
+            **config.transport_options,
+        }
+    values |= {
+        "particles": recipe.particles if config.particles is None else config.particles,
+        "data": str(Path(config.data).absolute()),
+        "network": whole_name(config.network),
+    }
+    return checked(RunConfig, config.model_dump(exclude_unset=True) | values)
+
+
+def whole_name(network: str) -> str:
+    """A network's name; one that names a folder names it from the root on."""
+    for family in ("hf:", "timm:local-dir:"):
+        rest = network.removeprefix(family)
+        if network.startswith(family) and rest and Path(rest).is_dir():
+            return f"{family}{Path(rest).absolute()}"
+    return network

@@ -1,0 +1,175 @@
+"""A run folder, opened: evaluate and predict with what it holds."""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.progress import Progress
+from torch.utils.data import DataLoader, Dataset
+
+import bella
+from bella.data import ImageList, Preprocess, open_images
+from bella.errors import BellaError
+from bella.evaluation.evaluate import evaluate
+from bella.files import read_json, write_whole
+from bella.host import device_named
+from bella.models import open_network
+from bella.posterior import Posterior
+from bella.prediction.predict import predict
+from bella.prediction.predictive import Predictive
+
+MODEL = "model.json"
+
+BATCH = 32
+"""Images in one pass of a prediction."""
+
+
+@dataclass(frozen=True)
+class TrainedRun:
+    """What a run folder holds, opened.
+
+    Attributes:
+        posterior: the particles on their network.
+        classes: names of the classes.
+        preprocess: from images to inputs.
+        network: the network's name.
+        draws: of a stochastic posterior, for each prediction.
+        seed: of those draws.
+        workers: processes that read images; 0 reads them in this one.
+    """
+
+    posterior: Posterior
+    classes: tuple[str, ...]
+    preprocess: Preprocess
+    network: str
+    draws: int = 1
+    seed: int = 0
+    workers: int = 0
+
+    def evaluate(
+        self, data: str | Path, ood: str | Path | None = None, bar: Progress | None = None
+    ) -> dict[str, float]:
+        """All figures on a labelled folder or CSV; ``ood`` holds images of another kind."""
+        loader = self.loader(open_images(data, self.preprocess, self.classes))
+        other: Any = None
+        if ood is not None:
+            other = self.loader(_Unlabelled(ImageList(ood, self.preprocess)))
+        with self.drawing():
+            return evaluate(self.posterior, loader, ood=other, progress=bar, draws=self.draws)
+
+    def predict(self, images: Sequence[str | Path], bar: Progress | None = None) -> Predictions:
+        """The predictive of image files and folders."""
+        listed = ImageList(images, self.preprocess)
+        loader = self.loader(listed)
+        task = bar.add_task("predicting", total=len(loader)) if bar else None
+        parts = []
+        device = next(self.posterior.network.parameters()).device
+        with self.drawing():
+            for batch in loader:
+                parts.append(predict(self.posterior, batch.to(device), draws=self.draws).cpu())
+                if bar and task is not None:
+                    bar.advance(task)
+        return Predictions(listed.paths, Predictive.cat(parts), self.classes)
+
+    def loader(self, images: Dataset) -> DataLoader:
+        """Batches of images, in their order."""
+        return DataLoader(images, BATCH, num_workers=self.workers)
+
+    @contextmanager
+    def drawing(self) -> Iterator[None]:
+        """Draws of the run's seed inside the block: the same images are told the same twice."""
+        with torch.random.fork_rng():
+            torch.manual_seed(self.seed)
+            yield
+
+
+class _Unlabelled(Dataset[tuple[torch.Tensor, int]]):
+    """Images without labels as items with the label -1, which `evaluate` reads as none."""
+
+    def __init__(self, images: ImageList):
+        self.images = images
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def __getitem__(self, index: int) -> tuple[torch.Tensor, int]:
+        return self.images[index], -1
+
+
+@dataclass(frozen=True)
+class Predictions:
+    """Images with what the particles say of them."""
+
+    paths: list[Path]
+    predictive: Predictive
+    classes: tuple[str, ...]
+
+    def rows(self) -> list[dict[str, Any]]:
+        """One row an image; rank 1 is the image the network is least sure of (by entropy). The
+        probability of each class stands under ``p(NAME)``."""
+        predictive = self.predictive
+        ranks = torch.empty(len(self.paths), dtype=torch.long)
+        ranks[predictive.entropy.argsort(descending=True, stable=True).cpu()] = torch.arange(
+            1, len(self.paths) + 1
+        )
+        return [
+            {
+                "image": str(path),
+                "class": self.classes[int(predictive.predictions[i])],
+                "probability": round(float(predictive.confidence[i]), 6),
+                "entropy": round(float(predictive.entropy[i]), 6),
+                "mutual_information": round(float(predictive.mutual_information[i]), 6),
+                "rank": int(ranks[i]),
+                **{
+                    f"p({name})": round(float(predictive.probs[i, k]), 6)
+                    for k, name in enumerate(self.classes)
+                },
+            }
+            for i, path in enumerate(self.paths)
+        ]
+
+    def write(self, path: str | Path) -> None:
+        """Write the rows as CSV in UTF-8; names of files that are not UTF-8 keep their bytes."""
+        rows = self.rows()
+
+        def write(unfinished: Path) -> None:
+            with unfinished.open("w", newline="", encoding="utf-8", errors="surrogateescape") as f:
+                writer = csv.DictWriter(f, list(rows[0]))
+                writer.writeheader()
+                writer.writerows(rows)
+
+        write_whole(Path(path), write)
+
+
+def open_run(
+    folder: str | Path, *, device: str | torch.device | None = None, workers: int = 0
+) -> TrainedRun:
+    """Open what `train` left in a folder, also while it trains or after it was stopped.
+
+    Args:
+        folder: of the run.
+        device: where to run, such as ``cpu`` or ``cuda``; the accelerator if there is one.
+        workers: processes that read images; 0 reads them in this one.
+
+    Raises:
+        BellaError: no run folder, one whose network cannot be opened any more, or no such device.
+    """
+    place = device_named(device)
+    folder = Path(folder)
+    model = read_json(folder / MODEL)
+    try:
+        classes, preprocess = tuple(model["classes"]), Preprocess.from_dict(model["preprocess"])
+        network, image_size, seed = (model[name] for name in ("network", "image_size", "seed"))
+        draws = int(model.get("draws", 1))  # runs of version 0.1.0 before recipes have none
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        raise BellaError(f"{folder / MODEL} is damaged ({error} is wrong): fit again.") from None
+    opened = open_network(network, len(classes), image_size, seed)
+    posterior = bella.load(folder, opened.network)
+    posterior.eval().to(place)
+    return TrainedRun(posterior, classes, preprocess.plain(), network, draws, seed, workers)

@@ -1,0 +1,224 @@
+"""Train a posterior on a user's images, into a run folder.
+
+Nothing in the folder changes before the first epoch is done: a run that is refused, or does not get
+so far, leaves what was there.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch.utils.data import DataLoader
+
+from bella import transport
+from bella.console import progress_bar
+from bella.data import LabelledImages, Preprocess, splits
+from bella.evaluation.evaluate import evaluate
+from bella.files import write_json, write_whole
+from bella.host import device_named
+from bella.models import Opened, open_network
+from bella.posterior import Posterior
+from bella.recipes import Plan, linear_head, make, recipe_named
+from bella.report.pictures import curves
+from bella.runs.config import RunConfig, complete
+from bella.runs.found import Found, find
+from bella.runs.opened import BATCH, MODEL, TrainedRun
+from bella.training.checkpoint import CHECKPOINT
+from bella.training.fit import fit
+from bella.training.probe import Probe, features_of, probes_for
+
+CONFIG = "config.yaml"
+PROBES = "probes.safetensors"
+FIGURES = "figures.json"
+CURVES = "curves.png"
+
+
+def train(
+    config: RunConfig,
+    folder: str | Path,
+    *,
+    resume: bool = True,
+    progress: bool = True,
+    tell: Callable[[Found], None] | None = None,
+) -> dict[str, float]:
+    """Train a posterior on a user's images and evaluate it on their test part.
+
+    Args:
+        config: what to do.
+        folder: the run folder.
+        resume: continue what the folder holds; see `bella.fit`.
+        progress: show bars.
+        tell: called before the training with what was found: images, parameters, steps, time.
+
+    Returns:
+        Figures on the test part by the names of `bella.evaluate`, also in ``figures.json``.
+
+    Raises:
+        BellaError: the folder holds another run; or see `bella.fit`, `bella.recipes.make` and
+            `bella.data.splits`.
+    """
+    config, folder = complete(config), Path(folder)
+    device = device_named(config.device)
+    recipe = recipe_named(config.method)
+    classes = splits(config.data, Preprocess(32), seed=config.seed)["train"].classes
+    opened = _open(config, len(classes))
+    parts = splits(config.data, opened.preprocess, seed=config.seed)
+    with progress_bar(progress) as bar:
+        posterior, probes = _make(config, opened, parts, folder if resume else None, device, bar)
+    loader = DataLoader(parts["train"], config.batch_size, shuffle=True, num_workers=config.workers)
+    validation = DataLoader(parts["validation"], config.batch_size, num_workers=config.workers)
+    few, _ = next(iter(DataLoader(parts["train"].select(range(min(4, len(parts["train"])))), 4)))
+    posterior.to(device).prove(few.to(device))
+    if tell is not None:
+        tell(find(config, posterior, parts, started=len(probes)))
+    steps = -(-len(loader) // config.accumulate) * config.epochs
+    settings = config.fit_settings()
+
+    def before_save() -> None:
+        for name in (MODEL, FIGURES, CURVES, PROBES):
+            (folder / name).unlink(missing_ok=True)
+        model = {
+            "network": config.network,
+            "classes": list(classes),
+            "image_size": config.image_size,
+            "seed": config.seed,
+            "method": config.method,
+            "draws": recipe.draws,
+            "preprocess": opened.preprocess.to_dict(),
+        }
+        asked = yaml.safe_dump(config.written(), sort_keys=False)
+        write_whole(folder / CONFIG, lambda path: path.write_text(asked))
+        if probes:
+            _write_probes(folder / PROBES, probes)
+        write_json(folder / MODEL, model)
+
+    record = fit(
+        posterior,
+        loader,
+        validation=validation,
+        folder=folder,
+        resume=resume,
+        progress=progress,
+        identity={
+            "method": config.method,
+            "classes": list(classes),
+            "heads": config.head_init,
+        },
+        before_save=before_save,
+        **(settings | recipe.training(posterior, steps, settings)),
+    )
+    # What is laid around trained particles reads the same data once more, in their order.
+    ordered = DataLoader(parts["train"], config.batch_size, num_workers=config.workers)
+    with torch.random.fork_rng():
+        torch.manual_seed(config.seed)
+        finished = recipe.finish(posterior, ordered, validation)
+    if finished is not posterior:
+        finished.save(folder)
+    curves(folder / CURVES, record.history)
+    run = TrainedRun(
+        finished.eval(),
+        classes,
+        opened.preprocess,
+        config.network,
+        recipe.draws,
+        config.seed,
+        config.workers,
+    )
+    with progress_bar(progress) as bar, run.drawing():
+        test = run.loader(parts["test"])
+        found = evaluate(finished, test, progress=bar, draws=recipe.draws)
+    write_json(folder / FIGURES, found)
+    return found
+
+
+def _open(config: RunConfig, classes: int) -> Opened:
+    return open_network(config.network, classes, config.image_size, config.seed)
+
+
+def _make(
+    config: RunConfig,
+    opened: Opened,
+    parts: dict[str, LabelledImages],
+    folder: Path | None,
+    device: torch.device,
+    bar: Any,
+) -> tuple[Posterior, Sequence[Probe]]:
+    """The posterior, and the probes that its heads start from.
+
+    Everything that can be refused is, before the images are read for the probes.
+
+    Args:
+        config: of the run, complete.
+        opened: its network; a fresh one where there are probes.
+        parts: of the data.
+        folder: whose probes to take, if it goes on; ``None`` to begin anew.
+        device: where the network runs.
+        bar: to show a bar in.
+    """
+    assert config.particles is not None
+    targets = opened.defaults.target_modules
+    heads = opened.defaults.modules_to_save
+    plan = Plan(
+        particles=config.particles,
+        target_modules=targets if config.target_modules is None else tuple(config.target_modules),
+        heads=heads if config.modules_to_save is None else tuple(config.modules_to_save),
+        options=config.constructor_options(),
+        seed=config.seed,
+    )
+    head = linear_head(opened.network, plan.heads)
+    posterior = make(config.method, opened.network, plan)
+    move = transport.by_name(
+        config.transport, posterior, data_size=len(parts["train"]), **config.transport_options
+    )
+    move.detach()
+    if head is None or config.head_init not in ("probe", "frozen"):
+        return posterior, ()
+    recipe = recipe_named(config.method)
+    network = _open(config, len(parts["train"].classes)).network
+    count = recipe.probes(config.particles)
+    probes = _read_probes(folder, count, network.get_submodule(head))
+    if probes is None:
+        network.to(device)
+        sets = (parts["train"].select(range(len(parts["train"])), opened.preprocess.plain()),)
+        train, validation = (
+            features_of(
+                network, head, DataLoader(part, BATCH, num_workers=config.workers), progress=bar
+            )
+            for part in (*sets, parts["validation"])
+        )
+        probes = probes_for(train, validation, count, config.seed)
+        network.to("cpu")
+    plan = replace(plan, head=head, probes=probes, frozen_heads=config.head_init == "frozen")
+    return make(config.method, network, plan), probes
+
+
+def _write_probes(path: Path, probes: Sequence[Probe]) -> None:
+    stacked = {
+        "weight": torch.stack([probe.weight for probe in probes]),
+        "bias": torch.stack([probe.bias for probe in probes]),
+    }
+    write_whole(path, lambda unfinished: save_file(stacked, unfinished))
+
+
+def _read_probes(folder: Path | None, count: int, head: Any) -> list[Probe] | None:
+    """The probes of a run that goes on: to the same bits, whatever machine fits them today.
+
+    They are of the same data: of others, the run is refused.
+    """
+    if folder is None or not (folder / CHECKPOINT).exists():
+        return None
+    try:
+        found = load_file(folder / PROBES)
+        weight, bias = found["weight"], found["bias"]
+    except (OSError, SafetensorError, KeyError):
+        return None
+    if weight.shape != (count, *head.weight.shape) or bias.shape != (count, len(head.bias)):
+        return None
+    return [Probe(w, b) for w, b in zip(weight, bias, strict=True)]
