@@ -9,8 +9,17 @@ import torch
 from torch import nn
 
 import bella
-from bella import storage
+from bella import sealed, storage
+from bella.sealed import read_sealed, write_sealed
 from helpers import adapted, batch, mlp
+
+
+def rewrite(folder, tensors=None, **changes):
+    """Another record (or tensors) under right checksums, as a stranger could write them."""
+    record, held = read_sealed(folder / storage.TENSORS)
+    record = {k: v for k, v in (record | changes).items() if k not in ("sha256", "tensors")}
+    write_sealed(folder / storage.TENSORS, held if tensors is None else tensors, record)
+    (folder / storage.SETTINGS).unlink()
 
 
 def test_a_posterior_comes_back_to_the_same_bits(tmp_path):
@@ -32,7 +41,7 @@ def test_files_hold_the_particles_and_not_the_base(tmp_path):
     for dtype, width in ((None, 4), (torch.bfloat16, 2)):
         posterior.save(tmp_path, dtype=dtype)
         sizes[width] = (tmp_path / storage.TENSORS).stat().st_size
-        assert 0 <= sizes[width] - 7 * 4 * 900 * width < 1000
+        assert 0 <= sizes[width] - 7 * 4 * 900 * width < 1500
 
 
 def test_bfloat16_files_load_to_near_values(tmp_path):
@@ -71,8 +80,7 @@ def test_missing_and_damaged_files_get_one_sentence(tmp_path):
     with pytest.raises(bella.BellaError, match="cannot be read"):
         bella.load(tmp_path, mlp())
     adapted().save(tmp_path)
-    record = json.loads(settings.read_text()) | {"kind": "dream"}
-    settings.write_text(json.dumps(record))
+    rewrite(tmp_path, kind="dream")
     with pytest.raises(bella.BellaError, match="dream"):
         bella.load(tmp_path, mlp())
 
@@ -81,12 +89,12 @@ def test_nothing_half_written_stays(tmp_path, monkeypatch):
     adapted().save(tmp_path)
     before = (tmp_path / storage.TENSORS).read_bytes()
 
-    def fails(tensors, path):
+    def fails(tensors, path, metadata):
         path.write_bytes(b"half")
         raise OSError("disk full")
 
-    monkeypatch.setattr(storage, "save_file", fails)
-    with pytest.raises(OSError, match="disk full"):
+    monkeypatch.setattr(sealed, "save_file", fails)
+    with pytest.raises(bella.BellaError, match="disk full"):
         adapted(seed=9).save(tmp_path)
     assert (tmp_path / storage.TENSORS).read_bytes() == before
     assert sorted(p.name for p in tmp_path.iterdir()) == ["posterior.json", "posterior.safetensors"]

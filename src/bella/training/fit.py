@@ -19,6 +19,7 @@ from torch.utils.data import DataLoader
 from bella import transport
 from bella.console import progress_bar
 from bella.errors import BellaError, require
+from bella.files import shortened
 from bella.inputs import split, to
 from bella.particles.prefix import Stream
 from bella.particles.recompute import checkpoint
@@ -369,11 +370,17 @@ class Run:
             )
         for name, value in own.items():
             value.copy_(state["own"][name])
-        self.optimizer.optimizer.load_state_dict(state["optimizer"])
-        self.schedule.load_state_dict(state["schedule"])
-        if self.accelerator.scaler is not None:
-            self.accelerator.scaler.load_state_dict(state["scaler"])
-        self.move.load_state_dict(state["move"])
+        try:
+            self.optimizer.optimizer.load_state_dict(state["optimizer"])
+            self.schedule.load_state_dict(state["schedule"])
+            if self.accelerator.scaler is not None:
+                self.accelerator.scaler.load_state_dict(state["scaler"])
+            self.move.load_state_dict(state["move"])
+        except (KeyError, TypeError, ValueError, RuntimeError, AttributeError) as error:
+            raise BellaError(
+                f"The checkpoint in {self.folder} does not fit this optimiser ({shortened(error)}): "
+                "name another folder, or begin anew with --fresh (resume=False)."
+            ) from None
         self.best, self.step = state["best"], state["step"]
         self.gradients.at_once = record.particles_per_pass = state["particles_per_pass"]
         record.history, record.seconds = state["history"], state["seconds"]
