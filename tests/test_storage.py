@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import json
-
 import pytest
 import torch
+from helpers import adapted, batch, mlp
 from torch import nn
 
 import bella
 from bella import sealed, storage
 from bella.sealed import read_sealed, write_sealed
-from helpers import adapted, batch, mlp
 
 
 def rewrite(folder, tensors=None, **changes):

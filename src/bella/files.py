@@ -1,7 +1,7 @@
 """Files that are written whole or not at all, read within bounds, and JSON that carries a checksum.
 
-What is read may come from a stranger or from a failing disk: every reader here looks at the kind and
-the size of a file before its content, and ends with one sentence.
+What is read may come from a stranger or from a failing disk: every reader here looks at the kind
+and the size of a file before its content, and ends with one sentence.
 """
 
 from __future__ import annotations

@@ -1,11 +1,12 @@
 """Regular expressions matched in bounded time, whoever wrote them.
 
-Python's own matcher tries one way after the other, and ``((.*)*)*x`` has more ways than seconds in a
-year. A folder of a stranger holds such expressions (they name layers), so names are matched another
-way here: a pattern maps the SET of places in the text where it may begin to the set of places where
-it may end, part by part. Sets are whole numbers, a bit for a place, and a repetition is done when
-its set stays. Where the body of a repetition ends is found once for each place. The time is bounded by
-(length of the text)³ x (length of the pattern), and the answer is the one of `re.fullmatch`.
+Python's own matcher tries one way after the other, and ``((.*)*)*x`` has more ways than there are
+seconds in a year. A folder of a stranger holds such expressions (they name layers), so names are
+matched another way here: a pattern maps the SET of places in the text where it may begin to the set
+of places where it may end, part by part. Sets are whole numbers, a bit for a place, and a
+repetition is done when its set stays. Where the body of a repetition ends is found once for each
+place. The time is bounded by (length of the text)³ x (length of the pattern), and the answer is the
+one of `re.fullmatch`.
 
 Source: Thompson 1968, Regular Expression Search Algorithm: all ways at once.
 """
@@ -159,9 +160,7 @@ class _Match:
         word = [c.isalnum() or c == "_" for c in self.text]
         edges = sum(
             1 << place
-            for place, (left, right) in enumerate(
-                zip([False, *word], [*word, False], strict=True)
-            )
+            for place, (left, right) in enumerate(zip([False, *word], [*word, False], strict=True))
             if left != right
         )
         return edges if kind is op.AT_BOUNDARY else self.all & ~edges

@@ -14,21 +14,23 @@ from typing import Any, Literal
 
 import torch
 import yaml
-from pydantic import Field
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from rich.progress import Progress
 from torch.utils.data import DataLoader, Dataset
 
 import bella
 from bella.console import progress_bar
-from bella.data import ImageList, Preprocess, open_images, splits
+from bella.data import ImageList, OnBadImage, Preprocess, open_images, splits
+from bella.data.images import LARGEST_SIDE
 from bella.errors import BellaError
 from bella.evaluation.evaluate import evaluate
-from bella.files import read_json, write_json, write_whole
+from bella.files import read_sealed_json, write_json, write_sealed_json, write_whole
 from bella.models import open_network
 from bella.posterior import Posterior
 from bella.prediction.predict import predict
 from bella.prediction.predictive import Predictive
 from bella.report.pictures import curves
+from bella.storage import said_wrong
 from bella.training.checkpoint import CHECKPOINT
 from bella.training.fit import fit
 from bella.training.settings import Settings, checked, read_yaml
@@ -52,6 +54,7 @@ class RunConfig(Settings):
         modules_to_save: heads; the network's default if not given.
         gain: factor on the start of A.
         head_init: ``copy`` or ``reset``.
+        on_bad_image: ``stop`` at an image that cannot be read, or ``skip`` and count such.
     """
 
     data: str
@@ -64,6 +67,19 @@ class RunConfig(Settings):
     modules_to_save: list[str] | None = None
     gain: float = 1.0
     head_init: Literal["copy", "reset"] = "copy"
+    on_bad_image: OnBadImage = "stop"
+
+
+class Model(BaseModel):
+    """The fields of ``model.json``; a later version may add some."""
+
+    model_config = ConfigDict(strict=True, extra="allow")
+
+    network: str = Field(min_length=1, max_length=4096, pattern=r"^[^\x00]+$")
+    classes: list[str] = Field(min_length=1)
+    image_size: int | None = Field(ge=1, le=LARGEST_SIDE)
+    seed: int = Field(ge=0, lt=2**63)
+    preprocess: dict[str, Any]
 
 
 def read_config(path: str | Path | None, flags: dict[str, Any]) -> RunConfig:
@@ -108,7 +124,9 @@ def train(
         _refuse_another(config, folder)
     classes = splits(config.data, Preprocess(32), seed=config.seed)["train"].classes
     opened = open_network(config.network, len(classes), config.image_size, config.seed)
-    parts = splits(config.data, opened.preprocess, seed=config.seed)
+    parts = splits(
+        config.data, opened.preprocess, classes, seed=config.seed, on_bad_image=config.on_bad_image
+    )
     posterior = bella.low_rank(
         opened.network,
         config.particles,
@@ -124,7 +142,7 @@ def train(
         head_init=config.head_init,
         seed=config.seed,
     )
-    write_json(
+    write_sealed_json(
         folder / MODEL,
         {
             "network": config.network,
@@ -181,19 +199,29 @@ class TrainedRun:
     preprocess: Preprocess
 
     def evaluate(
-        self, data: str | Path, ood: str | Path | None = None, bar: Progress | None = None
+        self,
+        data: str | Path,
+        ood: str | Path | None = None,
+        bar: Progress | None = None,
+        on_bad_image: OnBadImage = "stop",
     ) -> dict[str, float]:
         """All figures on a labelled folder or CSV; ``ood`` holds images of another kind."""
-        loader = DataLoader(open_images(data, self.preprocess, self.classes), 32)
+        labelled = open_images(data, self.preprocess, self.classes, on_bad_image=on_bad_image)
+        loader = DataLoader(labelled, 32)
         other: Any = None
         if ood is not None:
-            images = ImageList(ood, self.preprocess)
+            images = ImageList(ood, self.preprocess, on_bad_image)
             other = DataLoader(_Unlabelled(images), 32)
         return evaluate(self.posterior, loader, ood=other, progress=bar)
 
-    def predict(self, images: Sequence[str | Path], bar: Progress | None = None) -> Predictions:
+    def predict(
+        self,
+        images: Sequence[str | Path],
+        bar: Progress | None = None,
+        on_bad_image: OnBadImage = "stop",
+    ) -> Predictions:
         """The predictive of image files and folders."""
-        listed = ImageList(images, self.preprocess)
+        listed = ImageList(images, self.preprocess, on_bad_image)
         loader = DataLoader(listed, 32)
         task = bar.add_task("predicting", total=len(loader)) if bar else None
         parts = []
@@ -246,11 +274,13 @@ class Predictions:
         ]
 
     def write(self, path: str | Path) -> None:
-        """Write the rows as CSV."""
+        """Write the rows as CSV in UTF-8; names of files that are not UTF-8 keep their bytes."""
         rows = self.rows()
 
         def write(unfinished: Path) -> None:
-            with unfinished.open("w", newline="") as file:
+            with unfinished.open(
+                "w", newline="", encoding="utf-8", errors="surrogateescape"
+            ) as file:
                 writer = csv.DictWriter(file, list(rows[0]))
                 writer.writeheader()
                 writer.writerows(rows)
@@ -265,13 +295,25 @@ def open_run(folder: str | Path) -> TrainedRun:
         BellaError: no run folder, or one whose network cannot be opened any more.
     """
     folder = Path(folder)
-    model = read_json(folder / MODEL)
-    try:
-        classes, preprocess = tuple(model["classes"]), Preprocess.from_dict(model["preprocess"])
-        network, image_size, seed = (model[name] for name in ("network", "image_size", "seed"))
-    except (KeyError, TypeError) as error:
-        raise BellaError(f"{folder / MODEL} is damaged ({error} is wrong): fit again.") from None
-    opened = open_network(network, len(classes), image_size, seed)
+    model = read_model(folder)
+    preprocess = Preprocess.from_dict(model.preprocess).plain()
+    opened = open_network(model.network, len(model.classes), model.image_size, model.seed)
     posterior = bella.load(folder, opened.network)
     posterior.eval()
-    return TrainedRun(posterior, classes, preprocess.plain())
+    return TrainedRun(posterior, tuple(model.classes), preprocess)
+
+
+def read_model(folder: Path) -> Model:
+    """What `train` wrote to ``model.json``.
+
+    Raises:
+        BellaError: it is missing or damaged.
+    """
+    content = read_sealed_json(folder / MODEL)
+    try:
+        model = Model.model_validate(content)
+    except ValidationError as error:
+        raise BellaError(f"{folder / MODEL} is damaged ({said_wrong(error)}): fit again.") from None
+    if len(set(model.classes)) < len(model.classes):
+        raise BellaError(f"{folder / MODEL} is damaged (two classes of one name): fit again.")
+    return model

@@ -1,9 +1,9 @@
 """Posteriors on disk: the particles as safetensors, the settings as JSON, the base by its hash.
 
-``posterior.safetensors`` is the whole: its metadata hold the settings, so that particles and settings
-are of one moment whenever a process is killed. ``posterior.json`` is the same record for people (and
-for versions of bella that read it alone); it is looked at, too, and one that was changed is refused.
-Folders of versions without checksums open as before.
+``posterior.safetensors`` is the whole: its metadata hold the settings, so that particles and
+settings are of one moment whenever a process is killed. ``posterior.json`` is the same record for
+people (and for versions of bella that read it alone); it is looked at, too, and one that was
+changed is refused. Folders of versions without checksums open as before.
 """
 
 from __future__ import annotations
@@ -287,7 +287,7 @@ def check_settings(kind: str, settings: Mapping[str, Any]) -> dict[str, Any]:
         if error.errors()[0]["type"] == "extra_forbidden":
             name = str(error.errors()[0]["loc"][0])
             raise BellaError(
-                f"The settings of a saved posterior hold {name[:80]!r}, which {kind} does not know: "
+                f"The settings of a saved posterior hold {name[:80]!r}, unknown to {kind}: "
                 f"near are {nearest(name[:80], fields)}."
             ) from None
         raise BellaError(f"The settings of a saved posterior: {said_wrong(error)}.") from None
@@ -391,9 +391,7 @@ def fill(posterior: Posterior, saved: Saved) -> None:
             "it on the network that it was trained on."
         )
     for name, value in own.items():
-        _check_finite(
-            name, tensors[name], value, f"The posterior in {saved.folder} cannot be read"
-        )
+        _check_finite(name, tensors[name], value, f"The posterior in {saved.folder} cannot be read")
     _check_base(posterior, saved)
     with torch.no_grad():
         for name, value in own.items():
@@ -437,9 +435,9 @@ def _check_base(posterior: Posterior, saved: Saved) -> None:
     )
     if not same:
         raise BellaError(
-            f"The posterior in {saved.folder} was made from a network in {there} and this one is in "
-            f"{_NAMES[here]}, with other weights than rounding explains: load it on the weights it "
-            f"was trained on, in {there}."
+            f"The posterior in {saved.folder} was made from a network in {there} and this one is "
+            f"in {_NAMES[here]}, with other weights than rounding explains: load it on the weights "
+            f"it was trained on, in {there}."
         )
     warnings.warn(
         f"The posterior in {saved.folder} was trained on this network in {there}, and the network "

@@ -21,6 +21,10 @@ app = typer.Typer(
 
 Json = Annotated[bool, typer.Option("--json", help="Print JSON for a program to read.")]
 Run = Annotated[Path, typer.Argument(help="Run folder of `bella fit`.")]
+OnBad = Annotated[
+    str | None,
+    typer.Option("--on-bad-image", help="stop at an image that cannot be read, or skip and count."),
+]
 Quiet = Annotated[bool, typer.Option("--quiet", help="Show no progress bars.")]
 
 
@@ -37,6 +41,13 @@ def main() -> None:
         sys.exit(130)
 
 
+def _said(path: Path) -> str:
+    """A path for a line of output, whatever its name is made of."""
+    from bella.console import shown_text
+
+    return shown_text(path).plain
+
+
 def _print_json(content: Any) -> None:
     from bella.files import plain
 
@@ -47,7 +58,9 @@ def _print_figures(found: dict[str, Any], title: str) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    table = Table(title=title, show_header=False)
+    from bella.console import shown_text
+
+    table = Table(title=shown_text(title), show_header=False)
     for name, value in found.items():
         text = f"{value:,}" if isinstance(value, int) else f"{value:.4f}"
         table.add_row(name.replace("_", " "), "-" if value != value else text)
@@ -65,7 +78,7 @@ def _print_comparison(results: dict[str, Any], folder: Path) -> None:
     console.print(rich_table(results))
     for said in verdict(results):
         print(f"- {said}")
-    print(f"Everything is in {folder}")
+    print(f"Everything is in {_said(folder)}")
 
 
 @app.command()
@@ -85,7 +98,7 @@ def demo(
         _print_json(results)
     else:
         _print_comparison(results, folder)
-        print(f"The report is {folder / 'report.md'}")
+        print(f"The report is {_said(folder / 'report.md')}")
 
 
 @app.command()
@@ -112,6 +125,7 @@ def fit(
     batch_size: Annotated[int | None, typer.Option()] = None,
     learning_rate: Annotated[float | None, typer.Option()] = None,
     seed: Annotated[int | None, typer.Option()] = None,
+    on_bad_image: OnBad = None,
     fresh: Annotated[bool, typer.Option("--fresh", help="Begin anew in a used folder.")] = False,
     json: Json = False,
     quiet: Quiet = False,
@@ -132,13 +146,14 @@ def fit(
         "batch_size": batch_size,
         "learning_rate": learning_rate,
         "seed": seed,
+        "on_bad_image": on_bad_image,
     }
     found = train(read_config(config, flags), out, resume=not fresh, progress=not (json or quiet))
     if json:
         _print_json(found)
     else:
         _print_figures(found, "test images")
-        print(f"The run is in {out}")
+        print(f"The run is in {_said(out)}")
 
 
 @app.command()
@@ -146,6 +161,7 @@ def evaluate(
     run: Run,
     data: Annotated[Path, typer.Option(help="Labelled images: folder or CSV.")],
     ood: Annotated[Path | None, typer.Option(help="Folder of images of another kind.")] = None,
+    on_bad_image: OnBad = None,
     json: Json = False,
 ) -> None:
     """Accuracy, calibration and uncertainty of a run on labelled images."""
@@ -153,7 +169,7 @@ def evaluate(
     from bella.runs import open_run
 
     with progress_bar(not json) as bar:
-        found = open_run(run).evaluate(data, ood, bar)
+        found = open_run(run).evaluate(data, ood, bar, on_bad_image or "stop")
     if json:
         _print_json(found)
     else:
@@ -165,14 +181,15 @@ def predict(
     run: Run,
     images: Annotated[list[Path], typer.Argument(help="Image files and folders.")],
     out: Annotated[Path, typer.Option(help="CSV to write.")] = Path("predictions.csv"),
+    on_bad_image: OnBad = None,
     json: Json = False,
 ) -> None:
     """Class, probability, entropy, mutual information and rank by uncertainty of each image."""
-    from bella.console import progress_bar
+    from bella.console import progress_bar, shown_text
     from bella.runs import open_run
 
     with progress_bar(not json) as bar:
-        predictions = open_run(run).predict(images, bar)
+        predictions = open_run(run).predict(images, bar, on_bad_image or "stop")
     predictions.write(out)
     if json:
         _print_json(predictions.rows())
@@ -185,9 +202,10 @@ def predict(
     for name in rows[0]:
         table.add_column(name.replace("_", " "), overflow="fold")
     for row in rows[:10]:
-        table.add_row(*(f"{v:.4f}" if isinstance(v, float) else str(v) for v in row.values()))
+        cells = (f"{v:.4f}" if isinstance(v, float) else v for v in row.values())
+        table.add_row(*map(shown_text, cells))
     Console().print(table)
-    print(f"All are in {out}")
+    print(f"All are in {_said(out)}")
 
 
 @app.command()
@@ -253,7 +271,7 @@ def export(
     plain = posterior.soup() if particle is None else posterior.particle(particle)
     state = {name: value.contiguous().clone() for name, value in plain.state_dict().items()}
     write_whole(out, lambda path: save_file(state, path))
-    print(f"{out}: {sum(v.numel() for v in state.values()):,} numbers")
+    print(f"{_said(out)}: {sum(v.numel() for v in state.values()):,} numbers")
 
 
 @app.command()

@@ -75,8 +75,8 @@ def read_checkpoint(
     if not path.exists():
         if (folder / PICKLED).exists():
             raise BellaError(
-                f"{folder} holds a run of an earlier version ({PICKLED}), which can be used but not "
-                "continued: name another folder, or begin anew with --fresh (resume=False)."
+                f"{folder} holds a run of an earlier version ({PICKLED}), which can be used but "
+                "not continued: name another folder, or begin anew with --fresh (resume=False)."
             )
         return None
     try:

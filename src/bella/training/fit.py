@@ -378,8 +378,9 @@ class Run:
             self.move.load_state_dict(state["move"])
         except (KeyError, TypeError, ValueError, RuntimeError, AttributeError) as error:
             raise BellaError(
-                f"The checkpoint in {self.folder} does not fit this optimiser ({shortened(error)}): "
-                "name another folder, or begin anew with --fresh (resume=False)."
+                f"The checkpoint in {self.folder} does not fit this optimiser "
+                f"({shortened(error)}): name another folder, or begin anew with --fresh "
+                "(resume=False)."
             ) from None
         self.best, self.step = state["best"], state["step"]
         self.gradients.at_once = record.particles_per_pass = state["particles_per_pass"]
