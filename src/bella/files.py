@@ -232,7 +232,8 @@ _SHORT.maxlevel, _SHORT.maxstring, _SHORT.maxother = 2, 120, 120
 def shown(value: Any) -> str:
     """``repr``, cut short where a value is long or deep, for a sentence."""
     try:
-        return _SHORT.repr(value)
+        text = _SHORT.repr(value)
+        return text if len(text) <= 300 else f"{text[:300]}..."
     except ValueError:  # an integer of thousands of digits
         return f"a very large {type(value).__name__}"
 

@@ -38,7 +38,7 @@ _CATEGORIES: dict[Any, Callable[[str], bool]] = {
 
 
 def fullmatch(pattern: str, text: str) -> bool:
-    """Whether ``pattern`` matches the whole of ``text``, as `re.fullmatch` says.
+    """Whether ``pattern`` matches the whole of a text that is not empty, as `re.fullmatch` says.
 
     Raises:
         BellaError: the pattern is longer than `LONGEST`, or uses what needs trying one way after
@@ -98,7 +98,8 @@ class _Match:
                 raise _unsupported("flags")
             return self.ends(body, starts)
         if kind in (op.MAX_REPEAT, op.MIN_REPEAT):
-            return self.repeat(*value, starts)
+            least, most, body = value
+            return self.repeat(least, most, body, starts)
         if kind is op.AT:
             return starts & self.anchors(value)
         if kind in (op.ASSERT, op.ASSERT_NOT):

@@ -49,7 +49,8 @@ def write_sealed(
         BellaError: see `bella.files.write_whole`.
     """
     whole = sealed({**record, "tensors": digest(tensors)})
-    metadata = {"format": "pt", ENTRY: json.dumps(whole, allow_nan=False)}
+    # One entry: several would stand in any order, and equal saves are equal files.
+    metadata = {ENTRY: json.dumps(whole, allow_nan=False)}
     write_whole(path, lambda place: save_file(dict(tensors), place, metadata=metadata))
     return whole
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json as json_module
 import sys
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import typer
 
@@ -46,6 +46,14 @@ def _said(path: Path) -> str:
     from bella.console import shown_text
 
     return shown_text(path).plain
+
+
+def _checked_choice(on_bad_image: str | None) -> Literal["stop", "skip"]:
+    if on_bad_image in (None, "stop"):
+        return "stop"
+    if on_bad_image == "skip":
+        return "skip"
+    raise BellaError(f"--on-bad-image={on_bad_image!r}: choose stop or skip.")
 
 
 def _print_json(content: Any) -> None:
@@ -169,7 +177,7 @@ def evaluate(
     from bella.runs import open_run
 
     with progress_bar(not json) as bar:
-        found = open_run(run).evaluate(data, ood, bar, on_bad_image or "stop")
+        found = open_run(run).evaluate(data, ood, bar, _checked_choice(on_bad_image))
     if json:
         _print_json(found)
     else:
@@ -189,7 +197,7 @@ def predict(
     from bella.runs import open_run
 
     with progress_bar(not json) as bar:
-        predictions = open_run(run).predict(images, bar, on_bad_image or "stop")
+        predictions = open_run(run).predict(images, bar, _checked_choice(on_bad_image))
     predictions.write(out)
     if json:
         _print_json(predictions.rows())

@@ -8,6 +8,8 @@ from typing import Any
 from rich.console import Group
 from rich.table import Table
 
+from bella.console import shown_text
+
 Results = Mapping[str, Any]
 
 PARTS: dict[str, dict[str, tuple[str, str]]] = {
@@ -108,11 +110,11 @@ def rich_table(results: Results) -> Group:
         headings, lines = rows(results, tuple(columns))
         if len(headings) == 1:
             continue
-        table = Table(title=f"{results['title']}, {part}", title_justify="left")
+        table = Table(title=shown_text(f"{results['title']}, {part}"), title_justify="left")
         for index, heading in enumerate(headings):
             table.add_column(heading, justify="left" if index == 0 else "right", no_wrap=True)
         for line in lines:
-            table.add_row(*line)
+            table.add_row(*map(shown_text, line))
         drawn.append(table)
     return Group(*drawn, f"Mean ± spread over {results['seeds']} seeds.")
 

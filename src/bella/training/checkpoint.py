@@ -8,6 +8,7 @@ of one moment. Random numbers are not in it: they follow from the seed and the e
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -101,6 +102,26 @@ def read_checkpoint(
             "folder, or pass resume=False to begin anew."
         )
     return state
+
+
+def check_optimizer(state: dict[str, Any], parameters: Sequence[Tensor]) -> None:
+    """Refuse moments of Adam that do not have their parameters' shapes: only the next step would
+    stumble over them. Other optimisers' states have shapes of their own.
+
+    Args:
+        state: an optimiser's ``state_dict()``.
+        parameters: in the optimiser's order.
+
+    Raises:
+        ValueError: a shape is another.
+    """
+    for number, held in state["state"].items():
+        for name in ("exp_avg", "exp_avg_sq"):
+            if name in held and held[name].shape != parameters[number].shape:
+                raise ValueError(
+                    f"{name} {number} is {tuple(held[name].shape)} and would be "
+                    f"{tuple(parameters[number].shape)}"
+                )
 
 
 def forget(folder: Path) -> None:

@@ -28,7 +28,7 @@ from bella.storage import own_tensors
 from bella.training.annealing import kl_weight
 from bella.training.batches import Data, epoch_seed, loader, own_batches
 from bella.training.cache import CachedPrefix, CacheTooLargeError, is_fixed
-from bella.training.checkpoint import forget, read_checkpoint, write_checkpoint
+from bella.training.checkpoint import check_optimizer, forget, read_checkpoint, write_checkpoint
 from bella.training.gradients import Gradients, clip_particles
 from bella.training.record import Record
 from bella.training.schedule import learning_rate_factor
@@ -371,12 +371,20 @@ class Run:
         for name, value in own.items():
             value.copy_(state["own"][name])
         try:
+            check_optimizer(state["optimizer"], self.parameters)
             self.optimizer.optimizer.load_state_dict(state["optimizer"])
             self.schedule.load_state_dict(state["schedule"])
             if self.accelerator.scaler is not None:
                 self.accelerator.scaler.load_state_dict(state["scaler"])
             self.move.load_state_dict(state["move"])
-        except (KeyError, TypeError, ValueError, RuntimeError, AttributeError) as error:
+        except (
+            KeyError,
+            IndexError,
+            TypeError,
+            ValueError,
+            RuntimeError,
+            AttributeError,
+        ) as error:
             raise BellaError(
                 f"The checkpoint in {self.folder} does not fit this optimiser "
                 f"({shortened(error)}): name another folder, or begin anew with --fresh "
