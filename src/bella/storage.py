@@ -14,8 +14,7 @@ import json
 import sys
 import typing
 import warnings
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -334,7 +333,7 @@ def build(saved: Saved, network: nn.Module) -> Posterior:
     sizes = (value.nbytes for value in saved.tensors.values())
     held = sum(value.nbytes for value in network.state_dict().values())
     try:
-        with _at_most(2**26 + 64 * (sum(sizes) + held)):
+        with _Bounded(2**26 + 64 * (sum(sizes) + held)):
             return builder(saved.kind)(network, **saved.settings)
     except BellaError:
         raise
@@ -361,12 +360,6 @@ class _Bounded(TorchDispatchMode):
                     "they are not its own."
                 )
         return out
-
-
-@contextmanager
-def _at_most(limit: int) -> Iterator[None]:
-    with _Bounded(limit):
-        yield
 
 
 def fill(posterior: Posterior, saved: Saved) -> None:
