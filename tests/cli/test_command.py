@@ -1,9 +1,11 @@
 """The command: images in, files and figures out, and one sentence for each mistake."""
 
 import csv
+import itertools
 import json
 import math
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -462,13 +464,16 @@ def test_a_posterior_of_another_network_is_refused(place, tmp_path, monkeypatch,
     assert "another network" in refused(monkeypatch, capsys, "cost", run)
 
 
-@pytest.mark.parametrize("name", ["model.json", "posterior.json", "posterior.safetensors"])
-@pytest.mark.parametrize("content", [None, "{", "{}"])
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        *itertools.product(("model.json", "posterior.safetensors"), (None, "{", "{}")),
+        *itertools.product(("posterior.json",), ("{", "{}")),  # without it a run opens
+    ],
+)
 def test_a_damaged_run_is_refused(place, tmp_path, monkeypatch, capsys, name, content):
     run = tmp_path / "run"
     shutil.copytree(place / "run", run)
-    if (name, content) == ("posterior.json", None):
-        content = "[]"  # without it a run opens: see test_storage.py
     (run / name).unlink()
     if content is not None:
         (run / name).write_text(content)
@@ -581,3 +586,51 @@ def test_importing_bella_imports_no_optional_library():
         check=True,
     )
     assert done.stdout.split() == []
+
+
+# ---------------------------------------------------------------- odd names and bad images
+
+
+def test_names_like_markup_or_not_utf8_are_printed_and_written(place, tmp_path):
+    source = next((place / "images" / "day").iterdir())
+    names = (b"a [red] b.png", b"[/b].png", b"\xff\xfe.png", b"new\nline.png", b"\x1b[31m.png")
+    (tmp_path / "in").mkdir()
+    for name in names:
+        shutil.copy(source, os.fsencode(tmp_path) + b"/in/" + name)
+    out = tmp_path / "[bold]p.csv"
+    printed = succeed("predict", place / "run", tmp_path / "in", "--out", out)
+    assert "\x1b" not in printed
+    shown = re.sub(r"[│┃\s]", "", printed)  # long names go over several lines
+    for part in ("a[red]b", "[/b]", r"\xff\xfe", r"new\nline", r"\x1b[31m", "[bold]p.csv"):
+        assert part in shown
+    written = out.read_bytes()
+    for name in names:
+        assert name in written
+
+
+def test_classes_like_markup_are_printed(place, tmp_path):
+    run = tmp_path / "run"
+    shutil.copytree(place / "run", run)
+    model = read_sealed_json(run / "model.json")
+    write_sealed_json(run / "model.json", model | {"classes": ["a [/b]", "[red]c"]})
+    printed = succeed("predict", run, place / "images", "--out", tmp_path / "p.csv")
+    assert "[/b]" in printed or "[red]c" in printed
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")
+def test_bad_images_are_skipped_where_the_flag_says_so(place, tmp_path, monkeypatch, capsys):
+    images = write_images(tmp_path / "images")
+    (images / "day" / "bad.png").write_bytes(b"no image")
+    skip = ("--on-bad-image", "skip")
+    run = tmp_path / "run"
+    assert "bad.png" in refused(monkeypatch, capsys, *fit_arguments(place, run, "--data", images))
+    shutil.rmtree(run)
+    succeed(*fit_arguments(place, run, "--data", images, *skip))
+    out = tmp_path / "p.csv"
+    assert "bad.png" in refused(monkeypatch, capsys, "predict", run, images, "--out", out)
+    succeed("predict", run, images, "--out", out, *skip)
+    assert len(out.read_text().splitlines()) == 25
+    succeed("evaluate", run, "--data", images, *skip)
+    assert "choose stop or skip" in refused(
+        monkeypatch, capsys, "predict", run, images, "--on-bad-image", "maybe"
+    )
