@@ -593,12 +593,12 @@ def test_importing_bella_imports_no_optional_library():
 
 def test_names_like_markup_or_not_utf8_are_printed_and_written(place, tmp_path):
     source = next((place / "images" / "day").iterdir())
-    names = (b"a [red] b.png", b"[/b].png", b"\xff\xfe.png", b"new\nline.png", b"\x1b[31m.png")
-    (tmp_path / "in").mkdir()
+    names = (b"a [red] b.png", b"b].png", b"\xff\xfe.png", b"new\nline.png", b"\x1b[31m.png")
+    (tmp_path / "in[").mkdir()  # with the next name a closing tag: in[/b].png
     for name in names:
-        shutil.copy(source, os.fsencode(tmp_path) + b"/in/" + name)
+        shutil.copy(source, os.fsencode(tmp_path) + b"/in[/" + name)
     out = tmp_path / "[bold]p.csv"
-    printed = succeed("predict", place / "run", tmp_path / "in", "--out", out)
+    printed = succeed("predict", place / "run", tmp_path / "in[", "--out", out)
     assert "\x1b" not in printed
     shown = re.sub(r"[│┃\s]", "", printed)  # long names go over several lines
     for part in ("a[red]b", "[/b]", r"\xff\xfe", r"new\nline", r"\x1b[31m", "[bold]p.csv"):
