@@ -277,7 +277,9 @@ def check_settings(kind: str, settings: Mapping[str, Any]) -> dict[str, Any]:
     for name, parameter in list(inspect.signature(make).parameters.items())[1:]:
         required = parameter.default is inspect.Parameter.empty
         fields[name] = (hints[name], ... if required else parameter.default)
-    config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
+    config = ConfigDict(
+        extra="forbid", strict=True, allow_inf_nan=False, arbitrary_types_allowed=True
+    )
     try:
         schema = create_model(f"Settings of {kind}", __config__=config, **fields)
         # Through JSON, where a list is as good as a tuple and True is no number.
