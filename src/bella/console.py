@@ -24,6 +24,19 @@ class RateColumn(ProgressColumn):
         return Text("" if speed is None else f"{speed:.1f}/s", style="progress.data.speed")
 
 
+def shown_text(value: object) -> Text:
+    """Somebody's words for a table, as they are: not read as rich's markup, and with escapes in
+    the place of what a terminal would obey or cannot show (control characters, bytes that are not
+    UTF-8)."""
+    return Text("".join(c if c.isprintable() else _escape(c) for c in str(value)))
+
+
+def _escape(c: str) -> str:
+    if "\udc80" <= c <= "\udcff":  # a byte of a name that is not UTF-8
+        return f"\\x{ord(c) - 0xDC00:02x}"
+    return c.encode("unicode_escape").decode("ascii")
+
+
 def progress_bar(show: bool = True) -> Progress:
     """A progress display; nothing where ``show`` is false or nobody is watching."""
     return Progress(

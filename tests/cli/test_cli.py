@@ -14,6 +14,7 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from bella.cli.app import main
+from bella.files import read_sealed_json, write_sealed_json
 from bella.runs import open_run
 
 
@@ -222,9 +223,8 @@ def test_a_posterior_of_another_network_is_refused(bella, trained, photos, tmp_p
 
     copy = tmp_path / "copy"
     shutil.copytree(trained, copy)
-    other = json.loads((copy / "model.json").read_text())
-    other["classes"] = ["a", "b", "c"]
-    (copy / "model.json").write_text(json.dumps(other))
+    other = read_sealed_json(copy / "model.json")
+    write_sealed_json(copy / "model.json", other | {"classes": ["a", "b", "c"]})
     status, _, err = bella("predict", copy, photos)
     assert status == 2
     assert "another network" in err

@@ -2,9 +2,11 @@
 
 import csv
 import inspect
+import itertools
 import json
 import math
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -27,12 +29,13 @@ from bella.cli.app import app
 from bella.cli.fit import fit as fit_command
 from bella.data import ImageList
 from bella.experiments.methods import METHODS
+from bella.files import read_sealed_json, write_sealed_json
 from bella.models import open_network
 from bella.recipes import KINDS as KINDS_OF_POSTERIORS
 from bella.runs import RunConfig, complete, open_run
 
 FILES = {
-    "checkpoint.pt",
+    "checkpoint.safetensors",
     "config.yaml",
     "curves.png",
     "figures.json",
@@ -145,12 +148,12 @@ def test_fit_again_gives_the_same_figures_and_fresh_begins_anew(place, tmp_path)
     run = tmp_path / "run"
     shutil.copytree(place / "run", run)
     before = (run / "figures.json").read_text()
-    trained = (run / "checkpoint.pt").stat().st_mtime_ns
+    trained = (run / "checkpoint.safetensors").stat().st_mtime_ns
     assert json.loads(succeed(*fit_arguments(place, run, "--json"))) == json.loads(before)
-    assert (run / "checkpoint.pt").stat().st_mtime_ns == trained  # no epoch was run again
+    assert (run / "checkpoint.safetensors").stat().st_mtime_ns == trained  # no epoch was run again
     fresh = succeed(*fit_arguments(place, run, "--json", "--fresh", "--epochs", 1))
     assert json.loads(fresh)["nll"] != json.loads(before)["nll"]
-    assert (run / "checkpoint.pt").stat().st_mtime_ns > trained
+    assert (run / "checkpoint.safetensors").stat().st_mtime_ns > trained
     assert len(json.loads((run / "run.json").read_text())["history"]) == 1
 
 
@@ -485,13 +488,18 @@ def test_a_folder_that_is_no_run_is_refused(place, tmp_path, monkeypatch, capsys
 def test_a_posterior_of_another_network_is_refused(place, tmp_path, monkeypatch, capsys):
     run = tmp_path / "run"
     shutil.copytree(place / "run", run)
-    model = json.loads((run / "model.json").read_text())
-    (run / "model.json").write_text(json.dumps(model | {"network": f"hf:{place / 'other'}"}))
+    model = read_sealed_json(run / "model.json")
+    write_sealed_json(run / "model.json", model | {"network": f"hf:{place / 'other'}"})
     assert "another network" in refused(monkeypatch, capsys, "cost", run)
 
 
-@pytest.mark.parametrize("name", ["model.json", "posterior.json", "posterior.safetensors"])
-@pytest.mark.parametrize("content", [None, "{", "{}"])
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        *itertools.product(("model.json", "posterior.safetensors"), (None, "{", "{}")),
+        *itertools.product(("posterior.json",), ("{", "{}")),  # without it a run opens
+    ],
+)
 def test_a_damaged_run_is_refused(place, tmp_path, monkeypatch, capsys, name, content):
     run = tmp_path / "run"
     shutil.copytree(place / "run", run)
@@ -504,8 +512,10 @@ def test_a_damaged_run_is_refused(place, tmp_path, monkeypatch, capsys, name, co
 def test_a_damaged_checkpoint_is_refused(place, tmp_path, monkeypatch, capsys):
     run = tmp_path / "run"
     shutil.copytree(place / "run", run)
-    (run / "checkpoint.pt").write_bytes((run / "checkpoint.pt").read_bytes()[:500])
-    assert "checkpoint.pt" in refused(monkeypatch, capsys, *fit_arguments(place, run))
+    (run / "checkpoint.safetensors").write_bytes(
+        (run / "checkpoint.safetensors").read_bytes()[:500]
+    )
+    assert "checkpoint.safetensors" in refused(monkeypatch, capsys, *fit_arguments(place, run))
 
 
 @pytest.mark.parametrize("particle", [3, -1])
@@ -709,3 +719,51 @@ def test_importing_bella_imports_no_optional_library():
         check=True,
     )
     assert done.stdout.split() == []
+
+
+# ---------------------------------------------------------------- odd names and bad images
+
+
+def test_names_like_markup_or_not_utf8_are_printed_and_written(place, tmp_path):
+    source = next((place / "images" / "day").iterdir())
+    names = (b"a [red] b.png", b"b].png", b"\xff\xfe.png", b"new\nline.png", b"\x1b[31m.png")
+    (tmp_path / "in[").mkdir()  # with the next name a closing tag: in[/b].png
+    for name in names:
+        shutil.copy(source, os.fsencode(tmp_path) + b"/in[/" + name)
+    out = tmp_path / "[bold]p.csv"
+    printed = succeed("predict", place / "run", tmp_path / "in[", "--out", out)
+    assert "\x1b" not in printed
+    shown = re.sub(r"[│┃\s]", "", printed)  # long names go over several lines
+    for part in ("a[red]b", "[/b]", r"\xff\xfe", r"new\nline", r"\x1b[31m", "[bold]p.csv"):
+        assert part in shown
+    written = out.read_bytes()
+    for name in names:
+        assert name in written
+
+
+def test_classes_like_markup_are_printed(place, tmp_path):
+    run = tmp_path / "run"
+    shutil.copytree(place / "run", run)
+    model = read_sealed_json(run / "model.json")
+    write_sealed_json(run / "model.json", model | {"classes": ["a [/b]", "[red]c"]})
+    printed = succeed("predict", run, place / "images", "--out", tmp_path / "p.csv")
+    assert "[/b]" in printed or "[red]c" in printed
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")
+def test_bad_images_are_skipped_where_the_flag_says_so(place, tmp_path, monkeypatch, capsys):
+    images = write_images(tmp_path / "images")
+    (images / "day" / "bad.png").write_bytes(b"no image")
+    skip = ("--on-bad-image", "skip")
+    run = tmp_path / "run"
+    assert "bad.png" in refused(monkeypatch, capsys, *fit_arguments(place, run, "--data", images))
+    shutil.rmtree(run)
+    succeed(*fit_arguments(place, run, "--data", images, *skip))
+    out = tmp_path / "p.csv"
+    assert "bad.png" in refused(monkeypatch, capsys, "predict", run, images, "--out", out)
+    succeed("predict", run, images, "--out", out, *skip)
+    assert len(out.read_text().splitlines()) == 25
+    succeed("evaluate", run, "--data", images, *skip)
+    assert "choose stop or skip" in refused(
+        monkeypatch, capsys, "predict", run, images, "--on-bad-image", "maybe"
+    )

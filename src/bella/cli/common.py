@@ -9,10 +9,19 @@ import sys
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+
+
+class BadImage(StrEnum):
+    """What to do at an image that cannot be read."""
+
+    stop = "stop"
+    skip = "skip"
+
 
 Json = Annotated[bool, typer.Option("--json", help="Print JSON for a program to read.")]
 Run = Annotated[Path, typer.Argument(help="Run folder of `bella fit`.", show_default=False)]
@@ -24,6 +33,10 @@ Device = Annotated[
     typer.Option(
         help="Where to run: cpu, cuda, cuda:1, ...", show_default="the GPU if there is one"
     ),
+]
+OnBad = Annotated[
+    BadImage,
+    typer.Option("--on-bad-image", help="stop at an image that cannot be read, or skip and count."),
 ]
 Workers = Annotated[int, typer.Option(help="Processes that read images.", min=0)]
 
@@ -86,6 +99,13 @@ def parse_options(pairs: list[str] | None) -> dict[str, Any] | None:
     return found or None
 
 
+def say(sentence: str) -> None:
+    """Print a line that may hold somebody's names, whatever they are made of."""
+    from bella.console import shown_text
+
+    print(shown_text(sentence).plain)
+
+
 def print_json(content: Any) -> None:
     """Print JSON; NaN becomes null."""
     from bella.files import plain
@@ -97,9 +117,10 @@ def print_figures(found: Mapping[str, Any], title: str) -> None:
     """Print figures by name; a dash where there is none."""
     from rich.console import Console
     from rich.table import Table
-    from rich.text import Text
 
-    table = Table(title=Text(title), show_header=False)
+    from bella.console import shown_text
+
+    table = Table(title=shown_text(title), show_header=False)
     for name, value in found.items():
         text = f"{value:,}" if isinstance(value, int) else f"{value:.4f}"
         table.add_row(name.replace("_", " "), "-" if value != value else text)

@@ -7,13 +7,25 @@ from typing import Annotated
 
 import typer
 
-from bella.cli.common import Device, Json, Quiet, Run, Workers, hush, print_figures, print_json
+from bella.cli.common import (
+    BadImage,
+    Device,
+    Json,
+    OnBad,
+    Quiet,
+    Run,
+    Workers,
+    hush,
+    print_figures,
+    print_json,
+)
 
 
 def evaluate(
     run: Run,
     data: Annotated[Path, typer.Option(help="Labelled images: folder or CSV.", show_default=False)],
     ood: Annotated[Path | None, typer.Option(help="Folder of images of another kind.")] = None,
+    on_bad_image: OnBad = BadImage.stop,
     device: Device = None,
     workers: Workers = 0,
     json: Json = False,
@@ -25,7 +37,9 @@ def evaluate(
     from bella.runs import open_run
 
     with progress_bar(not (json or quiet)) as bar:
-        found = open_run(run, device=device, workers=workers).evaluate(data, ood, bar)
+        found = open_run(run, device=device, workers=workers).evaluate(
+            data, ood, bar, on_bad_image.value
+        )
     if json:
         print_json(found)
     else:

@@ -9,6 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from bella.cli.common import (
+    BadImage,
     Json,
     Quiet,
     given,
@@ -115,6 +116,12 @@ def fit(
     seed: Annotated[
         int | None, typer.Option(help="Decides every random number.", show_default="0")
     ] = None,
+    on_bad_image: Annotated[
+        BadImage | None,
+        typer.Option(
+            help="stop at an image that cannot be read, or skip and count.", show_default="stop"
+        ),
+    ] = None,
     fresh: Annotated[bool, typer.Option("--fresh", help="Begin anew in a used folder.")] = False,
     json: Json = False,
     quiet: Quiet = False,
@@ -134,6 +141,7 @@ def fit(
         target_modules=target_modules.split(",") if target_modules else None,
         head_init=heads,
         options=parse_options(option),
+        on_bad_image=None if on_bad_image is None else on_bad_image.value,
         transport=transport,
         transport_options=None if temperature is None else {"temperature": temperature},
         epochs=epochs,

@@ -7,7 +7,18 @@ from typing import Annotated
 
 import typer
 
-from bella.cli.common import Device, Json, Quiet, Run, Workers, hush, print_json
+from bella.cli.common import (
+    BadImage,
+    Device,
+    Json,
+    OnBad,
+    Quiet,
+    Run,
+    Workers,
+    hush,
+    print_json,
+    say,
+)
 
 SHOWN = ("image", "class", "probability", "entropy", "mutual_information", "rank")
 """Columns that a terminal has room for; the file has each class's probability as well."""
@@ -19,6 +30,7 @@ def predict(
         list[Path], typer.Argument(help="Image files and folders.", show_default=False)
     ],
     out: Annotated[Path, typer.Option(help="CSV to write.")] = Path("predictions.csv"),
+    on_bad_image: OnBad = BadImage.stop,
     device: Device = None,
     workers: Workers = 0,
     json: Json = False,
@@ -30,14 +42,17 @@ def predict(
     from bella.runs import open_run
 
     with progress_bar(not (json or quiet)) as bar:
-        predictions = open_run(run, device=device, workers=workers).predict(images, bar)
+        predictions = open_run(run, device=device, workers=workers).predict(
+            images, bar, on_bad_image.value
+        )
     predictions.write(out)
     if json:
         print_json(predictions.rows())
         return
     from rich.console import Console
     from rich.table import Table
-    from rich.text import Text
+
+    from bella.console import shown_text
 
     rows = sorted(predictions.rows(), key=lambda row: row["rank"])
     table = Table(title=f"least certain of {len(rows)} images")
@@ -46,6 +61,6 @@ def predict(
     for row in rows[:10]:
         values = [row[name] for name in SHOWN]
         # Text, because a name may look like rich's markup.
-        table.add_row(*(Text(f"{v:.4f}" if isinstance(v, float) else str(v)) for v in values))
+        table.add_row(*(shown_text(f"{v:.4f}" if isinstance(v, float) else v) for v in values))
     Console().print(table)
-    print(f"All are in {out}")
+    say(f"All are in {out}")

@@ -4,7 +4,7 @@ from bella.data.elpv import SolarCells, elpv
 from bella.data.fashion_mnist import FashionMnist, fashion_mnist
 from bella.data.folder import ImageFolder, open_images, splits
 from bella.data.images import IMAGENET_MEAN, IMAGENET_STD, Augment, Preprocess, load_image
-from bella.data.labelled import ImageList, LabelledImages
+from bella.data.labelled import ImageList, LabelledImages, OnBadImage
 from bella.data.split import FRACTIONS, stratified_split
 from bella.data.table import ImageTable
 
@@ -18,6 +18,7 @@ __all__ = [
     "ImageList",
     "ImageTable",
     "LabelledImages",
+    "OnBadImage",
     "Preprocess",
     "SolarCells",
     "elpv",

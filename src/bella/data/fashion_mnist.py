@@ -7,6 +7,7 @@ learning algorithms, 2017. MIT.
 from __future__ import annotations
 
 import gzip
+import io
 import math
 import struct
 import zlib
@@ -22,6 +23,7 @@ from bella.data.images import Preprocess
 from bella.data.labelled import LabelledImages
 from bella.data.split import stratified_split
 from bella.errors import BellaError, MissingExtraError, require
+from bella.files import read_bytes
 
 CLASSES = (
     "T-shirt/top",
@@ -37,6 +39,8 @@ CLASSES = (
 )
 FOLDER = Path("/usr/share/datasets/fashion-mnist")
 """Where Debian's package ``dataset-fashion-mnist`` puts the files."""
+LARGEST = 2**28
+"""Bytes that a file may unpack to; the largest of the four has 47 million."""
 NOISE = 0.38
 """Standard deviation of the noise in ``corrupted``, in units of the pixels' range: severity 5 of
 ImageNet-C's Gaussian noise (Hendrycks and Dietterich 2019)."""
@@ -63,10 +67,11 @@ def read_idx(path: Path) -> np.ndarray:
     """The uint8 array in a gzipped idx file.
 
     Raises:
-        BellaError: the file is missing, cut short or of another kind.
+        BellaError: the file is missing, cut short, of another kind, or beyond any reason.
     """
     try:
-        content = gzip.decompress(path.read_bytes())
+        with gzip.open(io.BytesIO(read_bytes(path))) as file:
+            content = file.read(LARGEST + 1)
         zeros, kind, rank = struct.unpack_from(">HBB", content)
         shape = struct.unpack_from(f">{rank}I", content, 4)
     except (OSError, EOFError, zlib.error, struct.error) as error:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from bella.data.images import Preprocess
-from bella.data.labelled import SUFFIXES, ImageList, LabelledImages, is_image
+from bella.data.labelled import SUFFIXES, ImageList, LabelledImages, OnBadImage, images_in, is_image
 from bella.data.split import FRACTIONS
 from bella.data.table import ImageTable
 from bella.errors import BellaError, nearest
@@ -26,7 +27,10 @@ def _folders(root: Path) -> list[Path]:
 
 
 class ImageFolder(LabelledImages):
-    """Images in one sub-folder per class.
+    """Images in one sub-folder per class, at any depth within it.
+
+    What is left out (hidden files and folders, files not named like an image) is counted in a
+    warning.
 
     Args:
         root: the folder that holds the classes' folders.
@@ -59,7 +63,7 @@ class ImageFolder(LabelledImages):
                     f"{folder} is a folder of none of the {len(known)} classes: near are "
                     f"{nearest(folder.name, known)}."
                 )
-            images = sorted(filter(is_image, folder.iterdir()))
+            images = images_in(folder)
             if not images:
                 raise BellaError(
                     f"The class folder {folder} holds no images ({', '.join(SUFFIXES)}): "
@@ -71,22 +75,65 @@ class ImageFolder(LabelledImages):
 
 
 def open_images(
-    path: str | Path, preprocess: Preprocess, classes: Sequence[str] | None = None
+    path: str | Path,
+    preprocess: Preprocess,
+    classes: Sequence[str] | None = None,
+    *,
+    on_bad_image: OnBadImage = "stop",
 ) -> LabelledImages:
     """Labelled images from a folder of class folders, or from a CSV file.
+
+    Args:
+        path: the folder or file.
+        preprocess: from a PIL image to a tensor.
+        classes: names of the classes; without them, those that occur, sorted.
+        on_bad_image: ``stop`` at the first image that cannot be read when it is met, or read all
+            now, ``skip`` those and say how many they are.
 
     Raises:
         BellaError: ``path`` is neither, or what it holds is not right.
     """
     path = Path(path)
     if path.is_dir():
-        return ImageFolder(path, preprocess, classes)
+        return ImageFolder(path, preprocess, classes).without_bad(on_bad_image)
     if path.suffix.lower() == ".csv" and path.is_file():
-        return ImageTable(path, preprocess, classes)
+        return ImageTable(path, preprocess, classes).without_bad(on_bad_image)
     raise BellaError(
         f"{path} is neither a folder nor a CSV file: give a folder with one sub-folder per class, "
         "or a CSV file of path,label."
     )
+
+
+def _parts(root: Path) -> dict[str, Path]:
+    """The folders of the parts; the root itself as train where it is not divided.
+
+    Raises:
+        BellaError: there are two folders for one part, or it cannot be told whether train is a part
+            or a class.
+    """
+    if not root.is_dir() or not (root / "train").is_dir() or not _folders(root / "train"):
+        return {"train": root}
+    folders: dict[str, Path] = {}
+    for part, names in PARTS.items():
+        there = [name for name in names if (root / name).is_dir()]
+        if len(there) > 1:
+            raise BellaError(
+                f"{root} holds {' and '.join(there)}, which are the same part: keep one of them."
+            )
+        if there:
+            folders[part] = root / there[0]
+    beside = [folder.name for folder in _folders(root) if folder not in folders.values()]
+    if beside and len(folders) == 1:
+        raise BellaError(
+            f"In {root} stand {', '.join(beside[:3])} beside train, which holds folders itself: is "
+            "train a class or the training part? Rename it, or give train's own path."
+        )
+    if beside:
+        warnings.warn(
+            f"{root}: {', '.join(beside[:3])} beside the parts {', '.join(folders)}: left out.",
+            stacklevel=3,
+        )
+    return folders
 
 
 def splits(
@@ -96,6 +143,7 @@ def splits(
     *,
     fractions: Mapping[str, float] = FRACTIONS,
     seed: int = 0,
+    on_bad_image: OnBadImage = "stop",
 ) -> dict[str, LabelledImages]:
     """The parts of a data set by name: those that stand in folders, the others split off train.
 
@@ -110,22 +158,20 @@ def splits(
         classes: names of the classes; without them, those of train.
         fractions: the parts wanted, ``train`` among them, and their shares.
         seed: of the split.
+        on_bad_image: see :func:`open_images`.
 
     Raises:
-        BellaError: see :func:`open_images`; ``fractions`` lacks ``train``; or there is one class
-            alone, or a part without images.
+        BellaError: see :func:`open_images`; ``fractions`` lacks ``train``; there is one class
+            alone, or a part without images; or what the folders are cannot be told: two for one
+            part, or a class that is called train.
     """
     if "train" not in fractions:
         raise BellaError(f"The fractions {dict(fractions)} must name a part 'train'.")
     root = Path(path)
-    folders = {
-        part: root / name for part in PARTS for name in PARTS[part] if (root / name).is_dir()
-    }
-    if "train" not in folders or not _folders(folders["train"]):
-        folders = {"train": root}
-    train = open_images(folders.pop("train"), preprocess, classes)
+    folders = _parts(root)
+    train = open_images(folders.pop("train"), preprocess, classes, on_bad_image=on_bad_image)
     parts = {
-        part: open_images(folder, preprocess.plain(), train.classes)
+        part: open_images(folder, preprocess.plain(), train.classes, on_bad_image=on_bad_image)
         for part, folder in folders.items()
     }
     shares = {part: share for part, share in fractions.items() if part not in parts}

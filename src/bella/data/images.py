@@ -3,12 +3,17 @@
 A preprocessing is one box and one affine map: choose a box of the picture (all of it, its centre,
 or a random part while training), resample that box to the network's size in a single step, and
 normalise its pixels.
+
+Files may be anybody's: only the usual formats are decoded (PIL knows some that start programs),
+nothing is decoded that would be larger than ``PIL.Image.MAX_IMAGE_PIXELS``, and whatever a decoder
+stumbles over is one sentence.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import math
+import numbers
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,11 +25,21 @@ from PIL import Image, ImageOps
 from torch import Tensor
 
 from bella.errors import BellaError, nearest
+from bella.files import check_ordinary, shortened, shown
 
 IMAGENET_MEAN = (123.675, 116.28, 103.53)
 """Mean of ImageNet's red, green and blue, in pixel units 0..255."""
 IMAGENET_STD = (58.395, 57.12, 57.375)
 """Standard deviation of ImageNet's red, green and blue, in pixel units 0..255."""
+
+FORMATS = ("JPEG", "PNG", "GIF", "BMP", "DIB", "WEBP", "TIFF", "PPM")
+"""PIL's names of the formats that are decoded; a file's own content decides, not its name."""
+
+LARGEST_SIDE = 16_384
+"""Pixels that a side of a network's images may have."""
+
+GROUND = (255, 255, 255)
+"""The colour behind transparent pixels: white, as paper and browsers have it."""
 
 Box = tuple[float, float, float, float]
 """Left, top, right, bottom, in pixels of the picture."""
@@ -50,10 +65,17 @@ class Augment:
     ratio: tuple[float, float] = (3 / 4, 4 / 3)
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "scale", tuple(self.scale))
-        object.__setattr__(self, "ratio", tuple(self.ratio))
-        if not 0 <= self.flip <= 1:
-            raise BellaError(f"flip={self.flip} is a probability: give a number from 0 to 1.")
+        for name in ("scale", "ratio"):
+            value: Any = getattr(self, name)
+            if not (
+                isinstance(value, list | tuple) and len(value) == 2 and all(map(is_number, value))
+            ):
+                raise BellaError(f"{name}={shown(value)} must be a range of two numbers.")
+            object.__setattr__(self, name, tuple(value))
+        if not (is_number(self.flip) and 0 <= self.flip <= 1):
+            raise BellaError(
+                f"flip={shown(self.flip)} is a probability: give a number from 0 to 1."
+            )
         if not 0 < self.scale[0] <= self.scale[1] <= 1:
             raise BellaError(f"scale={self.scale} must be a range within (0, 1], e.g. (0.6, 1.0).")
         if not 0 < self.ratio[0] <= self.ratio[1]:
@@ -87,6 +109,8 @@ class Preprocess:
         std: likewise.
         crop: ``None`` squeezes the whole picture into ``size``; a share in (0, 1] keeps its aspect
             and takes that share of the largest centred box (0.875 is the habit of ImageNet).
+        squeeze: with ``crop=None``, the share of each side, about the centre, that is squeezed in
+            (timm's squash with a ``crop_pct``).
         interpolation: a name of PIL's ``Image.Resampling``.
         augment: random crops and flips on top; see :meth:`plain`.
 
@@ -100,27 +124,42 @@ class Preprocess:
     crop: float | None = None
     interpolation: str = "bilinear"
     augment: Augment | None = None
+    squeeze: float = 1.0
 
     def __post_init__(self) -> None:
         # One form inside, so that equal preprocessings compare equal and survive JSON.
         for name, count, kind in (("size", 2, int), ("mean", 3, float), ("std", 3, float)):
             value: Any = getattr(self, name)
-            values = tuple(value) if isinstance(value, Sequence) else (value,) * count
-            if len(values) != count:
-                raise BellaError(f"{name}={value} must be one number or {count} of them.")
+            values = tuple(value) if isinstance(value, list | tuple) else (value,) * count
+            if len(values) != count or not all(is_number(v) and kind(v) == v for v in values):
+                raise BellaError(f"{name}={shown(value)} must be one number or {count} of them.")
             object.__setattr__(self, name, tuple(kind(v) for v in values))
-        if min(self.height, self.width) < 1:
-            raise BellaError(f"size={self.size} must be positive, in pixels.")
+        if not 1 <= min(self.height, self.width) <= max(self.height, self.width) <= LARGEST_SIDE:
+            raise BellaError(
+                f"size={self.size} must be positive, in pixels, and at most {LARGEST_SIDE}."
+            )
         if min(self._channels("std").flatten().tolist()) <= 0:
             raise BellaError(f"std={self.std} must be positive, in pixel units 0..255.")
-        if self.crop is not None and not 0 < self.crop <= 1:
-            raise BellaError(f"crop={self.crop} is a share of the picture: give None or (0, 1].")
+        if self.crop is not None and not (is_number(self.crop) and 0 < self.crop <= 1):
+            raise BellaError(
+                f"crop={shown(self.crop)} is a share of the picture: give None or (0, 1]."
+            )
+        if not (is_number(self.squeeze) and 0 < self.squeeze <= 1):
+            raise BellaError(
+                f"squeeze={shown(self.squeeze)} is a share of the sides: give a number in (0, 1]."
+            )
+        if self.crop is not None and self.squeeze != 1:
+            raise BellaError(
+                "Give crop or squeeze: a picture is cropped at its aspect or squeezed."
+            )
         known = [method.name.lower() for method in Image.Resampling]
         if self.interpolation not in known:
             raise BellaError(
-                f"interpolation={self.interpolation!r} is unknown: near are "
-                f"{nearest(self.interpolation, known)}."
+                f"interpolation={shown(self.interpolation)} is unknown: near are "
+                f"{nearest(str(self.interpolation)[:80], known)}."
             )
+        if not isinstance(self.augment, Augment | None):
+            raise BellaError(f"augment={shown(self.augment)} must be an Augment, or None.")
 
     @property
     def height(self) -> int:
@@ -138,7 +177,8 @@ class Preprocess:
     def _box(self, width: int, height: int) -> Box:
         """The box of a ``width`` by ``height`` picture that becomes the tensor."""
         if self.crop is None:
-            return 0.0, 0.0, float(width), float(height)
+            aside, above = (1 - self.squeeze) / 2 * width, (1 - self.squeeze) / 2 * height
+            return aside, above, width - aside, height - above
         pixels = self.crop * min(width / self.width, height / self.height)
         kept_width, kept_height = pixels * self.width, pixels * self.height
         left, top = (width - kept_width) / 2, (height - kept_height) / 2
@@ -153,7 +193,7 @@ class Preprocess:
         # Rounding must not push the box over the picture's edge.
         box = (max(box[0], 0), max(box[1], 0), min(box[2], image.width), min(box[3], image.height))
         method = Image.Resampling[self.interpolation.upper()]
-        image = image.convert("RGB").resize((self.width, self.height), method, box=box)
+        image = to_rgb(image).resize((self.width, self.height), method, box=box)
         if mirror:
             image = ImageOps.mirror(image)
         pixels = torch.from_numpy(np.array(image)).permute(2, 0, 1).to(torch.float32)
@@ -172,39 +212,95 @@ class Preprocess:
         """The preprocessing that ``to_dict`` wrote down, also after a trip through JSON.
 
         Raises:
-            BellaError: an unknown or missing entry.
+            BellaError: an unknown, missing or wrong entry.
         """
-        values = dict(values)
         try:
+            values = dict(values)
             if values.get("augment") is not None:
                 values["augment"] = Augment(**values["augment"])
             return cls(**values)
-        except TypeError as error:
-            raise BellaError(f"This is not a preprocessing that bella saved: {error}.") from error
+        except BellaError:
+            raise
+        except (TypeError, ValueError) as error:
+            raise BellaError(
+                f"This is not a preprocessing that bella saved: {shortened(error)}."
+            ) from error
+
+
+def is_number(value: Any) -> bool:
+    """Whether a value is a finite number, and no truth value."""
+    return isinstance(value, numbers.Real) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def to_rgb(image: Image.Image) -> Image.Image:
+    """8-bit RGB; what is transparent lies on white (`GROUND`).
+
+    The colour that a file keeps under transparent pixels is seen by nobody, and two pictures that
+    look the same are one input.
+    """
+    if image.mode == "RGB" and "transparency" not in image.info:
+        return image
+    if not image.has_transparency_data:
+        return image.convert("RGB")
+    above = image.convert("RGBA")
+    return Image.alpha_composite(Image.new("RGBA", above.size, (*GROUND, 255)), above).convert(
+        "RGB"
+    )
 
 
 def load_image(path: str | Path) -> Image.Image:
-    """Read one image as 8-bit RGB, upright.
+    """Read one image as 8-bit RGB, upright, transparency on white, of several frames the first.
 
-    16-bit grey images are scaled to 8 bits (PIL itself would clip them at 255).
+    16-bit grey images are scaled to 8 bits (PIL itself would clip them at 255). Where the EXIF data
+    cannot be read nobody knows which side is up, and the picture stays as it is stored.
 
     Raises:
-        BellaError: the file is missing, is no image, is cut short, or has pixels without a range.
+        BellaError: the file is missing, is no image, is cut short, has more pixels than
+            ``PIL.Image.MAX_IMAGE_PIXELS``, or has pixels without a range.
     """
     try:
-        with Image.open(path) as opened:
-            image = ImageOps.exif_transpose(opened)
+        check_ordinary(Path(path))
+        with Image.open(path, formats=FORMATS) as opened:
+            _check_pixels(path, opened)
+            opened.load()
+            image = _upright(opened)
+    except BellaError:
+        raise
     except FileNotFoundError as error:
         raise BellaError(f"There is no image at {path}: check the path.") from error
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+    except Exception as error:  # decoders raise struct.error, KeyError, EOFError, ... as well
         raise BellaError(
-            f"{path} cannot be read as an image ({error}): replace it or take it out of the data."
+            f"{path} cannot be read as an image ({shortened(error)}): replace it or take it out of "
+            "the data."
         ) from error
     if image.mode.startswith("I;16"):
-        image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
+        deep = np.asarray(image)
+        hidden = image.info.get("transparency")  # the value of grey that is see-through
+        image = Image.fromarray((deep >> 8).astype(np.uint8))
+        if isinstance(hidden, int):
+            image.paste(GROUND[0], mask=Image.fromarray(deep == hidden))
     if image.mode in ("I", "F"):
         raise BellaError(
             f"{path} has pixels of mode {image.mode!r}, whose range is not known: save it with 8 "
             "or 16 bits."
         )
-    return image.convert("RGB")
+    return to_rgb(image)
+
+
+def _check_pixels(path: str | Path, image: Image.Image) -> None:
+    """Refuse a picture whose pixels are too many, before they are decoded: a file of some kilobytes
+    may stand for gigabytes."""
+    limit = Image.MAX_IMAGE_PIXELS
+    if limit is not None and image.width * image.height > limit:
+        raise BellaError(
+            f"{path} has {image.width}x{image.height} pixels, more than the {limit:,} that are "
+            "decoded: make it smaller, or raise PIL.Image.MAX_IMAGE_PIXELS if it can be trusted."
+        )
+
+
+def _upright(image: Image.Image) -> Image.Image:
+    """The picture turned as its EXIF data say, where they can be read."""
+    try:
+        return ImageOps.exif_transpose(image)
+    except Exception:  # the data are a camera's or an editor's, and broken in many ways
+        return image.copy()

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import copy
+import os
+import warnings
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import ClassVar, Self
+from typing import ClassVar, Literal, Self
 
 from PIL import Image
 from torch import Tensor
@@ -15,13 +18,99 @@ from bella.data.images import Preprocess, load_image
 from bella.data.split import stratified_split
 from bella.errors import BellaError
 
-SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff")
+SUFFIXES = (
+    ".jpg",
+    ".jpeg",
+    ".jpe",
+    ".jfif",
+    ".png",
+    ".gif",
+    ".bmp",
+    ".webp",
+    ".tif",
+    ".tiff",
+    ".ppm",
+    ".pgm",
+)
 """Endings of the files that count as images, in either case."""
 
 
 def is_image(path: Path) -> bool:
     """Whether ``path`` is named like an image; hidden files are not (``._a.jpg`` of an archive)."""
     return path.suffix.lower() in SUFFIXES and not path.name.startswith(".")
+
+
+def images_in(folder: Path) -> list[Path]:
+    """The images in a folder at any depth, sorted; a warning counts what is passed over.
+
+    Hidden files and folders (thumbnails, an archive's leavings) are passed over, and so are files
+    that are not named like an image.
+    """
+    found: list[Path] = []
+    other: Counter[str] = Counter()
+    hidden = 0
+    for here, folders, names in os.walk(folder, followlinks=False):
+        for name in names:
+            path = Path(here, name)
+            if is_image(path):
+                found.append(path)
+            elif path.suffix.lower() in SUFFIXES:
+                hidden += 1
+            elif not name.startswith(".") and name.lower() not in _LEAVINGS:
+                other[path.suffix.lower() or "no ending"] += 1
+        kept = [name for name in folders if not name.startswith(".")]
+        for name in set(folders) - set(kept):
+            hidden += sum(
+                Path(inner).suffix.lower() in SUFFIXES
+                for *_, inners in os.walk(Path(here, name))
+                for inner in inners
+            )
+        linked = [name for name in kept if Path(here, name).is_symlink()]
+        if linked:  # they may lead in a circle
+            other["linked folder"] += len(linked)
+        folders[:] = kept
+    said = [f"{hidden} hidden images"] if hidden else []
+    if other:
+        kinds = ", ".join(f"{count} {kind}" for kind, count in sorted(other.items())[:5])
+        said.append(f"{other.total()} files that are not named like an image ({kinds})")
+    if said:
+        warnings.warn(f"{folder}: {' and '.join(said)} are left out.", stacklevel=4)
+    return sorted(found)
+
+
+_LEAVINGS = ("thumbs.db", "desktop.ini")
+
+
+OnBadImage = Literal["stop", "skip"]
+"""What to do about images that cannot be read: ``stop`` at the first one that is met, with its
+name, or read all in advance, ``skip`` those and say how many they are."""
+
+
+def readable(paths: Sequence[Path], on_bad_image: OnBadImage) -> list[bool]:
+    """Which images can be read; a warning counts the others and names the first.
+
+    Raises:
+        BellaError: ``on_bad_image`` is unknown, or none can be read.
+    """
+    if on_bad_image not in ("stop", "skip"):
+        raise BellaError(f"on_bad_image={on_bad_image!r}: choose 'stop' or 'skip'.")
+    if on_bad_image == "stop":
+        return [True] * len(paths)
+    good: list[bool] = []
+    first: BellaError | None = None
+    for path in paths:
+        try:
+            load_image(path)
+            good.append(True)
+        except BellaError as error:
+            first = first or error
+            good.append(False)
+    if first is not None:
+        said = f"{len(good) - sum(good)} of {len(good)} images cannot be read"
+        if not any(good):
+            raise BellaError(f"{said}, so none is left; the first: {first}") from first
+        warnings.warn(f"{said} and are skipped; the first: {first}", stacklevel=4)
+    return good
 
 
 class LabelledImages(Dataset[tuple[Tensor, int]]):
@@ -65,6 +154,23 @@ class LabelledImages(Dataset[tuple[Tensor, int]]):
         own = type(self).__module__.partition(".")[0] == __name__.partition(".")[0]
         return own and isinstance(self.preprocess, Preprocess) and self.preprocess.augment is None
 
+    def without_bad(self, on_bad_image: OnBadImage = "skip") -> Self:
+        """These without the images that cannot be read; see `readable`.
+
+        Raises:
+            BellaError: none can be read, or none of a class that had some.
+        """
+        good = readable(self.paths, on_bad_image)
+        if all(good):
+            return self
+        kept = self.select(i for i, is_good in enumerate(good) if is_good)
+        lost = sorted(set(self.labels) - set(kept.labels))
+        if lost:
+            raise BellaError(
+                f"None of the images of class {self.classes[lost[0]]!r} can be read: replace them."
+            )
+        return kept
+
     def select(self, indices: Iterable[int], preprocess: Preprocess | None = None) -> Self:
         """The items at ``indices``, in their order, perhaps with another preprocessing."""
         chosen = list(indices)
@@ -101,21 +207,29 @@ class ImageList(Dataset[Tensor]):
     Args:
         paths: image files, and folders whose images are taken at any depth, sorted.
         preprocess: from a PIL image to a tensor; augmentation is left out.
+        on_bad_image: see `OnBadImage`.
 
     Raises:
         BellaError: there is no image.
     """
 
-    def __init__(self, paths: str | Path | Iterable[str | Path], preprocess: Preprocess):
+    def __init__(
+        self,
+        paths: str | Path | Iterable[str | Path],
+        preprocess: Preprocess,
+        on_bad_image: OnBadImage = "stop",
+    ):
         given = [paths] if isinstance(paths, str | Path) else list(paths)
         self.paths: list[Path] = []
         for path in map(Path, given):
-            self.paths += sorted(filter(is_image, path.rglob("*"))) if path.is_dir() else [path]
+            self.paths += images_in(path) if path.is_dir() else [path]
         if not self.paths:
             raise BellaError(
                 f"There is no image in {', '.join(map(str, given)) or 'an empty list'}: give image "
                 f"files ({', '.join(SUFFIXES)}) or folders that hold some."
             )
+        good = readable(self.paths, on_bad_image)
+        self.paths = [path for path, is_good in zip(self.paths, good, strict=True) if is_good]
         self.preprocess = preprocess.plain()
 
     def __len__(self) -> int:

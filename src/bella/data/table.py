@@ -3,24 +3,32 @@
 from __future__ import annotations
 
 import csv
+import io
+import os
 from collections.abc import Sequence
 from pathlib import Path
 
 from bella.data.images import Preprocess
 from bella.data.labelled import LabelledImages, is_image
 from bella.errors import BellaError, nearest
+from bella.files import read_bytes
 
 PATH_NAMES = ("path", "image", "file")
 LABEL_NAMES = ("label", "class")
 
 
 def _rows(path: Path) -> list[tuple[int, list[str]]]:
-    """The non-empty rows of a CSV file with their line numbers; Excel's byte-order mark is cut."""
+    """The non-empty rows of a CSV file with their line numbers; Excel's byte-order mark is cut.
+
+    Names of files may be any bytes, as they are on disk (Python's surrogateescape).
+    """
     try:
-        with path.open(encoding="utf-8-sig", newline="") as file:
-            reader = csv.reader(file)
-            return [(reader.line_num, row) for row in reader if any(cell.strip() for cell in row)]
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        text = read_bytes(path).decode("utf-8-sig", "surrogateescape")
+        if "\0" in text:
+            raise csv.Error("it holds zeros: another encoding")
+        reader = csv.reader(io.StringIO(text, newline=""))
+        return [(reader.line_num, row) for row in reader if any(cell.strip() for cell in row)]
+    except (OSError, csv.Error) as error:
         raise BellaError(f"{path} cannot be read as a CSV file in UTF-8 ({error}).") from error
 
 
@@ -42,16 +50,26 @@ def _columns(path: Path, first: Sequence[str]) -> tuple[int, int, bool]:
             f"{path} has no column for the {missing}: its first row is {','.join(first)!r}, and "
             "commas must separate a path from a label."
         )
-    return 0, 1, not is_image(Path(first[0].strip()))
+    # A name without an ending may be an image's all the same.
+    name = first[0].strip()
+    return 0, 1, not is_image(Path(name)) and not _is_there(path.parent / name)
 
 
 def _encode(path: Path, names: Sequence[str], classes: Sequence[str]) -> list[int]:
-    """Index of each label in ``classes``: labels are names of classes, or else their indices."""
+    """Index of each label in ``classes``: labels are names of classes, or else their indices.
+
+    Indices are never taken where a class is called by a number: one label that is unknown would
+    turn the meaning of all the others.
+
+    Raises:
+        BellaError: a label is neither.
+    """
     index = {name: place for place, name in enumerate(classes)}
     by_number = {str(place): place for place in range(len(classes))}
-    for lookup in (index, by_number):
-        if all(name in lookup for name in names):
-            return [lookup[name] for name in names]
+    if all(name in index for name in names):
+        return [index[name] for name in names]
+    if all(name in by_number for name in names) and not any(map(_is_integer, classes)):
+        return [by_number[name] for name in names]
     unknown = next(name for name in names if name not in index)
     raise BellaError(
         f"{path} has the label {unknown!r}, which is none of the {len(classes)} classes: near are "
@@ -62,18 +80,28 @@ def _encode(path: Path, names: Sequence[str], classes: Sequence[str]) -> list[in
 def _sorted_labels(names: Sequence[str]) -> list[str]:
     """Distinct labels, by number where all are numbers."""
     distinct = set(names)
-    return sorted(distinct, key=int) if all(map(_is_integer, distinct)) else sorted(distinct)
+    if all(map(_is_integer, distinct)):
+        return sorted(distinct, key=lambda name: (int(name), name))
+    return sorted(distinct)
 
 
 def _is_integer(text: str) -> bool:
-    return text.removeprefix("-").isdecimal()
+    return text.removeprefix("-").isdecimal() and len(text) < 100
+
+
+def _is_there(file: Path) -> bool:
+    try:
+        return file.is_file()
+    except (OSError, ValueError):  # a name that is too long, or that no file can have
+        return False
 
 
 class ImageTable(LabelledImages):
     """Images listed in a CSV file of paths and labels.
 
     The columns are those called path, image or file, and label or class; where no name is known,
-    the first two, with or without a header. Paths are relative to the file's folder.
+    the first two, with or without a header. Paths are relative to the file's folder, and each image
+    stands in one line: listed twice, it would be in two parts of a split.
 
     Args:
         path: the CSV file.
@@ -81,8 +109,8 @@ class ImageTable(LabelledImages):
         classes: names of the classes; without them, the labels that occur, sorted.
 
     Raises:
-        BellaError: the file cannot be read, is empty or lacks a column, an image is missing, or a
-            label is unknown to ``classes``.
+        BellaError: the file cannot be read, is empty or lacks a column, an image is missing or
+            listed twice, or a label is unknown to ``classes`` or not in UTF-8.
     """
 
     def __init__(
@@ -93,15 +121,35 @@ class ImageTable(LabelledImages):
         if not rows:
             raise BellaError(f"{path} is empty: write one line path,label per image.")
         path_column, label_column, header = _columns(path, rows[0][1])
-        files, names = [], []
+        files: list[Path] = []
+        names: list[str] = []
+        lines: dict[str, int] = {}
         for line, row in rows[header:]:
             if len(row) <= max(path_column, label_column) or not row[label_column].strip():
                 raise BellaError(f"Line {line} of {path} has no label: write path,label.")
-            files.append(path.parent / row[path_column].strip())
-            names.append(row[label_column].strip())
+            label = row[label_column].strip()
+            if not label.isprintable():
+                raise BellaError(
+                    f"{path} cannot be read as a CSV file in UTF-8 (the label in line {line} is "
+                    f"{label[:80]!r}): save it as UTF-8."
+                )
+            file = path.parent / row[path_column].strip()
+            before = lines.setdefault(os.path.normpath(file), line)
+            if before != line:
+                raise BellaError(
+                    f"{path} lists {row[path_column].strip()} in line {before} and in line {line}: "
+                    "list each image once."
+                )
+            files.append(file)
+            names.append(label)
         if not files:
             raise BellaError(f"{path} has a header and no rows: write one line per image.")
-        absent = [file for file in files if not file.is_file()]
+        absent = [file for file in files if not _is_there(file)]
+        if absent and not str(absent[0]).isprintable():
+            raise BellaError(
+                f"{path} cannot be read as a CSV file in UTF-8 (it names {str(absent[0])!r}, which "
+                "does not exist): save it as UTF-8."
+            )
         if absent:
             raise BellaError(
                 f"{len(absent)} of the {len(files)} images in {path} do not exist, the first is "

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -9,68 +11,170 @@ from PIL import Image
 
 from bella.data.images import Preprocess
 from bella.errors import BellaError, require
-from bella.models.opened import Opened, first_line, guess_defaults, seeded
+from bella.files import shortened, shown
+from bella.models.opened import Opened, guess_defaults, seeded
+
+_SQUARE = ("DeiT", "EfficientNet", "Perceiver")
+"""Image processors that squeeze a picture into a square before they crop it, also where an old
+configuration writes the size as one number; of the others that crop, such a number is the short
+side."""
 
 
 def _sides(size: Any) -> tuple[int, int]:
-    """(height, width) of a configuration's size, which has had three forms over the years."""
+    """(height, width) of a configuration's size, which has had three forms over the years.
+
+    Raises:
+        BellaError: it has yet another one.
+    """
     if isinstance(size, Mapping):
-        square = size.get("shortest_edge")
-        size = size.get("height", square), size.get("width", square)
-    height, width = size if isinstance(size, Sequence) else (size, size)
+        given = {name for name, value in size.items() if value is not None}
+        if given == {"shortest_edge"}:
+            size = size["shortest_edge"]
+        elif given == {"height", "width"}:
+            size = size["height"], size["width"]
+        else:
+            raise BellaError(
+                f"This network's preprocessing gives the size of images by {shown(sorted(given))}: "
+                "bella knows height and width, or shortest_edge."
+            )
+    height, width = size if isinstance(size, list | tuple) else (size, size)
     return int(height), int(width)
+
+
+def _share(part: tuple[int, int], whole: tuple[float, float]) -> float:
+    """The share of each side that a centre crop keeps.
+
+    Raises:
+        BellaError: it differs between the sides, or is more than there is.
+    """
+    shares = part[0] / whole[0], part[1] / whole[1]
+    if not math.isclose(*shares, rel_tol=0.01) or max(shares) > 1:
+        raise BellaError(
+            f"This network's preprocessing takes {part[0]}x{part[1]} pixels out of "
+            f"{whole[0]:g}x{whole[1]:g}: bella knows crops of the same share of both sides."
+        )
+    return min(shares)
 
 
 def read_preprocess(config: Mapping[str, Any], image_size: int | None = None) -> Preprocess:
     """The preprocessing that an image processor's configuration describes.
 
-    Transformers' own image processors are not used: the fast ones need torchvision.
+    Transformers' own image processors are not used: the fast ones need torchvision. What they do to
+    a picture depends on their name, too: LeViT's, PoolFormer's, ConvNeXt's, Perceiver's and
+    EfficientNet's have habits of their own.
 
     Args:
         config: the content of ``preprocessor_config.json``.
         image_size: side of the images in pixels, in place of the configuration's.
 
     Raises:
-        BellaError: the network wants the colours in another order.
+        BellaError: it describes what bella's preprocessing lacks (colours as BGR, padding, sizes by
+            the long side, no resizing), or is damaged.
     """
-    if config.get("do_flip_channel_order"):
+    try:
+        return _read_preprocess(config, image_size)
+    except BellaError:
+        raise
+    except (TypeError, ValueError, KeyError, AttributeError, ArithmeticError) as error:
         raise BellaError(
-            "This network wants its colours as BGR, which bella's preprocessing lacks."
+            f"This network's preprocessor_config.json is damaged ({shortened(error)})."
+        ) from None
+
+
+def _read_preprocess(config: Mapping[str, Any], image_size: int | None) -> Preprocess:
+    lacking = {
+        "do_flip_channel_order": "wants its colours as BGR",
+        "do_pad": "pads its images",
+        "do_thumbnail": "makes thumbnails",
+        "do_align_long_axis": "turns its images",
+    }
+    for name, said in lacking.items():
+        if config.get(name):
+            raise BellaError(f"This network {said}, which bella's preprocessing lacks.")
+    if not config.get("do_resize", True):
+        raise BellaError(
+            "This network's preprocessing leaves images at their own sizes, which cannot share a "
+            "batch: set do_resize and size in its preprocessor_config.json."
         )
-    # transformers computes (pixel * factor - mean) / std, bella (pixel - mean) / std.
+    kind = str(config.get("image_processor_type") or config.get("feature_extractor_type") or "")
+    family = re.sub(r"(ImageProcessor|FeatureExtractor).*", "", kind)
+    # transformers computes (pixel * factor - offset - mean) / std, bella (pixel - mean) / std.
     factor = config.get("rescale_factor", 1 / 255) if config.get("do_rescale", True) else 1.0
+    offset = 1.0 if config.get("rescale_offset") and config.get("do_rescale", True) else 0.0
     normalise = config.get("do_normalize", True)
-    mean = config.get("image_mean", (0.5,) * 3) if normalise else (0.0,) * 3
-    std = config.get("image_std", (0.5,) * 3) if normalise else (1.0,) * 3
-    size = config.get("size", 224)
-    resized, crop = _sides(size), None
-    if isinstance(size, Mapping) and "shortest_edge" in size:
-        crop = config.get("crop_pct", 1.0)
-        # ConvNeXt's processor, the one with a crop_pct, squeezes the whole picture from 384 on.
-        if "crop_pct" in config and resized[0] >= 384:
-            crop = None
-    if config.get("do_center_crop") and config.get("crop_size"):
-        cropped = _sides(config["crop_size"])
-        resized, crop = cropped, min(cropped[0] / resized[0], cropped[1] / resized[1], 1.0)
+    mean = _three(config.get("image_mean", 0.5)) if normalise else (0.0,) * 3
+    std = _three(config.get("image_std", 0.5)) if normalise else (1.0,) * 3
+    if family == "EfficientNet" and config.get("include_top", True):
+        # Trained that way: what is normalised is divided by image_std once more.
+        again = _three(config.get("image_std", 0.5))
+        std = tuple(s * t for s, t in zip(std, again, strict=True))
+    size, crop, squeeze = _box(config, family)
     return Preprocess(
-        image_size or resized,
-        mean=tuple(m / factor for m in mean),
+        image_size or size,
+        mean=tuple((m + offset) / factor for m in mean),
         std=tuple(s / factor for s in std),
         crop=crop,
+        squeeze=squeeze,
         interpolation=Image.Resampling(config.get("resample", 2)).name.lower(),
     )
 
 
+def _three(value: Any) -> tuple[float, ...]:
+    return tuple(value) if isinstance(value, Sequence) else (value,) * 3
+
+
+def _box(config: Mapping[str, Any], family: str) -> tuple[tuple[int, int], float | None, float]:
+    """Size, ``crop`` and ``squeeze`` of the preprocessing."""
+    size = config.get("size", 224)
+    resized = _sides(size)
+    cuts = bool(config.get("do_center_crop") and config.get("crop_size"))
+    keeps_aspect = isinstance(size, Mapping) and "shortest_edge" in size
+    if not isinstance(size, Mapping):
+        keeps_aspect = cuts and family not in _SQUARE
+    percent = config.get("crop_pct") or 1.0
+    if not cuts:
+        if not keeps_aspect:
+            return resized, None, 1.0
+        # ConvNeXt's processor, the one with a crop_pct, squeezes the whole picture from 384 on.
+        whole = "crop_pct" in config and resized[0] >= 384
+        return resized, None if whole else percent, 1.0
+    cropped = _sides(config["crop_size"])
+    if family == "Perceiver":  # crops first, by the ratio of the two sizes
+        return resized, _share(resized, cropped), 1.0
+    scale = 256 / 224 if family == "Levit" else 1 / percent
+    share = _share(cropped, (scale * resized[0], scale * resized[1]))
+    if keeps_aspect or family == "PoolFormer":
+        return cropped, share, 1.0
+    return cropped, None, share
+
+
 def _processor_config(name: str) -> Mapping[str, Any]:
+    """The content of ``preprocessor_config.json``; empty where there is none.
+
+    Raises:
+        BellaError: it is damaged.
+    """
     mixin = require("transformers.image_processing_base", extra="hf").ImageProcessingMixin
     try:
-        return mixin.get_image_processor_dict(name)[0]
-    except OSError:
+        found = mixin.get_image_processor_dict(name)[0]
+    except OSError as error:
+        if "valid JSON" in str(error):
+            raise BellaError(f"preprocessor_config.json of {name!r} is no JSON.") from None
         return {}
+    except Exception as error:
+        raise BellaError(
+            f"preprocessor_config.json of {name!r} cannot be read ({shortened(error)})."
+        ) from error
+    if not isinstance(found, Mapping):
+        raise BellaError(f"preprocessor_config.json of {name!r} holds no mapping.")
+    return found
 
 
 def open_hugging_face(name: str, classes: int | None, image_size: int | None, seed: int) -> Opened:
     """A network of ``AutoModelForImageClassification`` with a head of ``classes``.
+
+    Code that comes with a network is never run, whoever answers: without saying so, transformers
+    asks on the terminal, and ``yes |`` would be an answer.
 
     Args:
         name: on the hub, or a folder.
@@ -87,10 +191,12 @@ def open_hugging_face(name: str, classes: int | None, image_size: int | None, se
     head = {} if classes is None else {"num_labels": classes, "ignore_mismatched_sizes": True}
     try:
         with seeded(seed):
-            network = transformers.AutoModelForImageClassification.from_pretrained(name, **head)
-    except (OSError, ValueError) as error:
+            network = transformers.AutoModelForImageClassification.from_pretrained(
+                name, trust_remote_code=False, **head
+            )
+    except Exception as error:  # a stranger's folder fails in as many ways as it can be damaged
         raise BellaError(
-            f"{name!r} cannot be opened as an image classifier ({first_line(error)}): give the "
+            f"{name!r} cannot be opened as an image classifier ({shortened(error)}): give the "
             "name of one on the hub, or a folder that `save_pretrained` wrote."
         ) from error
     config = {"size": getattr(network.config, "image_size", 224)} | dict(_processor_config(name))

@@ -12,6 +12,7 @@ from torch import nn
 
 from bella.data.images import Preprocess
 from bella.errors import BellaError
+from bella.files import shortened
 
 ATTENTION = (("q_proj", "v_proj"), ("query", "value"), ("qkv",))
 """Names of attention's projections; LoRA's habit is to adapt the query's and the value's."""
@@ -70,16 +71,11 @@ def check_runs(name: str, opened: Opened) -> None:
     try:
         with torch.no_grad():
             opened.network(torch.zeros(1, 3, height, width))
-    except (RuntimeError, ValueError, AssertionError) as error:
+    except Exception as error:  # whatever its layers raise
         raise BellaError(
-            f"{name} does not take images of {height}x{width} pixels ({first_line(error)}): choose "
+            f"{name} does not take images of {height}x{width} pixels ({shortened(error)}): choose "
             "another image_size, or none for the network's own."
         ) from error
-
-
-def first_line(error: Exception) -> str:
-    """Another library's message, short enough to stand in brackets."""
-    return str(error).strip().partition("\n")[0].rstrip(".")
 
 
 def _is_matrix(module: nn.Module) -> bool:

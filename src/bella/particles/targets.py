@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable, Sequence
 from torch import nn
 
 from bella.errors import BellaError, nearest
+from bella.patterns import fullmatch
 
 Targets = str | Sequence[str]
 
@@ -22,7 +23,7 @@ def matches(name: str, target: str) -> bool:
     if name == target or name.endswith(f".{target}"):
         return True
     try:
-        return re.fullmatch(target, name) is not None
+        return fullmatch(target, name)
     except re.error:
         return False
 

@@ -13,8 +13,8 @@ from typing import Any
 
 from rich.console import Group
 from rich.table import Table
-from rich.text import Text
 
+from bella.console import shown_text
 from bella.errors import BellaError
 from bella.evaluation.evaluate import flat_name
 from bella.files import read_json
@@ -154,12 +154,12 @@ def rich_table(results: Results) -> Group:
         headings, lines = rows(results, columns)
         if len(headings) == 1:
             continue
-        title = Text(f"{results['title']}, {section}")  # a path is no markup
+        title = shown_text(f"{results['title']}, {section}")
         table = Table(title=title, title_justify="left")
         for index, heading in enumerate(headings):
             table.add_column(heading, justify="left" if index == 0 else "right", no_wrap=True)
         for line in lines:
-            table.add_row(*line)
+            table.add_row(*map(shown_text, line))
         drawn.append(table)
     return Group(*drawn, f"Mean ± spread over {results['seeds']} seeds.")
 

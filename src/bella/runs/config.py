@@ -7,6 +7,7 @@ from typing import Any, Literal
 
 from pydantic import Field
 
+from bella.data import OnBadImage
 from bella.errors import BellaError
 from bella.recipes import recipe_named
 from bella.training.settings import Settings, checked, read_yaml
@@ -40,6 +41,7 @@ class RunConfig(Settings):
             copy.
         options: further arguments of the method's constructor, such as ``density`` of ``ssvi``.
         workers: processes that read images; 0 reads them in this one.
+        on_bad_image: ``stop`` at an image that cannot be read, or ``skip`` and count such.
     """
 
     data: str
@@ -55,6 +57,7 @@ class RunConfig(Settings):
     head_init: Literal["probe", "frozen", "copy", "reset"] = "probe"
     options: dict[str, Any] = Field(default_factory=dict)
     workers: int = Field(0, ge=0)
+    on_bad_image: OnBadImage = "stop"
 
     def constructor_options(self) -> dict[str, Any]:
         """Arguments of the method's constructor."""

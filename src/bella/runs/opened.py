@@ -10,19 +10,22 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from rich.progress import Progress
 from torch.utils.data import DataLoader, Dataset
 
 import bella
-from bella.data import ImageList, Preprocess, open_images
+from bella.data import ImageList, OnBadImage, Preprocess, open_images
+from bella.data.images import LARGEST_SIDE
 from bella.errors import BellaError
 from bella.evaluation.evaluate import evaluate
-from bella.files import read_json, write_whole
+from bella.files import read_sealed_json, write_whole
 from bella.host import device_named
 from bella.models import open_network
 from bella.posterior import Posterior
 from bella.prediction.predict import predict
 from bella.prediction.predictive import Predictive
+from bella.storage import said_wrong
 
 MODEL = "model.json"
 
@@ -53,19 +56,29 @@ class TrainedRun:
     workers: int = 0
 
     def evaluate(
-        self, data: str | Path, ood: str | Path | None = None, bar: Progress | None = None
+        self,
+        data: str | Path,
+        ood: str | Path | None = None,
+        bar: Progress | None = None,
+        on_bad_image: OnBadImage = "stop",
     ) -> dict[str, float]:
         """All figures on a labelled folder or CSV; ``ood`` holds images of another kind."""
-        loader = self.loader(open_images(data, self.preprocess, self.classes))
+        labelled = open_images(data, self.preprocess, self.classes, on_bad_image=on_bad_image)
+        loader = self.loader(labelled)
         other: Any = None
         if ood is not None:
-            other = self.loader(_Unlabelled(ImageList(ood, self.preprocess)))
+            other = self.loader(_Unlabelled(ImageList(ood, self.preprocess, on_bad_image)))
         with self.drawing():
             return evaluate(self.posterior, loader, ood=other, progress=bar, draws=self.draws)
 
-    def predict(self, images: Sequence[str | Path], bar: Progress | None = None) -> Predictions:
+    def predict(
+        self,
+        images: Sequence[str | Path],
+        bar: Progress | None = None,
+        on_bad_image: OnBadImage = "stop",
+    ) -> Predictions:
         """The predictive of image files and folders."""
-        listed = ImageList(images, self.preprocess)
+        listed = ImageList(images, self.preprocess, on_bad_image)
         loader = self.loader(listed)
         task = bar.add_task("predicting", total=len(loader)) if bar else None
         parts = []
@@ -162,14 +175,46 @@ def open_run(
     """
     place = device_named(device)
     folder = Path(folder)
-    model = read_json(folder / MODEL)
-    try:
-        classes, preprocess = tuple(model["classes"]), Preprocess.from_dict(model["preprocess"])
-        network, image_size, seed = (model[name] for name in ("network", "image_size", "seed"))
-        draws = int(model.get("draws", 1))  # runs of version 0.1.0 before recipes have none
-    except (AttributeError, KeyError, TypeError, ValueError) as error:
-        raise BellaError(f"{folder / MODEL} is damaged ({error} is wrong): fit again.") from None
-    opened = open_network(network, len(classes), image_size, seed)
+    model = read_model(folder)
+    preprocess = Preprocess.from_dict(model.preprocess).plain()
+    opened = open_network(model.network, len(model.classes), model.image_size, model.seed)
     posterior = bella.load(folder, opened.network)
     posterior.eval().to(place)
-    return TrainedRun(posterior, classes, preprocess.plain(), network, draws, seed, workers)
+    return TrainedRun(
+        posterior,
+        tuple(model.classes),
+        preprocess,
+        model.network,
+        model.draws,
+        model.seed,
+        workers,
+    )
+
+
+class Model(BaseModel):
+    """The fields of ``model.json``; a later version may add some."""
+
+    model_config = ConfigDict(strict=True, extra="allow")
+
+    network: str = Field(min_length=1, max_length=4096, pattern=r"^[^\x00]+$")
+    classes: list[str] = Field(min_length=1)
+    image_size: int | None = Field(ge=1, le=LARGEST_SIDE)
+    seed: int = Field(ge=0, lt=2**63)
+    preprocess: dict[str, Any]
+    draws: int = Field(1, ge=1, le=10_000)  # runs before recipes have none
+
+
+def read_model(folder: Path) -> Model:
+    """What `train` wrote to ``model.json``.
+
+    Raises:
+        BellaError: it is missing or damaged.
+    """
+    content = read_sealed_json(folder / MODEL)
+    try:
+        model = Model.model_validate(content)
+    except ValidationError as error:
+        raise BellaError(f"{folder / MODEL} is damaged ({said_wrong(error)}): fit again.") from None
+    if len(set(model.classes)) < len(model.classes):
+        raise BellaError(f"{folder / MODEL} is damaged (two classes of one name): fit again.")
+    return model

@@ -21,7 +21,7 @@ from bella import transport
 from bella.console import progress_bar
 from bella.data import LabelledImages, Preprocess, splits
 from bella.evaluation.evaluate import evaluate
-from bella.files import write_json, write_whole
+from bella.files import write_json, write_sealed_json, write_whole
 from bella.host import device_named
 from bella.models import Opened, open_network
 from bella.posterior import Posterior
@@ -69,7 +69,9 @@ def train(
     recipe = recipe_named(config.method)
     classes = splits(config.data, Preprocess(32), seed=config.seed)["train"].classes
     opened = _open(config, len(classes))
-    parts = splits(config.data, opened.preprocess, seed=config.seed)
+    parts = splits(
+        config.data, opened.preprocess, classes, seed=config.seed, on_bad_image=config.on_bad_image
+    )
     with progress_bar(progress) as bar:
         posterior, probes = _make(config, opened, parts, folder if resume else None, device, bar)
     loader = DataLoader(parts["train"], config.batch_size, shuffle=True, num_workers=config.workers)
@@ -97,7 +99,7 @@ def train(
         write_whole(folder / CONFIG, lambda path: path.write_text(asked))
         if probes:
             _write_probes(folder / PROBES, probes)
-        write_json(folder / MODEL, model)
+        write_sealed_json(folder / MODEL, model)
 
     record = fit(
         posterior,

@@ -18,6 +18,7 @@ from rich.progress import Progress
 from bella import transport
 from bella.console import progress_bar
 from bella.errors import BellaError
+from bella.files import shortened
 from bella.host import device_named
 from bella.inputs import check_names, split
 from bella.likelihood import IGNORED
@@ -38,7 +39,7 @@ from bella.training.batches import (
     warn_of_generators,
 )
 from bella.training.cache import cached
-from bella.training.checkpoint import forget, read_checkpoint, write_checkpoint
+from bella.training.checkpoint import check_optimizer, forget, read_checkpoint, write_checkpoint
 from bella.training.gradients import Gradients, Loss
 from bella.training.identity import identity_of
 from bella.training.kept import Kept
@@ -479,22 +480,40 @@ class Run:
             )
         for name, value in own.items():
             value.copy_(state["own"][name])
-        self.optimizer.load_state_dict(state["optimizer"])
-        self.schedule.load_state_dict(state["schedule"])
-        if state["identity"]["settings"]["epochs"] != self.settings.epochs:
-            # The schedule of more epochs is elsewhere after as many steps.
-            for group, rate in zip(
-                self.optimizer.param_groups, self.schedule.base_lrs, strict=True
-            ):
-                group["lr"] = rate * learning_rate_factor(
-                    state["step"], self.steps, self.settings.warmup
-                )
-        if self.precision.scaler is not None:
-            self.precision.scaler.load_state_dict(state["scaler"])
-        self.posterior.passes.restore(state["passes"])
-        self.move.load_state_dict(state["move"])
-        for mover, known in zip(self.movers, state["movers"], strict=True):
-            mover.load_state_dict(known)
+        try:
+            parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
+            check_optimizer(state["optimizer"], parameters)
+            self.optimizer.load_state_dict(state["optimizer"])
+            self.schedule.load_state_dict(state["schedule"])
+            if state["identity"]["settings"]["epochs"] != self.settings.epochs:
+                # The schedule of more epochs is elsewhere after as many steps.
+                for group, rate in zip(
+                    self.optimizer.param_groups, self.schedule.base_lrs, strict=True
+                ):
+                    group["lr"] = rate * learning_rate_factor(
+                        state["step"], self.steps, self.settings.warmup
+                    )
+            if self.precision.scaler is not None:
+                self.precision.scaler.load_state_dict(state["scaler"])
+            self.posterior.passes.restore(state["passes"])
+            self.move.load_state_dict(state["move"])
+            for mover, known in zip(self.movers, state["movers"], strict=True):
+                mover.load_state_dict(known)
+        except BellaError:
+            raise
+        except (
+            KeyError,
+            IndexError,
+            TypeError,
+            ValueError,
+            RuntimeError,
+            AttributeError,
+        ) as error:
+            raise BellaError(
+                f"The checkpoint in {self.folder} does not fit this optimiser "
+                f"({shortened(error)}): name another folder, or begin anew with --fresh "
+                "(resume=False)."
+            ) from None
         self.kept.load(state["best"], state["epoch"])
         self.step.number = state["step"]
         self.gradients.at_once = record.particles_per_pass = state["particles_per_pass"]

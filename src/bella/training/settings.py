@@ -9,8 +9,13 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from bella.errors import BellaError
+from bella.files import count_values, read_bytes, shown
 from bella.likelihood import Name
 
+LARGEST_YAML = 2**20
+"""Bytes of a configuration."""
+MOST_VALUES = 10_000
+"""Values of a configuration, those of aliases counted where they are used."""
 PerPass = Annotated[int, Field(ge=1)] | Literal["auto"] | None
 
 
@@ -98,22 +103,32 @@ def checked(kind: type[BaseModel], values: dict[str, Any]) -> Any:
         place = ".".join(str(part) for part in first["loc"])
         if first["type"] == "extra_forbidden":
             known = ", ".join(kind.model_fields)
-            raise BellaError(f"{place!r} is no setting; known settings are {known}.") from None
-        raise BellaError(f"{place}={first['input']!r}: {first['msg']}.") from None
+            raise BellaError(f"{place[:80]!r} is no setting; known settings are {known}.") from None
+        raise BellaError(f"{place[:80]}={shown(first['input'])}: {first['msg']}.") from None
 
 
 def read_yaml(path: str | Path) -> dict[str, Any]:
     """The mapping in a YAML file.
 
     Raises:
-        BellaError: no file, no YAML, or no mapping.
+        BellaError: no file, no YAML, no mapping, or one beyond any reason.
     """
+    path = Path(path)
     try:
-        content = yaml.safe_load(Path(path).read_text())
+        content = yaml.safe_load(read_bytes(path, LARGEST_YAML))
     except FileNotFoundError:
         raise BellaError(f"There is no configuration file {path}.") from None
-    except yaml.YAMLError as error:
-        raise BellaError(f"{path} is not valid YAML: {' '.join(str(error).split())}.") from None
+    except BellaError:
+        raise
+    except (yaml.YAMLError, RecursionError, ValueError, OSError) as error:
+        # ValueError: no UTF-8, a date that does not exist, a number of thousands of digits.
+        said = " ".join(str(error).split())[:300].rstrip(".")
+        raise BellaError(f"{path} is not valid YAML: {said}.") from None
     if not isinstance(content, dict):
         raise BellaError(f"{path} must hold a mapping of settings, such as 'epochs: 5'.")
+    if count_values(content) >= MOST_VALUES:
+        raise BellaError(
+            f"{path} stands for more than {MOST_VALUES:,} values (aliases of aliases?): write a "
+            "configuration of a page."
+        )
     return content

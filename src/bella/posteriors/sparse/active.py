@@ -10,6 +10,8 @@ import warnings
 import torch
 from torch import Tensor
 
+from bella.errors import BellaError
+
 PIECE = 2**20
 """Elements that are sorted at once."""
 
@@ -82,16 +84,32 @@ def encode(index: Tensor, numel: int) -> Tensor:
 
 
 def decode(code: Tensor, numel: int) -> Tensor:
-    """The index (int32) that `encode` wrote."""
+    """The index (int32) that `encode` wrote.
+
+    Raises:
+        BellaError: it did not: products read and write at these positions without looking again.
+    """
+    if code.dtype != torch.uint8 or code.dim() != 1 or not len(code):
+        raise BellaError("The positions of a sparse layer's weights are damaged: copy them anew.")
+    found = _decoded(code, numel)
+    if len(found) and not 0 <= int(found[-1]) < numel:  # ascending by the way they are written
+        raise BellaError(
+            f"The positions of a sparse layer's weights go beyond its {numel} weights: this is the "
+            "file of another network."
+        )
+    return found.int()
+
+
+def _decoded(code: Tensor, numel: int) -> Tensor:
     kind, code = int(code[0]), code[1:].cpu()
     if kind:
         bits = (code.unsqueeze(1) >> torch.arange(8, dtype=torch.uint8)) & 1
-        return bits.reshape(-1)[:numel].nonzero().flatten().int()
+        return bits.reshape(-1)[:numel].nonzero().flatten()
     passed = code.long().cumsum(0)
     last = code != ESCAPE
     found = passed[last]
     # Each active position before this one is itself a step of one.
-    return (found + torch.arange(len(found))).int()
+    return found + torch.arange(len(found))
 
 
 def _gap_bytes(gaps: Tensor) -> Tensor:
