@@ -83,8 +83,8 @@ def test_every_public_name_has_a_type_and_a_misspelt_one_is_an_error(mypy):
     assert len(said) == len(bella.__all__), output
     assert "Any" not in said
     assert [line for line in output.splitlines() if ": error: " in line] == [
-        'user.py:%d: error: Module has no attribute "lowrank"; maybe "low_rank"?  [attr-defined]'
-        % (len(lines) + 2)
+        f"user.py:{len(lines) + 2}: error: "
+        'Module has no attribute "lowrank"; maybe "low_rank"?  [attr-defined]'
     ]
 
 

@@ -6,11 +6,11 @@ import json
 
 import pytest
 import torch
+from helpers import adapted, batch, mlp
 from torch import nn
 
 import bella
 from bella import storage
-from helpers import adapted, batch, mlp
 
 
 def test_a_posterior_comes_back_to_the_same_bits(tmp_path):

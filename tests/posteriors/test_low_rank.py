@@ -552,6 +552,7 @@ class Bypasses(nn.Module):
         return F.linear(x, torch.ones(3, 4) if weight is None else weight)
 
 
+@pytest.mark.filterwarnings("ignore:Nothing is shared")
 def test_a_layer_that_never_runs_is_reported():
     posterior = bella.low_rank(Bypasses(), 2, 2, ("inner",))
     with pytest.raises(bella.BellaError, match="without calling"):

@@ -155,6 +155,7 @@ def test_named_inputs_stop_early_too(shared_prefix):
     torch.testing.assert_close(found.logits[:, late], plain.logits[:, late])
 
 
+@pytest.mark.filterwarnings("ignore:Nothing is shared")
 def test_masked_tokens_and_a_cache_of_keys_stop_early_too():
     posterior = hugging_face("gpt", False)
     tokens = inputs("gpt")

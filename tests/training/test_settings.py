@@ -30,5 +30,5 @@ def test_a_wrong_value_is_named_by_the_word_that_was_used():
 
 
 def test_an_unknown_setting_is_answered_with_the_known_ones():
-    with pytest.raises(bella.BellaError, match="'epoch' is no setting.*epochs"):
+    with pytest.raises(bella.BellaError, match=r"'epoch' is no setting.*epochs"):
         checked(Settings, {"epoch": 3})
