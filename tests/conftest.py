@@ -7,6 +7,19 @@ import struct
 
 import numpy as np
 import pytest
+from jaxtyping import install_import_hook
+
+# Shapes and types in the annotations of these modules are checked at every call. It must stand
+# before the first import of bella.
+CHECKED = (
+    "bella.metrics",
+    "bella.likelihood",
+    "bella.transport",
+    "bella.prediction",
+    "bella.posteriors",
+    "bella.evaluation",
+)
+install_import_hook(CHECKED, "beartype.beartype")
 
 
 def write_idx(path, array):

@@ -14,8 +14,8 @@ from torch.utils.data import DataLoader, TensorDataset
 
 import bella
 from bella import metrics
+from bella.evaluation.early_stop import early_stop_table
 from bella.evaluation.evaluate import collect
-from bella.prediction.early_stop import early_stop_table
 from bella.prediction.predictive import Predictive
 
 N, FIRST = 5, 2

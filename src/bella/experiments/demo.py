@@ -5,13 +5,13 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from bella.evaluation.early_stop import early_stop_rows
 from bella.experiments.bench import read_outputs
 from bella.experiments.compare import compare
 from bella.experiments.methods import DEMO, METHODS
 from bella.experiments.tasks import task_named
 from bella.experiments.tasks.task import Task
 from bella.files import read_json, write_whole
-from bella.prediction.early_stop import early_stop_rows
 from bella.prediction.predictive import Predictive
 from bella.report import pictures
 from bella.report.tables import early_stop_markdown, markdown_table, verdict

@@ -48,7 +48,7 @@ def predict(
         average: see `Predictive`.
         stop: examples on which the mutual information of the ``first`` particles is below this
             bound (in nats) skip all others, and their predictive is that of the first. 0 skips
-            nothing. See `Predictive.saved` and `bella.prediction.early_stop`.
+            nothing. See `Predictive.saved` and `bella.evaluation.early_stop`.
         first: how many particles run on every example, at least 2.
 
     Raises:

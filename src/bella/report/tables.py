@@ -140,7 +140,7 @@ def _markdown(headings: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
 
 
 def early_stop_markdown(rows: Sequence[Mapping[str, float]]) -> str:
-    """What stopping early saves and changes (see `bella.prediction.early_stop`), for a page."""
+    """What stopping early saves and changes (see `bella.evaluation.early_stop`), for a page."""
     shown = {name: COLUMNS[name] for name in COLUMNS if name in rows[0]}
     headings = ["bound on MI", "passes saved", *(heading for heading, _ in shown.values())]
     lines = ["| " + " | ".join(headings) + " |", "|" + "--:|" * len(headings)]
