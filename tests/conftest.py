@@ -7,6 +7,7 @@ import struct
 
 import numpy as np
 import pytest
+import torch
 from jaxtyping import install_import_hook
 
 # Shapes and types in the annotations of these modules are checked at every call. It must stand
@@ -15,11 +16,14 @@ CHECKED = (
     "bella.metrics",
     "bella.likelihood",
     "bella.transport",
-    "bella.prediction",
+    "bella.prediction.predictive",
     "bella.posteriors",
-    "bella.evaluation",
+    "bella.evaluation.temperature",
 )
-install_import_hook(CHECKED, "beartype.beartype")
+install_import_hook(CHECKED, "shapes.checked")
+
+# Otherwise PyTorch warns once a process, and a test fails or not by what ran before it.
+torch.set_warn_always(True)
 
 
 def write_idx(path, array):

@@ -6,7 +6,7 @@ import math
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float, Int
+from jaxtyping import Float, Integer
 from torch import Tensor
 
 from bella.errors import BellaError
@@ -19,7 +19,7 @@ COLDEST, HOTTEST = 0.01, 100.0
 @torch.inference_mode(False)
 @torch.enable_grad()
 def fit_temperature(
-    logits: Float[Tensor, "*particles batch classes"], labels: Int[Tensor, " batch"]
+    logits: Float[Tensor, "*particles batch classes"], labels: Integer[Tensor, " batch"]
 ) -> float:
     """The temperature T that minimises the NLL of softmax(logits / T) on validation data.
 

@@ -9,14 +9,14 @@ from __future__ import annotations
 import math
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float, Integer
 from torch import Tensor
 
 from bella.errors import BellaError, require
 
 Probs = Float[Tensor, "batch classes"]
 ParticleProbs = Float[Tensor, "particles batch classes"]
-Labels = Int[Tensor, " batch"]
+Labels = Integer[Tensor, " batch"]
 Scores = Float[Tensor, " batch"]
 Weights = Float[Tensor, "particles batch"] | None
 """What each particle counts for each example, with a sum of 1; ``None`` for all the same."""
@@ -68,6 +68,7 @@ def check_probs(probs: Float[Tensor, "*shape classes"]) -> None:
     Raises:
         BellaError: values that are not finite, or not between 0 and 1.
     """
+    probs = probs.detach()
     if not torch.isfinite(probs).all():
         raise BellaError("Probabilities are not finite: check the network's inputs and training.")
     if probs.numel() and not -1e-3 < float(probs.min()) <= float(probs.max()) < 1 + 1e-3:
@@ -133,9 +134,10 @@ def mutual_information(particle_probs: ParticleProbs, weights: Weights = None) -
     return over_particles(kl(particles, mean), weights).clamp_min(0)
 
 
-def kl(p: Float[Tensor, "*shape classes"], q: Float[Tensor, "*shape classes"]) -> Tensor:
+def kl(p: Float[Tensor, "*#shape classes"], q: Float[Tensor, "*#shape classes"]) -> Tensor:
     """KL(p || q) = sum_c [p log(p/q) - p + q] for probabilities in float32 or better.
 
+    One of the two may lack leading axes of the other: each particle against their mean.
     No term is negative, so close distributions do not cancel. A q below 1e-38 (the smallest normal
     float32) counts as that: without it one impossible class would make every mean infinite.
     """
@@ -241,10 +243,12 @@ def auroc(score: Scores, positive: Bool[Tensor, " batch"]) -> float:
     if positive.all() or not positive.any():
         return math.nan
     sklearn = require("sklearn.metrics", "fit")
-    return float(sklearn.roc_auc_score(positive.cpu().numpy(), score.double().cpu().numpy()))
+    return float(
+        sklearn.roc_auc_score(positive.cpu().numpy(), score.detach().double().cpu().numpy())
+    )
 
 
-def auroc_between(inside: Scores, outside: Scores) -> float:
+def auroc_between(inside: Float[Tensor, " inside"], outside: Float[Tensor, " outside"]) -> float:
     """How well a score tells outside examples (higher) from inside ones."""
     flags = torch.cat([torch.zeros(len(inside)), torch.ones(len(outside))]).bool()
     return auroc(torch.cat([inside.cpu(), outside.cpu()]), flags)

@@ -14,7 +14,7 @@ from functools import cached_property
 from typing import Literal
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float, Int, Integer
 from torch import Tensor
 
 from bella import metrics
@@ -119,7 +119,7 @@ class Predictive:
             return self
         return replace(self, weights=early_weights(self.logits, early, first))
 
-    def nll(self, labels: Int[Tensor, " batch"]) -> float:
+    def nll(self, labels: Integer[Tensor, " batch"]) -> float:
         """Mean negative log-likelihood of the predictive, in nats.
 
         Raises:
