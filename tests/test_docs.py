@@ -9,7 +9,7 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md")])
-USERS = ("photos/",)  # folders of a reader, in examples
+THEIRS = ("photos/", "site/")  # folders of a reader, in examples, and what commands make
 PLACES = (ROOT, ROOT / "src" / "bella", ROOT / "docs")
 
 
@@ -24,7 +24,7 @@ def missing_paths(text: str) -> list[str]:
     return [
         name
         for name in dict.fromkeys(named)
-        if name not in USERS
+        if name not in THEIRS
         and not any((place / name).exists() for place in PLACES)
         and not ("/" not in name and name in names)
     ]
