@@ -53,7 +53,7 @@ def predict(
         stop: examples on which the mutual information of the ``first`` particles is below this
             bound (in nats) skip all others, and their predictive is that of the first. 0 skips
             nothing. Of an example with several positions the most disputed one decides. See
-            `Predictive.saved` and `bella.prediction.early_stop`.
+            `Predictive.saved` and `bella.evaluation.early_stop`.
         first: how many particles run on every example, at least 2.
         class_axis: where the network's own outputs have their classes, for tokens and pixels: 1 as
             in torch's cross_entropy, -1 for the last. ``None``: as the kind of the outputs or the
