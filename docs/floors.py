@@ -19,12 +19,12 @@ PACKAGE = "bella"
 SOURCE = Path(bella.__file__).parents[1]
 
 FLOORS = (
-    ("the ground", "errors trees files console host"),
+    ("the ground", "errors trees patterns files sealed console host"),
     ("one pass", "particles inputs"),
-    ("the contract, and what is scored", "storage posterior memory metrics likelihood"),
+    ("the contract, and what is scored", "storage posterior memory metrics classes likelihood"),
     ("how particles move, what they say, how they differ", "transport prediction posteriors"),
     ("who uses them", "data models evaluation training"),
-    ("whole runs", "report runs experiments"),
+    ("whole runs", "recipes report runs experiments"),
     ("the command", "cli"),
 )
 """Bottom first; on a floor from left to right. A new room gets its word here."""
