@@ -23,8 +23,8 @@ FLOORS = (
     ("one pass", "particles inputs"),
     ("the contract, and what is scored", "storage posterior memory metrics classes likelihood"),
     ("how particles move, what they say, how they differ", "transport prediction posteriors"),
-    ("who uses them", "data models evaluation training"),
-    ("whole runs", "recipes report runs experiments"),
+    ("who uses them", "data models evaluation training recipes"),
+    ("whole runs", "report runs experiments"),
     ("the command", "cli"),
 )
 """Bottom first; on a floor from left to right. A new room gets its word here."""
@@ -71,10 +71,7 @@ def named(module: str) -> set[str]:
                 used.update(bella.POSTERIORS if node.attr == "POSTERIORS" else [node.attr])
         elif isinstance(node, ast.ImportFrom) and node.module == PACKAGE:
             used.update(alias.name for alias in node.names)
-    return {
-        bella._PLACES.get(name, f"{PACKAGE}.{name}").partition(":")[0]
-        for name in used & set(bella.__all__)
-    }
+    return {bella._PLACES.get(name, f"{PACKAGE}.{name}") for name in used & set(bella.__all__)}
 
 
 def room(module: str) -> str:
