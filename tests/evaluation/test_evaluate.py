@@ -121,7 +121,7 @@ def test_figures_by_part_are_those_by_their_flat_names():
     }
     assert flat == pytest.approx(by_part)
     assert {"auroc_far_entropy", "auroc_far_mi", "mi_far", "nll_far"} <= set(flat)
-    assert "nll" not in shifted_figures(known, other, torch.full((20,), -1))
+    assert "nll" not in shifted_figures(known, labels, other, torch.full((20,), -1))
 
 
 def test_options_reach_the_prediction():
