@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import warnings
 
 import pytest
@@ -300,7 +301,7 @@ def test_a_stopped_run_goes_on_with_what_was_unfrozen(tmp_path):
     bella.fit(whole, rows(), **options)
     with pytest.raises(StopError):
         bella.fit(unfrozen("norm"), rows(), folder=tmp_path, movers=[Stop(5)], **options)
-    with pytest.raises(bella.BellaError, match="another posterior"):
+    with pytest.raises(bella.BellaError, match="network"):
         bella.fit(unfrozen(), rows(), folder=tmp_path, **options)
     bella.fit(again, rows(), folder=tmp_path, movers=[Stop(-1)], **options)
     assert torch.equal(again.network.norm.weight, whole.network.norm.weight)
