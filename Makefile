@@ -2,11 +2,14 @@
 # make test   the tests; make test-long   those that take minutes
 # make check  lint, format and types
 # make bench  the benchmarks behind docs/performance.md
+# make docs   the picture of the floors, and the pages with the API reference as a site in site/
+# make lowest the tests with the oldest versions that pyproject.toml allows, in .venv-lowest
 PYTHON ?= python3
 BIN := .venv/bin
+LOWEST := .venv-lowest/bin/python -m pip install --quiet --disable-pip-version-check
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: demo test test-long check bench clean
+.PHONY: demo test test-long check bench docs lowest clean
 
 demo: .venv/demo.done
 	$(BIN)/bella demo
@@ -24,6 +27,14 @@ check: .venv/dev.done
 
 bench: .venv/dev.done
 	$(BIN)/python benchmarks/all.py
+
+docs: .venv/docs.done
+	$(BIN)/python docs/draw.py
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+
+# What old libraries announce of their own end says nothing of bella, so here it is no error.
+lowest: .venv-lowest/done
+	OMP_NUM_THREADS=1 .venv-lowest/bin/python -m pytest -W ignore::DeprecationWarning
 
 .venv/bin/python:
 	$(PYTHON) -c 'import sys; sys.exit("bella needs Python 3.11 or newer") if sys.version_info < (3, 11) else None'
@@ -44,5 +55,20 @@ bench: .venv/dev.done
 	$(PIP) --no-deps --upgrade --target .venv/zoo --requirement requirements-test.txt
 	@touch $@
 
+.venv/docs.done: .venv/dev.done
+	$(PIP) --editable '.[docs]'
+	@touch $@
+
+.venv-lowest/done: pyproject.toml requirements-demo.txt
+	@echo "Installing the oldest versions that are allowed"
+	$(PYTHON) -m venv .venv-lowest
+	$(LOWEST) uv
+	.venv-lowest/bin/uv pip compile --quiet --extra dev --resolution lowest-direct \
+		--output-file .venv-lowest/constraints.txt pyproject.toml
+	$(LOWEST) --constraint .venv-lowest/constraints.txt torch
+	$(LOWEST) --constraint .venv-lowest/constraints.txt --editable '.[dev]'
+	$(LOWEST) --no-deps --requirement requirements-demo.txt
+	@touch $@
+
 clean:
-	rm -rf .venv runs
+	rm -rf .venv .venv-lowest runs site

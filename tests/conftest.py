@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from jaxtyping import install_import_hook
 
 # timm and open_clip import torchvision, which has no build for a torch without CUDA: it asks for
 # two operators that such a torch lacks, and breaks whoever looks for it. So `make test` installs
@@ -21,6 +22,21 @@ if importlib.util.find_spec("torchvision") is None:
     OPERATORS = torch.library.Library("torchvision", "DEF")
     for name in ("nms", "qnms"):
         OPERATORS.define(f"{name}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
+
+# Shapes and types in the annotations of these modules are checked at every call. It must stand
+# before the first import of bella.
+CHECKED = (
+    "bella.metrics",
+    "bella.likelihood",
+    "bella.transport",
+    "bella.prediction.predictive",
+    "bella.posteriors",
+    "bella.evaluation.temperature",
+)
+install_import_hook(CHECKED, "shapes.checked")
+
+# Otherwise PyTorch warns once a process, and a test fails or not by what ran before it.
+torch.set_warn_always(True)
 
 
 def write_idx(path, array):

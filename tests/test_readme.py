@@ -1,26 +1,50 @@
-"""The README's example runs as it is written."""
+"""The examples of the documents run when they are pasted."""
 
 from __future__ import annotations
 
 import re
 from pathlib import Path
 
+import pytest
 import torch
 
-README = Path(__file__).parents[1] / "README.md"
+ROOT = Path(__file__).parents[1]
+PAGES = ["README.md", *sorted(str(p.relative_to(ROOT)) for p in ROOT.glob("docs/**/*.md"))]
 
 
-def test_the_example_runs_as_written(capsys):
-    text = README.read_text()
-    block = re.search(r"<!-- readme-example.*?-->\n```python\n(.*?)```", text, re.DOTALL)
-    assert block is not None
-    code = block.group(1)
-    statements = code.replace("(\n    ", "(").replace("\n)", ")").strip().splitlines()
-    assert len([line for line in statements if line.strip()]) <= 15
+def blocks(page: str) -> list[str]:
+    """The Python blocks of a page, in order."""
+    return re.findall(r"```python\n(.*?)```", (ROOT / page).read_text(encoding="utf-8"), re.DOTALL)
+
+
+def paste(code: list[str], page: str) -> dict[str, object]:
+    """Run blocks one after the other, from nothing."""
     torch.manual_seed(0)
-    names = {"images": torch.randn(8, 3, 224, 224), "labels": torch.randint(2, (8,))}
-    exec(compile(code, "README.md", "exec"), names)
-    predictive = names["predictive"]
-    assert predictive.particle_probs.shape == (5, 8, 2)
-    assert (predictive.mutual_information >= 0).all()
+    names: dict[str, object] = {"__name__": "__main__"}
+    for block in code:
+        exec(compile(block, page, "exec"), names)
+    return names
+
+
+def test_the_readme_s_example_is_short_and_says_what_particles_dispute(capsys):
+    (code,) = blocks("README.md")
+    statements = re.sub(r"\(\n.*?\n\)", "()", code, flags=re.DOTALL).strip().splitlines()
+    assert len([line for line in statements if line.strip()]) <= 15
+    predictive = paste([code], "README.md")["predictive"]
+    assert predictive.particle_probs.shape == (5, 16, 2)
+    assert (predictive.mutual_information > 0).all()
     assert capsys.readouterr().out
+
+
+@pytest.mark.parametrize("page", [page for page in PAGES if page != "README.md" and blocks(page)])
+def test_the_examples_of_a_page_run_in_order(page, capsys):
+    paste(blocks(page), page)
+    assert capsys.readouterr().out
+
+
+def test_the_own_loop_trains_every_particle():
+    names = paste(blocks("docs/own-loop.md")[:1], "start")
+    start = {k: v.clone() for k, v in names["posterior"].stacked_parameters().items()}
+    names = paste(blocks("docs/own-loop.md")[:2], "after")
+    after = names["posterior"].stacked_parameters()
+    assert all((after[k] != v).flatten(1).any(1).all() for k, v in start.items() if ".A" not in k)

@@ -10,7 +10,27 @@ bella.predict(posterior, x).mutual_information
 from __future__ import annotations
 
 import importlib
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:  # what editors and type checkers see; at run time `__getattr__` imports the same
+    from bella import data, metrics, models, report, transport
+    from bella.errors import BellaError
+    from bella.evaluation.cost import cost
+    from bella.evaluation.evaluate import evaluate
+    from bella.likelihood import nll
+    from bella.memory import chunks
+    from bella.particles.recompute import recompute
+    from bella.particles.recompute import recompute as checkpoint
+    from bella.posterior import Point, Posterior
+    from bella.posteriors.full import full
+    from bella.posteriors.laplace.posterior import laplace
+    from bella.posteriors.low_rank.posterior import low_rank
+    from bella.posteriors.rank1.posterior import rank1
+    from bella.posteriors.sparse.posterior import sparse_subspace
+    from bella.prediction.predict import predict
+    from bella.prediction.predictive import Predictive
+    from bella.storage import load
+    from bella.training.fit import fit
 
 __version__ = "0.1.0"
 
@@ -32,26 +52,54 @@ _PLACES = {
     "evaluate": "bella.evaluation.evaluate",
     "cost": "bella.evaluation.cost",
     "chunks": "bella.memory",
-    "recompute": "bella.particles.recompute",
-    "checkpoint": "bella.particles.recompute",
+    "recompute": "bella.particles.recompute:recompute",
+    "checkpoint": "bella.particles.recompute:recompute",
     "fit": "bella.training.fit",
     "BellaError": "bella.errors",
 }
+"""Where each public name lives: a module, and after a colon the name there if it is another.
+A name stands here, in the imports above and in ``__all__``; tests/test_public.py compares them."""
 _MODULES = ("transport", "metrics", "data", "models", "report")
 
-__all__ = [*_PLACES, *_MODULES]
+__all__ = [
+    "BellaError",
+    "Point",
+    "Posterior",
+    "Predictive",
+    "checkpoint",
+    "chunks",
+    "cost",
+    "data",
+    "evaluate",
+    "fit",
+    "full",
+    "laplace",
+    "load",
+    "low_rank",
+    "metrics",
+    "models",
+    "nll",
+    "predict",
+    "rank1",
+    "recompute",
+    "report",
+    "sparse_subspace",
+    "transport",
+]
 
+if not TYPE_CHECKING:  # a type checker would otherwise take every misspelt name for Any
 
-def __getattr__(name: str) -> Any:
-    """Import on first use: `import bella` alone loads nothing heavy."""
-    if name in _PLACES:
-        value = getattr(importlib.import_module(_PLACES[name]), name)
-    elif name in _MODULES:
-        value = importlib.import_module(f"bella.{name}")
-    else:
-        raise AttributeError(f"module 'bella' has no attribute {name!r}")
-    globals()[name] = value
-    return value
+    def __getattr__(name: str) -> Any:
+        """Import on first use: `import bella` alone loads nothing heavy."""
+        if name in _PLACES:
+            module, _, there = _PLACES[name].partition(":")
+            value = getattr(importlib.import_module(module), there or name)
+        elif name in _MODULES:
+            value = importlib.import_module(f"bella.{name}")
+        else:
+            raise AttributeError(f"module 'bella' has no attribute {name!r}")
+        globals()[name] = value
+        return value
 
 
 def __dir__() -> list[str]:

@@ -10,7 +10,6 @@ import torch
 from torch import Tensor, nn
 
 from bella.errors import BellaError
-from bella.particles.prefix import Stream
 from bella.trees import map_tensors
 
 
@@ -134,18 +133,6 @@ def _decodes_labels(network: nn.Module) -> bool:
     decodes = getattr(getattr(network, "config", None), "is_encoder_decoder", False)
     writes = hasattr(network, "prepare_decoder_input_ids_from_labels")
     return bool(decodes) and (writes or kind.__name__.endswith("ForConditionalGeneration"))
-
-
-def rows(inputs: Any, chosen: Tensor, batch: int) -> Any:
-    """The inputs of some examples, of a batch of a known size."""
-
-    def some(x: Any) -> Any:
-        if isinstance(x, Stream):
-            return x.with_carried([carried[chosen] for carried in x.carried()])
-        return map_tensors(lambda t: t[chosen] if t.dim() and len(t) == batch else t, x)
-
-    args, kwargs = inputs
-    return tuple(map(some, args)), {name: some(x) for name, x in kwargs.items()}
 
 
 def to(tree: Any, device: torch.device) -> Any:

@@ -162,6 +162,25 @@ class Posterior(nn.Module):
         except NothingSharedError:
             return args, kwargs
 
+    def some(
+        self, args: tuple, kwargs: dict[str, Any], rows: Tensor
+    ) -> tuple[tuple, dict[str, Any]] | None:
+        """The inputs of some examples of a batch, or of a stream.
+
+        Args:
+            args: positional inputs, or a stream.
+            kwargs: named ones.
+            rows: numbers of the examples.
+
+        Returns:
+            Such inputs; ``None`` where examples cannot be told apart, because they depend on each
+            other.
+        """
+        if args and isinstance(args[0], Stream):
+            stream = args[0]
+            return (stream.with_carried([x[rows] for x in stream.carried()]),), {}
+        return self.passes.some(args, kwargs, rows)
+
     @property
     def shared(self) -> SharedPrefix | None:
         """The shared prefix, if there may be one: ``None`` if it was asked for none, or where no

@@ -126,7 +126,7 @@ def test_fit_fills_the_run_folder(place):
     assert config["data"] == str(place / "images")
     assert json.loads((run / "model.json").read_text())["classes"] == list(CLASSES)
     record = json.loads((run / "run.json").read_text())
-    rows = list(csv.DictReader((run / "history.csv").open()))
+    rows = list(csv.DictReader((run / "history.csv").read_text().splitlines()))
     assert [row["epoch"] for row in rows] == ["1", "2", "3", "4"]
     assert [float(row["loss"]) for row in rows] == [row["loss"] for row in record["history"]]
     assert record["versions"]["torch"] == torch.__version__

@@ -321,3 +321,30 @@ def test_adaptive_ece_of_one_confidence_is_its_distance_from_the_accuracy():
 def test_uncertainties_that_are_not_finite_are_refused():
     with pytest.raises(BellaError, match="Uncertainties are not finite"):
         metrics.aurc(torch.tensor([[0.9, 0.1]]), torch.tensor([0]), torch.tensor([math.nan]))
+
+
+FIGURES = {
+    "accuracy": lambda probs, particles, labels: metrics.accuracy(probs, labels),
+    "nll": lambda probs, particles, labels: metrics.nll(probs.log(), labels),
+    "brier": lambda probs, particles, labels: metrics.brier(probs, labels),
+    "ece": lambda probs, particles, labels: metrics.ece(probs, labels),
+    "adaptive_ece": lambda probs, particles, labels: metrics.adaptive_ece(probs, labels),
+    "reliability": lambda probs, particles, labels: metrics.reliability(probs, labels),
+    "auroc": lambda probs, particles, labels: metrics.auroc(metrics.entropy(probs), labels > 1),
+    "auroc_between": lambda probs, particles, labels: metrics.auroc_between(
+        metrics.entropy(probs), metrics.mutual_information(particles)
+    ),
+    "aurc": lambda probs, particles, labels: metrics.aurc(probs, labels, metrics.entropy(probs)),
+    "diversity": lambda probs, particles, labels: metrics.diversity(particles),
+    "disagreement": lambda probs, particles, labels: metrics.disagreement(particles),
+}
+
+
+@pytest.mark.parametrize("name", FIGURES)
+def test_figures_of_tensors_that_carry_a_gradient_are_the_same_without_a_warning(name):
+    torch.manual_seed(0)
+    particles = torch.randn(4, 50, 3).softmax(-1)
+    labels = torch.randint(3, (50,))
+    expected = FIGURES[name](particles.mean(0), particles, labels)
+    particles.requires_grad_()
+    assert FIGURES[name](particles.mean(0), particles, labels) == expected

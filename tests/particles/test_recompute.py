@@ -14,6 +14,7 @@ from deep_cases import (
     Deep,
     Y,
     assert_same,
+    checkpointed_by_transformers,
     deep,
     hugging_face,
     inputs,
@@ -91,7 +92,8 @@ def test_blocks_of_transformers_may_be_named():
     found = stepped(posterior, x, "svgd", CHUNKS[0])
     assert len(runs) >= 2
     assert_same(found, stepped(hugging_face("vit", False), x, "svgd", CHUNKS[0]))
-    assert not posterior.network.is_gradient_checkpointing
+    told = [getattr(m, "gradient_checkpointing", False) for m in posterior.network.modules()]
+    assert not any(told)
 
 
 @pytest.mark.parametrize("transport", ["ensemble", "svgd"])
@@ -153,7 +155,7 @@ def test_other_posteriors_of_a_network_that_checkpoints(kind):
     def gradients(checkpointed):
         network = vit()
         if checkpointed:
-            network.gradient_checkpointing_enable()
+            checkpointed_by_transformers(network)
         torch.manual_seed(4)
         posterior = getattr(bella, kind)(network, 3).train()
         for value in posterior.stacked_parameters().values():

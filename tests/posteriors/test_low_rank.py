@@ -554,6 +554,7 @@ class Bypasses(nn.Module):
         return F.linear(x, torch.ones(self.inner.out_features, 4))
 
 
+@pytest.mark.filterwarnings("ignore:Nothing is shared")
 def test_a_layer_that_never_runs_is_reported():
     posterior = bella.low_rank(Bypasses(), 2, 2, ("inner",))
     with pytest.raises(bella.BellaError, match="without calling"):

@@ -14,8 +14,8 @@ from torch.utils.data import DataLoader, TensorDataset
 
 import bella
 from bella import metrics
+from bella.evaluation.early_stop import early_stop_table
 from bella.evaluation.evaluate import collect
-from bella.prediction.early_stop import early_stop_table
 from bella.prediction.predictive import Predictive
 
 N, FIRST = 5, 2
@@ -156,6 +156,7 @@ def test_named_inputs_stop_early_too(shared_prefix):
     torch.testing.assert_close(found.logits[:, late], plain.logits[:, late])
 
 
+@pytest.mark.filterwarnings("ignore:Nothing is shared")
 def test_masked_tokens_and_a_cache_of_keys_stop_early_too():
     posterior = hugging_face("gpt", False)
     tokens = inputs("gpt")

@@ -7,12 +7,12 @@ from pathlib import Path
 from typing import Any
 
 from bella.data.labelled import LabelledImages
+from bella.evaluation.early_stop import early_stop_rows
 from bella.experiments.bench import read_outputs
 from bella.experiments.methods import DEMO, METHODS
 from bella.experiments.methods.low_rank import LowRank
 from bella.experiments.tasks.task import Task
 from bella.files import read_json, write_whole
-from bella.prediction.early_stop import early_stop_rows
 from bella.prediction.predictive import Predictive
 from bella.report import pictures
 from bella.report.tables import early_stop_markdown, is_single, markdown_table

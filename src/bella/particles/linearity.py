@@ -7,6 +7,7 @@ y = W x + b with some W, and what W is; both are asked of the layer itself.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -196,5 +197,14 @@ def first_line(error: Exception) -> str:
 
 
 def exchanged_call(base: nn.Module, x: Tensor, tensors: dict[str, Any]) -> Tensor:
-    """Call the layer with other tensors for its parameters."""
-    return torch.func.functional_call(base, tensors, (x,))
+    """Call the layer with other tensors for its parameters.
+
+    A twin of it is called: to exchange them in the layer itself, as ``functional_call`` does for a
+    moment, would show other threads that layer with them.
+    """
+    own = base._parameters
+    if torch.compiler.is_compiling() or not tensors.keys() <= own.keys():
+        return torch.func.functional_call(base, tensors, (x,))
+    twin = copy.copy(base)
+    twin._parameters = own | tensors
+    return twin(x)

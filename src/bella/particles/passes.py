@@ -21,7 +21,7 @@ from bella.particles.axis import IdleError, ParticleAxis, Pass, UnprovenError
 from bella.particles.plan import Plan, Plans, describe
 from bella.particles.prefix import SharedPrefix, Stream, Turns
 from bella.particles.proof import REFUSALS, Prover, short
-from bella.particles.roles import MixedError, Role, map_roles, with_roles
+from bella.particles.roles import MixedError, Role, examples, map_roles, with_roles
 from bella.trees import (
     PLAIN,
     fresh,
@@ -372,6 +372,18 @@ class Passes:
                     raise BellaError("The batch is empty: give at least one example.")
                 return x.shape[role]
         raise BellaError("A posterior needs at least one tensor whose first axis is the batch.")
+
+    def some(
+        self, args: tuple, kwargs: dict[str, Any], rows: Tensor
+    ) -> tuple[tuple, dict[str, Any]] | None:
+        """The inputs of some examples; ``None`` where no proof told examples apart."""
+        plan = self.plan(args, kwargs)
+        if not plan.inputs:
+            return None
+        batch = self.batch(plan, args, kwargs)
+        return map_roles(
+            lambda x, role: examples(x, role, rows.to(x.device), batch), (args, kwargs), plan.inputs
+        )
 
     def one(self, chosen: tuple[int, ...], batch: int, plan: Plan, is_open: bool) -> Pass:
         """A pass of these particles."""

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from bella import metrics
 from bella.classes import ClassAxis
 from bella.errors import BellaError
-from bella.inputs import arguments, rows
+from bella.inputs import arguments
 from bella.likelihood import check_logits, check_predicts_classes, logits_of
 from bella.memory import at_once, parts
 from bella.particles.prefix import Stream
@@ -53,7 +53,7 @@ def predict(
         stop: examples on which the mutual information of the ``first`` particles is below this
             bound (in nats) skip all others, and their predictive is that of the first. 0 skips
             nothing. Of an example with several positions the most disputed one decides. See
-            `Predictive.saved` and `bella.prediction.early_stop`.
+            `Predictive.saved` and `bella.evaluation.early_stop`.
         first: how many particles run on every example, at least 2.
         class_axis: where the network's own outputs have their classes, for tokens and pixels: 1 as
             in torch's cross_entropy, -1 for the last. ``None``: as the kind of the outputs or the
@@ -128,9 +128,12 @@ def predict(
         rest = begin.new_zeros(len(everyone) - first, *begin.shape[1:])
         if not early.all():
             doubtful = (~early).nonzero().flatten()
-            some = None if labels is None else labels.to(doubtful.device)[doubtful]
-            args, kwargs = rows((args, kwargs), doubtful, len(early))
-            rest[:, doubtful] = said(everyone[first:], args, kwargs, some, doubtful.tolist())
+            fewer = posterior.some(args, kwargs, doubtful)
+            if fewer is None:  # each example needs the others beside it
+                rest = said(everyone[first:], args, kwargs, labels)
+            else:
+                some = None if labels is None else labels.to(doubtful.device)[doubtful]
+                rest[:, doubtful] = said(everyone[first:], *fewer, some, doubtful.tolist())
         logits = torch.cat((begin, rest))
         return Predictive(logits, average, early_weights(logits, early, first))
 

@@ -194,7 +194,7 @@ def _markdown(headings: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
 
 
 def early_stop_markdown(results: Results, found: Sequence[Mapping[str, float]]) -> str:
-    """What stopping early saves and changes (see `bella.prediction.early_stop`), for a page."""
+    """What stopping early saves and changes (see `bella.evaluation.early_stop`), for a page."""
     columns = [c for c in (*ON_TEST, *on_other(results)) if c.name in found[0]]
     headings = ["bound on MI", "passes saved", *(column.heading for column in columns)]
     lines = ["| " + " | ".join(headings) + " |", "|" + "--:|" * len(headings)]

@@ -103,7 +103,12 @@ class Gradients:
         posterior = self.posterior
         if self.at_once is None:
             self.at_once = self.choose_at_once(args, kwargs, labels)
-        chunks = memory.parts(range(posterior.particles), self.at_once)
+        at_once = self.at_once
+        if at_once > 1 and not self.own and self.move.separates:
+            with self.precision.autocast():
+                if not posterior.plan_for(*args, **kwargs).folds:
+                    at_once = 1  # they loop anyway, and so one particle's activations are held
+        chunks = memory.parts(range(posterior.particles), at_once)
         shares = []
         if len(chunks) > 1:
             with self.precision.autocast():

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import AliasChoices, BaseModel, ConfigDict, Field, ValidationError
 
 from bella.errors import BellaError
 from bella.files import count_values, read_bytes, shown
@@ -41,7 +41,8 @@ class Settings(BaseModel):
         memory_budget: bytes for what a step makes and drops again, beside parameters, gradients and
             the optimiser's state; ``None`` for the default of `bella.memory.at_once`.
         checkpoint: run modules a second time in the backward pass, for less memory: their names, or
-            ``True`` for the blocks with particles (see `bella.checkpoint`).
+            ``True`` for the blocks with particles (see `bella.recompute`). ``recompute`` is the
+            same setting by its better name; give one of them.
         minibatches: all particles see the ``shared`` batch, or each its ``own``.
         patience: stop after so many epochs without a better validation NLL.
         keep: the ``best`` epoch by validation NLL, or the ``last``.
@@ -74,7 +75,9 @@ class Settings(BaseModel):
     accumulate: int = Field(1, ge=1)
     particles_per_pass: PerPass = None
     memory_budget: int | None = Field(None, ge=1)
-    checkpoint: bool | list[str] = False
+    checkpoint: bool | list[str] = Field(
+        False, validation_alias=AliasChoices("checkpoint", "recompute")
+    )
     minibatches: Literal["shared", "own"] = "shared"
     patience: int | None = Field(None, ge=1)
     keep: Literal["best", "last"] = "best"
@@ -94,7 +97,7 @@ def checked(kind: type[BaseModel], values: dict[str, Any]) -> Any:
     """Build settings, or say in one sentence which is wrong.
 
     Raises:
-        BellaError: an unknown name or a value out of range.
+        BellaError: an unknown name, one setting by both its names, or a value out of range.
     """
     try:
         return kind(**values)
@@ -102,6 +105,12 @@ def checked(kind: type[BaseModel], values: dict[str, Any]) -> Any:
         first = error.errors()[0]
         place = ".".join(str(part) for part in first["loc"])
         if first["type"] == "extra_forbidden":
+            for name, field in kind.model_fields.items():
+                alias = field.validation_alias
+                if isinstance(alias, AliasChoices) and place in alias.choices:
+                    raise BellaError(
+                        f"{name!r} and {place!r} are one setting: give one of them."
+                    ) from None
             known = ", ".join(kind.model_fields)
             raise BellaError(f"{place[:80]!r} is no setting; known settings are {known}.") from None
         raise BellaError(f"{place[:80]}={shown(first['input'])}: {first['msg']}.") from None

@@ -91,6 +91,8 @@ class Transport:
     """
 
     name: ClassVar[str] = ""
+    separates: ClassVar[bool] = True
+    """Whether particles may go backward one after another at no further cost."""
 
     def __init__(
         self,

@@ -42,6 +42,7 @@ class Function(Transport):
     """
 
     name: ClassVar[str] = "function"
+    separates: ClassVar[bool] = False  # parts need a pass of all particles before them
 
     def __init__(
         self,

@@ -28,8 +28,10 @@ def exact(x: Tensor) -> Tensor:
     return (x.cpu() if x.device.type == "mps" else x).double()
 
 
-def _blocks(X: Float[Tensor, "layers particles rank dim"]) -> Float[Tensor, ...]:
-    """All products X_i X_jᵀ as (layers, particles, rank, particles, rank)."""
+def _blocks(
+    X: Float[Tensor, "layers particles rank dim"],
+) -> Float[Tensor, "layers particles rank particles rank"]:
+    """All products X_i X_jᵀ."""
     layers, n, rank, dim = X.shape
     flat = X.reshape(layers, n * rank, dim)
     return torch.bmm(flat, flat.mT).reshape(layers, n, rank, n, rank)

@@ -14,8 +14,6 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from bella.posteriors.laplace.second_moments import Eigen
-
 
 class Outer(NamedTuple):
     """Jacobian of a map that each example uses at one position: J_c = g_c aᵀ, left unformed.
@@ -53,8 +51,12 @@ class KroneckerGaussian(nn.Module):
             self.register_buffer(f"{side}_values", like.new_zeros(rank))
             self.register_buffer(f"{side}_vectors", like.new_zeros(size, rank))
 
-    def set(self, outputs: Eigen, inputs: Eigen) -> None:
-        """Take G and S."""
+    def set(
+        self,
+        outputs: tuple[Float[Tensor, " k_out"], Float[Tensor, "out k_out"]],
+        inputs: tuple[Float[Tensor, " k_in"], Float[Tensor, "in k_in"]],
+    ) -> None:
+        """Take G and S, by their eigenvalues and eigenvectors."""
         # Contiguous, as a file holds them: a loaded posterior then draws the same to the bit.
         self.out_values, self.out_vectors = (x.contiguous() for x in outputs)
         self.in_values, self.in_vectors = (x.contiguous() for x in inputs)

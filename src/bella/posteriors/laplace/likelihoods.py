@@ -7,7 +7,7 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float, Integer
 from torch import Tensor
 
 from bella.metrics import check_labels
@@ -25,7 +25,7 @@ class Likelihood(NamedTuple):
     root: Callable[[Tensor], Tensor]
 
 
-def softmax_log(f: Float[Tensor, "batch classes"], labels: Int[Tensor, " batch"]) -> Tensor:
+def softmax_log(f: Float[Tensor, "batch classes"], labels: Integer[Tensor, " batch"]) -> Tensor:
     """Of class numbers under logits.
 
     Raises:
@@ -41,7 +41,7 @@ def softmax_root(f: Float[Tensor, "batch classes"]) -> Float[Tensor, "batch clas
     return torch.diag_embed(p.sqrt()) - p.unsqueeze(-1) * p.sqrt().unsqueeze(-2)
 
 
-def gaussian_log(f: Float[Tensor, "batch outputs"], targets: Float[Tensor, ...]) -> Tensor:
+def gaussian_log(f: Float[Tensor, "batch outputs"], targets: Float[Tensor, "*shape"]) -> Tensor:
     """Of real targets, with noise of variance 1."""
     difference = targets.reshape(f.shape) - f
     return -0.5 * (difference.square().sum() + f.numel() * math.log(2 * math.pi))

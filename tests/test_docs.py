@@ -1,0 +1,61 @@
+"""What the documents point to exists."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md")])
+THEIRS = ("photos/", "site/")  # folders of a reader, in examples, and what commands make
+PLACES = (ROOT, ROOT / "src" / "bella", ROOT / "docs")
+
+
+def missing_paths(text: str) -> list[str]:
+    """Source files and folders of this project that a page names and that are not there."""
+    code = re.findall(r"```\n(.*?)```", text, re.DOTALL)
+    named = re.findall(r"(?<![\w/.])[\w-]+(?:/[\w.-]+)*\.(?:py|svg)\b", text)
+    named += re.findall(r"`((?:[\w-]+/)+)`", text)
+    for block in code:
+        named += re.findall(r"^([a-z_]+/)(?= )", block, re.MULTILINE)
+    names = {path.name for path in ROOT.glob("src/bella/**/*.py")}
+    return [
+        name
+        for name in dict.fromkeys(named)
+        if name not in THEIRS
+        and not any((place / name).exists() for place in PLACES)
+        and not ("/" not in name and name in names)
+    ]
+
+
+def links(text: str) -> list[str]:
+    """Where a page's links and pictures within the project point to."""
+    found = re.findall(r"\]\(([^)#\s]+)(?:#[^)]*)?\)", text)
+    return [target for target in found if "://" not in target and not target.startswith("mailto:")]
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_what_a_page_names_is_there(page):
+    text = page.read_text(encoding="utf-8")
+    assert [target for target in links(text) if not (page.parent / target).exists()] == []
+    assert missing_paths(text) == []
+
+
+def test_a_moved_file_would_be_noticed():
+    assert missing_paths("see `transport/gram.py`, `training/` and docs/draw.py") == []
+    assert missing_paths("see `layers/gram.py`") == ["layers/gram.py"]
+    assert missing_paths("see `layers/`") == ["layers/"]
+    assert missing_paths("```\nlayers/   what\n  gone.py  why\n```") == ["gone.py", "layers/"]
+    assert links("[a](b.md#c) ![d](e.png) [f](https://g.h)") == ["b.md", "e.png"]
+
+
+def test_every_room_is_told_of():
+    import floors
+
+    page = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")
+    tree = re.search(r"```\n(errors.*?)```", page, re.DOTALL)
+    assert tree is not None
+    words = set(re.findall(r"[\w]+(?=/|\.py)", tree[1]))
+    assert set(floors.places()) <= words

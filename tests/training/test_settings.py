@@ -1,0 +1,34 @@
+"""Settings are checked once, and one word may stand for another."""
+
+from __future__ import annotations
+
+import pytest
+
+import bella
+from bella.training.settings import Settings, checked
+
+
+@pytest.mark.parametrize("name", ["recompute", "checkpoint"])
+def test_recomputed_modules_are_named_by_either_word(name):
+    settings = checked(Settings, {name: ["blocks.0"]})
+    assert settings.checkpoint == ["blocks.0"]
+    # What is written into a run folder has one word, and can be read again.
+    written = settings.model_dump()
+    assert written["checkpoint"] == ["blocks.0"]
+    assert "recompute" not in written
+    assert checked(Settings, written) == settings
+
+
+def test_both_words_at_once_are_refused():
+    with pytest.raises(bella.BellaError, match="'checkpoint' and 'recompute' are one setting"):
+        checked(Settings, {"recompute": True, "checkpoint": False})
+
+
+def test_a_wrong_value_is_named_by_the_word_that_was_used():
+    with pytest.raises(bella.BellaError, match="recompute"):
+        checked(Settings, {"recompute": 3})
+
+
+def test_an_unknown_setting_is_answered_with_the_known_ones():
+    with pytest.raises(bella.BellaError, match=r"'epoch' is no setting.*epochs"):
+        checked(Settings, {"epoch": 3})
