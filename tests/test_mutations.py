@@ -43,11 +43,10 @@ def run(tmp_path_factory):
     return root / "run", answer(root / "run", root), root
 
 
-def answer(folder, root):
+def answer(folder, root, identity):
     """Everything that a folder tells: predictions and the state to go on from."""
     predictive = open_run(folder).predict([root / "images"]).predictive
-    asked = {name: getattr(CONFIG, name) for name in Settings.model_fields}
-    state = read_checkpoint(folder, asked, CPU)
+    state = read_checkpoint(folder, identity, CPU)
     own = {name: value.clone() for name, value in state["own"].items()}
     return predictive.particle_probs, state["epoch"], state["step"], state["history"], own
 
