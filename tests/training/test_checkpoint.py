@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import pickle
+import random
 
 import numpy as np
 import pytest
@@ -260,6 +261,62 @@ def test_the_state_that_the_changes_begin_with_goes_on(run):
     folder, settings = run
     write_checkpoint(folder, state_of(folder))
     assert len(go_on(folder, settings).history) == 3
+
+
+ODD = (None, True, -1, 0, 2, 10**12, 10**40, 1e300, math.nan, "", "x", "0", [], {}, [[]], [1], ())
+
+
+def forge(rng, state):
+    """One entry of a state, however deep, becomes another, goes, or gets another name."""
+    place = state
+    while True:
+        key = rng.choice(list(place) if isinstance(place, dict) else range(len(place)))
+        if isinstance(place[key], dict | list) and place[key] and rng.random() < 0.9:
+            place = place[key]
+            continue
+        break
+    how = rng.random()
+    if how < 0.8 or isinstance(place, list):
+        place[key] = rng.choice(ODD)
+    elif how < 0.9:
+        del place[key]
+    else:
+        place[f"{key}x"] = place.pop(key)
+
+
+def go_on_from_forgeries(run, seeds):
+    folder, settings = run
+    whole = (folder / CHECKPOINT).read_bytes()
+    outcomes = {"refused": 0, "done": 0}
+    wrong = []
+    for seed in seeds:
+        (folder / CHECKPOINT).write_bytes(whole)
+        state = state_of(folder)
+        forge(random.Random(seed), state)
+        write_checkpoint(folder, state)
+        try:
+            history = go_on(folder, settings).history
+            assert [row["epoch"] for row in history] == [1, 2, 3]
+            outcomes["done"] += 1
+        except BellaError as error:
+            outcomes["refused"] += 1
+            if "\n" in str(error) or len(str(error)) > 1000:
+                wrong.append(f"{seed}: {str(error)[:200]!r}")
+        except Exception as error:
+            wrong.append(f"{seed}: {type(error).__name__} {error}"[:300])
+    assert not wrong, "\n".join(wrong)
+    assert outcomes["refused"] > outcomes["done"]
+
+
+@pytest.mark.filterwarnings("ignore")  # such as: these particles run one after another
+def test_forged_states_end_in_one_sentence_or_in_a_run(run):
+    go_on_from_forgeries(run, range(60))
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")
+def test_many_forged_states(run):
+    go_on_from_forgeries(run, range(100, 700))
 
 
 @pytest.mark.parametrize("change", ["moments NaN", "a mover too many", "passes empty"])
