@@ -196,14 +196,16 @@ class _Kept(BaseModel):
 
 def _read(kept: _Kept, kind: Any) -> Plan:
     told = kept.places
-    places = told and Places(
-        kind,
-        tuple(told.inputs),
-        single=told.single,
-        entrance=told.entrance,
-        arrived=tuple(told.arrived),
-        outputs={name: [tuple(c) for c in calls] for name, calls in told.outputs.items()},
-    )
+    places = None
+    if told is not None:
+        places = Places(
+            kind,
+            tuple(told.inputs),
+            single=told.single,
+            entrance=told.entrance,
+            arrived=tuple(told.arrived),
+            outputs={name: [tuple(c) for c in calls] for name, calls in told.outputs.items()},
+        )
     layers = {
         name: Layer(tuple(layer.inputs), tuple(layer.outputs), layer.by_example, layer.why_not)
         for name, layer in kept.layers.items()
