@@ -35,9 +35,17 @@ KINDS = {  # the question that a room answers: edge, face, rooms
         "particles inputs storage posterior memory posteriors",
     ),
     "how they move": ("#8c2f4b", "#fae3e9", "transport"),
-    "what they say together": ("#1f6f5c", "#dcf1ea", "metrics likelihood prediction evaluation"),
-    "who uses them": ("#2b5a94", "#e2ecf8", "data models training report runs experiments cli"),
-    "the ground": ("#5f676e", "#e9ebed", "errors trees files console host"),
+    "what they say together": (
+        "#1f6f5c",
+        "#dcf1ea",
+        "classes metrics likelihood prediction evaluation",
+    ),
+    "who uses them": (
+        "#2b5a94",
+        "#e2ecf8",
+        "data models training recipes report runs experiments cli",
+    ),
+    "the ground": ("#5f676e", "#e9ebed", "errors trees files sealed patterns console host"),
 }
 
 
@@ -157,12 +165,16 @@ def route(points: list[tuple[float, float]]) -> str:
 
 
 def beside(a: Box, b: Box, next_to: bool) -> str:
-    """The way to the left on one floor, from ``a`` to ``b``."""
+    """The way on one floor from ``a`` to ``b``: to the left, or back to the right."""
     if next_to:
         y = a.y + a.high / 2
         return f"M{a.x:.1f} {y:.1f} L{b.x + b.wide + 7:.1f} {y:.1f}"
     y0, y1 = a.y + a.high, b.y + b.high
     deep = max(y0, y1) + 26
+    if a.x < b.x:
+        x0, x1 = a.x + a.wide - 16, b.x + 16
+        bend = f"C{x0 + 6:.1f} {deep:.1f} {x1 - 6:.1f} {deep:.1f}"
+        return f"M{x0:.1f} {y0:.1f} {bend} {x1:.1f} {y1 + 7:.1f}"
     return (
         f"M{a.x + 16:.1f} {y0:.1f} C{a.x + 10:.1f} {deep:.1f} "
         f"{b.x + b.wide - 10:.1f} {deep:.1f} {b.x + b.wide - 16:.1f} {y1 + 7:.1f}"

@@ -19,11 +19,11 @@ PACKAGE = "bella"
 SOURCE = Path(bella.__file__).parents[1]
 
 FLOORS = (
-    ("the ground", "errors trees files console host"),
+    ("the ground", "errors trees patterns files sealed console host"),
     ("one pass", "particles inputs"),
-    ("the contract, and what is scored", "storage posterior memory metrics likelihood"),
+    ("the contract, and what is scored", "storage posterior memory metrics classes likelihood"),
     ("how particles move, what they say, how they differ", "transport prediction posteriors"),
-    ("who uses them", "data models evaluation training"),
+    ("who uses them", "data models evaluation training recipes"),
     ("whole runs", "report runs experiments"),
     ("the command", "cli"),
 )
@@ -71,10 +71,7 @@ def named(module: str) -> set[str]:
                 used.update(bella.POSTERIORS if node.attr == "POSTERIORS" else [node.attr])
         elif isinstance(node, ast.ImportFrom) and node.module == PACKAGE:
             used.update(alias.name for alias in node.names)
-    return {
-        bella._PLACES.get(name, f"{PACKAGE}.{name}").partition(":")[0]
-        for name in used & set(bella.__all__)
-    }
+    return {bella._PLACES.get(name, f"{PACKAGE}.{name}") for name in used & set(bella.__all__)}
 
 
 def room(module: str) -> str:

@@ -26,9 +26,8 @@ def page() -> str:
     """The reference in Markdown: public names first, then those of each public module."""
     lines = ["# API reference", "", "Every public name is imported from `bella` itself.", ""]
     for name in sorted(bella._PLACES, key=str.lower):
-        module, _, there = bella._PLACES[name].partition(":")
         if name != "checkpoint":  # `recompute` by its old name
-            lines.append(directive(f"{module}.{there or name}", f"bella.{name}"))
+            lines.append(directive(f"{bella._PLACES[name]}.{name}", f"bella.{name}"))
     lines += [
         directive(SETTINGS, "Settings of bella.fit"),
         directive(RECORD, "Record of bella.fit"),

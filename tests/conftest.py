@@ -30,7 +30,13 @@ CHECKED = (
     "bella.likelihood",
     "bella.transport",
     "bella.prediction.predictive",
-    "bella.posteriors",
+    "bella.posteriors.divergences",
+    "bella.posteriors.full",
+    "bella.posteriors.laplace",
+    "bella.posteriors.rank1",
+    "bella.posteriors.sparse.active",
+    "bella.posteriors.sparse.criteria",
+    "bella.posteriors.sparse.topology",
     "bella.evaluation.temperature",
 )
 install_import_hook(CHECKED, "shapes.checked")

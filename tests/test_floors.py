@@ -24,8 +24,10 @@ def test_the_picture_is_of_this_code(house):
 
 def test_imports_are_found_wherever_they_stand(house):
     assert house.has_edge("bella.transport.svgd", "bella.transport.coupled")  # at the top
-    assert house.has_edge("bella.cli.app", "bella.runs")  # inside a function
-    assert house.has_edge("bella.runs", "bella.posteriors.low_rank.posterior")  # as bella.low_rank
+    assert house.has_edge("bella.cli.fit", "bella.runs")  # inside a function
+    assert house.has_edge(
+        "bella.recipes", "bella.posteriors.low_rank.posterior"
+    )  # as bella.low_rank
     assert not house.has_edge("bella.storage", "bella.posterior")  # for type checkers alone
 
 

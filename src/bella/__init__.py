@@ -19,8 +19,7 @@ if TYPE_CHECKING:  # what editors and type checkers see; at run time `__getattr_
     from bella.evaluation.evaluate import evaluate
     from bella.likelihood import nll
     from bella.memory import chunks
-    from bella.particles.recompute import recompute
-    from bella.particles.recompute import recompute as checkpoint
+    from bella.particles.recompute import checkpoint, recompute
     from bella.posterior import Point, Posterior
     from bella.posteriors.full import full
     from bella.posteriors.laplace.posterior import laplace
@@ -52,12 +51,12 @@ _PLACES = {
     "evaluate": "bella.evaluation.evaluate",
     "cost": "bella.evaluation.cost",
     "chunks": "bella.memory",
-    "recompute": "bella.particles.recompute:recompute",
-    "checkpoint": "bella.particles.recompute:recompute",
+    "recompute": "bella.particles.recompute",
+    "checkpoint": "bella.particles.recompute",
     "fit": "bella.training.fit",
     "BellaError": "bella.errors",
 }
-"""Where each public name lives: a module, and after a colon the name there if it is another.
+"""The module that each public name lives in.
 A name stands here, in the imports above and in ``__all__``; tests/test_public.py compares them."""
 _MODULES = ("transport", "metrics", "data", "models", "report")
 
@@ -92,8 +91,7 @@ if not TYPE_CHECKING:  # a type checker would otherwise take every misspelt name
     def __getattr__(name: str) -> Any:
         """Import on first use: `import bella` alone loads nothing heavy."""
         if name in _PLACES:
-            module, _, there = _PLACES[name].partition(":")
-            value = getattr(importlib.import_module(module), there or name)
+            value = getattr(importlib.import_module(_PLACES[name]), name)
         elif name in _MODULES:
             value = importlib.import_module(f"bella.{name}")
         else:

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import functools
 import inspect
+import random
 from collections.abc import Callable
 from typing import Any
 
+import torch
 from beartype import BeartypeConf, beartype
 
 # An int is a float to every reader (PEP 484), if not to `isinstance`.
@@ -19,5 +22,23 @@ def checked(function: Callable) -> Callable:
     the call (it returns ``Any``), and the arguments with what was returned after it. The first is
     left out: a bad argument is the function's own to refuse, with a sentence, and one that it
     accepts must be what its annotation says.
+
+    beartype looks at an item of a list that it chooses at random; the numbers are given back, so
+    that a test of random numbers sees what it would see without a checker. What `torch.compile`
+    traces is not checked.
     """
-    return function if inspect.signature(function).return_annotation is Any else typed(function)
+    if inspect.signature(function).return_annotation is Any:
+        return function
+    check = typed(function)
+
+    @functools.wraps(function)
+    def check_unseen(*args: Any, **kwargs: Any) -> Any:
+        if torch.compiler.is_compiling():
+            return None
+        state = random.getstate()
+        try:
+            return check(*args, **kwargs)
+        finally:
+            random.setstate(state)
+
+    return check_unseen

@@ -115,13 +115,13 @@ def test_figures_by_part_are_those_by_their_flat_names():
     known, other = (Predictive(torch.randn(3, 20, 2, generator=generator)) for _ in range(2))
     labels = torch.randint(2, (20,), generator=generator)
     flat = evaluate_predictive(known, labels, ood={"far": (other, labels)})
-    shifted = shifted_figures(known, other, labels)
+    shifted = shifted_figures(known, labels, other, labels)
     by_part = known_figures(known, labels) | {
         flat_name("far", name): value for name, value in shifted.items()
     }
     assert flat == pytest.approx(by_part)
     assert {"auroc_far_entropy", "auroc_far_mi", "mi_far", "nll_far"} <= set(flat)
-    assert "nll" not in shifted_figures(known, other, torch.full((20,), -1))
+    assert "nll" not in shifted_figures(known, labels, other, torch.full((20,), -1))
 
 
 def test_options_reach_the_prediction():

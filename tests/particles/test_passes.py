@@ -496,6 +496,7 @@ def test_a_whole_posterior_compiles_without_breaks():
 
 
 @pytest.mark.parametrize("reentrant", [True, False])
+@pytest.mark.filterwarnings("ignore:None of the inputs have requires_grad")
 def test_networks_that_checkpoint_in_their_own_way_get_one_sentence(reentrant):
     class Own(Net):
         def forward(self, x):

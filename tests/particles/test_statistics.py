@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import warnings
 
 import pytest
@@ -11,6 +10,7 @@ from torch import nn
 from torch.nn.utils import parametrizations
 
 import bella
+from bella.sealed import read_sealed, write_sealed
 
 
 class Centred(nn.Module):
@@ -282,19 +282,27 @@ def test_a_stopped_run_goes_on_with_what_was_unfrozen(tmp_path):
     class StopError(Exception):
         pass
 
-    def stop(step):
-        if step == 4:
-            raise StopError
-        return False
+    class Stop(bella.transport.Mover):
+        def __init__(self, at):
+            self.left = at
+
+        def step(self, learning_rate=None):
+            self.left -= 1
+            if not self.left:
+                raise StopError
+            return False
+
+        def state_dict(self):
+            return {}
 
     options = TRAIN | {"batch_size": 32}
     whole, again = unfrozen("norm"), unfrozen("norm")
     bella.fit(whole, rows(), **options)
     with pytest.raises(StopError):
-        bella.fit(unfrozen("norm"), rows(), folder=tmp_path, instead_of_step=stop, **options)
+        bella.fit(unfrozen("norm"), rows(), folder=tmp_path, movers=[Stop(5)], **options)
     with pytest.raises(bella.BellaError, match="another posterior"):
         bella.fit(unfrozen(), rows(), folder=tmp_path, **options)
-    bella.fit(again, rows(), folder=tmp_path, **options)
+    bella.fit(again, rows(), folder=tmp_path, movers=[Stop(-1)], **options)
     assert torch.equal(again.network.norm.weight, whole.network.norm.weight)
     assert torch.equal(again.eval()(rows()[0]), whole.eval()(rows()[0]))
 
@@ -311,9 +319,10 @@ def test_the_best_epochs_unfrozen_parameters_are_kept():
 
 def test_a_file_that_names_an_unknown_parameter_is_refused(tmp_path):
     unfrozen("norm").save(tmp_path)
-    record = json.loads((tmp_path / "posterior.json").read_text())
-    record["unfrozen"] = ["norm.gain"]
-    (tmp_path / "posterior.json").write_text(json.dumps(record))
+    record, tensors = read_sealed(tmp_path / "posterior.safetensors")
+    record = {key: value for key, value in record.items() if key not in ("sha256", "tensors")}
+    write_sealed(tmp_path / "posterior.safetensors", tensors, record | {"unfrozen": ["norm.gain"]})
+    (tmp_path / "posterior.json").unlink()
     net = Net()
     with pytest.raises(bella.BellaError, match=r"norm\.gain"):
         bella.load(tmp_path, net)

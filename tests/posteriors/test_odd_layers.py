@@ -196,6 +196,7 @@ def test_what_is_not_affine_is_refused_when_the_posterior_is_made(layer, words):
     assert [p.requires_grad for p in base.parameters()] == flags
 
 
+@pytest.mark.filterwarnings("ignore:.*(torch.ao.quantization is|are) deprecated")
 def test_dynamically_quantised_layers_are_refused_by_their_library():
     kinds = {nn.Linear: torch.ao.quantization.default_dynamic_qconfig}
     torch.backends.quantized.engine = "qnnpack" if "qnnpack" in supported() else supported()[-1]

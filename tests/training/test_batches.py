@@ -25,7 +25,7 @@ from torch.utils.data import (
 )
 
 import bella
-from bella.training.batches import opened
+from bella.data.loaders import opened
 from bella.training.fit import Run
 
 

@@ -15,13 +15,13 @@ from torch import Tensor, nn
 
 from bella import metrics
 from bella.classes import ClassAxis
+from bella.data.loaders import check_collate, opened
 from bella.errors import BellaError
 from bella.inputs import check_names, split, to
 from bella.likelihood import likelihood_of_outputs, resolve, targets_of
 from bella.posterior import Posterior
 from bella.prediction.predict import NotFiniteError, particles_at_once, predict
 from bella.prediction.predictive import IGNORED, Predictive
-from bella.training.batches import check_collate, opened
 
 PATIENCE = 2.0
 """Seconds after which a bar is worth showing."""

@@ -28,13 +28,13 @@ from torch.utils.data import (
     default_collate,
 )
 
+from bella.data.collate import collate
+from bella.data.loaders import Data, opened
 from bella.errors import BellaError
 from bella.inputs import split, to
 from bella.particles.prefix import Stream, placeholder
 from bella.particles.roles import with_roles
 from bella.posterior import Posterior
-from bella.training.batches import Data, opened
-from bella.training.collate import collate
 from bella.training.randomness import own_randomness
 from bella.training.samplers import drawn
 from bella.training.scratch import NoRoomError, tensors_on_disk

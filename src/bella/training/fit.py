@@ -17,6 +17,7 @@ from rich.progress import Progress
 
 from bella import transport
 from bella.console import progress_bar
+from bella.data.loaders import Data, check_collate, opened
 from bella.errors import BellaError
 from bella.files import shortened
 from bella.host import device_named
@@ -28,13 +29,10 @@ from bella.posterior import Posterior
 from bella.storage import own_tensors
 from bella.training.annealing import kl_weight
 from bella.training.batches import (
-    Data,
     batches_per_epoch,
     begin_epoch,
-    check_collate,
     for_training,
     grouped,
-    opened,
     own_batches,
     warn_of_generators,
 )
