@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import resource
 import stat
 import time
@@ -71,13 +72,34 @@ def data():
     return torch.randn(8, 4, dtype=torch.float64), torch.zeros(8, dtype=torch.long)
 
 
-def test_what_a_killed_process_left_is_taken_away_when_it_is_old(tmp_path):
-    old, fresh = tmp_path / ".bella-unfinished-1", tmp_path / ".bella-unfinished-2"
-    for path in (old, fresh):
-        path.write_text("half")
-    os.utime(old, (time.time() - 7200,) * 2)
+def test_an_unfinished_file_is_known_by_its_process_and_its_write(tmp_path):
+    """What the dead left goes at the next write, a living writer's stays, and so does another's."""
+    path = tmp_path / "a.json"
+    dead, foreign = tmp_path / ".a.json.999999999.0a", tmp_path / ".b.json.999999999.0a"
+    for left in (dead, foreign):
+        left.write_text("half")
+    seen = []
+
+    def write(unfinished):
+        write_json(path, {"by": "another thread"})  # meanwhile
+        seen.append(unfinished)
+        assert unfinished.exists()
+        assert re.fullmatch(rf"\.a\.json\.{os.getpid()}\.[0-9a-f]+", unfinished.name)
+        unfinished.write_text("whole")
+
+    write_whole(path, write)
+    write_whole(path, write)
+    assert path.read_text() == "whole"
+    assert seen[0] != seen[1]
+    assert {found.name for found in tmp_path.iterdir()} == {"a.json", foreign.name}
+
+
+def test_a_process_takes_away_what_an_earlier_one_of_its_number_left(tmp_path):
+    """In containers the numbers begin anew: whoever is killed there comes back under his own."""
+    left = tmp_path / f".a.json.{os.getpid()}.0a"
+    left.write_text("half")
     write_json(tmp_path / "a.json", {})
-    assert {path.name for path in tmp_path.iterdir()} == {"a.json", fresh.name}
+    assert [found.name for found in tmp_path.iterdir()] == ["a.json"]
 
 
 def test_nothing_but_an_ordinary_file_is_written_over(tmp_path):

@@ -16,6 +16,7 @@ import warnings
 
 import pytest
 import torch
+from fit_cases import state_of
 from own_images import write_images, write_network
 from safetensors.torch import load_file, save_file
 
@@ -24,7 +25,6 @@ from bella.files import sealed
 from bella.runs import RunConfig, open_run, train
 from bella.sealed import write_sealed
 from bella.training.checkpoint import CHECKPOINT, read_checkpoint
-from bella.training.settings import Settings
 
 FILES = ("posterior.safetensors", "posterior.json", "model.json", CHECKPOINT)
 ODD = (None, True, -1, 0, 10**12, 10**40, 1e300, "", "x", "\0", "3", [], {}, [[]], ["x"] * 3, [1])
@@ -46,8 +46,7 @@ def run(tmp_path_factory):
 def answer(folder, root):
     """Everything that a folder tells: predictions and the state to go on from."""
     predictive = open_run(folder).predict([root / "images"]).predictive
-    asked = {name: getattr(CONFIG, name) for name in Settings.model_fields}
-    state = read_checkpoint(folder, asked, CPU)
+    state = read_checkpoint(folder, state_of(root / "run")["identity"], CPU)
     own = {name: value.clone() for name, value in state["own"].items()}
     return predictive.particle_probs, state["epoch"], state["step"], state["history"], own
 

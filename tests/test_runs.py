@@ -11,7 +11,7 @@ import pytest
 import torch
 import yaml
 from own_images import CLASSES, write_images, write_network
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from torch import nn
 from torch.utils.data import DataLoader
 from transformers import ViTForImageClassification
@@ -41,6 +41,7 @@ from bella.runs.config import whole_name
 from bella.runs.exporting import processor_config
 from bella.runs.found import Found, in_words
 from bella.training import fit
+from bella.training.checkpoint import CHECKPOINT, PICKLED
 from bella.training.settings import Settings
 
 
@@ -320,21 +321,25 @@ def test_runs_made_before_recipes_open_and_are_not_continued(place, figures, tmp
     shutil.copytree(place / "run", run)
     (run / "probes.safetensors").unlink()
     model = json.loads((run / "model.json").read_text())
-    del model["method"], model["draws"]
+    del model["method"], model["draws"], model["sha256"]
     (run / "model.json").write_text(json.dumps(model))
     saved = json.loads((run / "posterior.json").read_text())
     for name in ("init", "gain", "b_std", "head_init", "seed"):
         del saved["settings"][name]
+    for name in ("sha256", "tensors", "base_dtype", "base_cast", "unfrozen"):
+        del saved[name]
+    saved["format"] = 1
     (run / "posterior.json").write_text(json.dumps(saved))
-    state = torch.load(run / "checkpoint.pt")
-    state["settings"] = state.pop("identity")["settings"]
-    torch.save(state, run / "checkpoint.pt")
+    tensors = load_file(run / "posterior.safetensors")
+    save_file(tensors, run / "posterior.safetensors")  # no record in it, no checksums
+    (run / CHECKPOINT).unlink()
+    torch.save({"settings": {}, "epoch": 2}, run / PICKLED)
     again, first = (
         open_run(folder).predict([place / "images"]).rows() for folder in (run, place / "run")
     )
     assert again == first
     before = content(run)
-    with pytest.raises(BellaError, match="an earlier bella began"):
+    with pytest.raises(BellaError, match="a run of an earlier version"):
         train(config(place), run, progress=False)
     assert content(run) == before
 

@@ -295,3 +295,42 @@ def test_positions_of_sparse_weights_stay_within_the_layer(tmp_path):
         rewrite(tmp_path, tensors)
         with pytest.raises(bella.BellaError):
             bella.load(tmp_path, mlp(dtype=torch.float32))
+
+
+# ---------------------------------------------------------------- the base's own parameters
+
+
+def with_norm(seed=1):
+    torch.manual_seed(seed)
+    network = nn.Sequential(nn.Linear(4, 6), nn.LayerNorm(6), nn.Linear(6, 3))
+    network.register_parameter("codes", nn.Parameter(torch.arange(3), requires_grad=False))
+    return network
+
+
+@pytest.mark.parametrize(
+    ("unfrozen", "said"),
+    [
+        (["1.gone"], "no parameter of this network that could train"),
+        (["1.weight", "codes"], "'codes', which is no parameter of this network that could train"),
+        (["1.weight"] * 3 + ["x" * 10_000], "no parameter of this network that could train"),
+        (["1.weight", "1.bias"], "the file lacks '1.bias'"),
+        ([], "the file holds '1.weight'"),
+        ([5], "string"),
+        ("1.weight", "list"),
+        ({"1.weight": True}, "list"),
+    ],
+)
+def test_what_trains_beside_particles_is_what_the_network_has(tmp_path, unfrozen, said):
+    posterior = bella.low_rank(with_norm(), 2, 2, ("0",), modules_to_save=("2",))
+    posterior.unfreeze(["1.weight"])
+    posterior.save(tmp_path)
+    assert list(bella.load(tmp_path, with_norm()).trained_outside()) == ["1.weight"]
+    rewrite(tmp_path, unfrozen=unfrozen)
+    network = with_norm()
+    flags = [p.requires_grad for p in network.parameters()]
+    with pytest.raises(bella.BellaError, match=said) as caught:
+        bella.load(tmp_path, network)
+    assert "\n" not in str(caught.value)
+    assert len(str(caught.value)) < 1000
+    assert [p.requires_grad for p in network.parameters()] == flags
+    assert list(network.state_dict()) == list(with_norm().state_dict())

@@ -49,6 +49,7 @@ def write_whole(path: Path, write: Callable[[Path], object]) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         _take_leftovers_away(path)
         unfinished = path.with_name(f".{path.name}.{os.getpid()}.{secrets.token_hex(4)}")
+        _WRITING.add(unfinished.name)
         try:
             # Made here and not by `write`: some writers make their files private.
             with unfinished.open("xb") as file:
@@ -59,6 +60,7 @@ def write_whole(path: Path, write: Callable[[Path], object]) -> None:
             os.replace(unfinished, path)
         finally:
             unfinished.unlink(missing_ok=True)
+            _WRITING.discard(unfinished.name)
         _flush(path.parent)
     except (OSError, SafetensorError) as error:
         raise BellaError(f"{path} cannot be written: {_why(error)}.") from error
@@ -90,12 +92,19 @@ def _why(error: Exception) -> str:
     return os.strerror(number) if number else text.strip().rstrip(".")
 
 
+_WRITING: set[str] = set()
+"""Names of the unfinished files that threads of this process are writing."""
+
+
 def _take_leftovers_away(path: Path) -> None:
-    """Remove what killed processes left of the same file."""
+    """Remove what killed processes left of the same file, one of this process's number too: in a
+    container numbers begin anew."""
     begin = f".{path.name}."
     for other in path.parent.iterdir():
         owner = other.name.removeprefix(begin).partition(".")[0]
-        if other.name.startswith(begin) and owner.isdecimal() and not _runs(int(owner)):
+        if not (other.name.startswith(begin) and owner.isdecimal()) or other.name in _WRITING:
+            continue
+        if int(owner) == os.getpid() or not _runs(int(owner)):
             other.unlink(missing_ok=True)
 
 

@@ -213,7 +213,7 @@ def load(folder: str | Path, network: nn.Module) -> Posterior:
     saved = read(Path(folder))
     with undone_if_refused(network):
         posterior = build(saved, network)
-        posterior.unfreeze(saved.unfrozen)
+        _unfreeze(posterior, saved)
         fill(posterior, saved)
     return posterior
 
@@ -352,6 +352,23 @@ def build(saved: Saved, network: nn.Module) -> Posterior:
         raise BellaError(
             f"The posterior in {saved.folder} does not fit this network: {shown(str(error))}."
         ) from error
+
+
+def _unfreeze(posterior: Posterior, saved: Saved) -> None:
+    """Let those parameters of the base train that did when the posterior was saved.
+
+    Raises:
+        BellaError: the network does not have one of them, or it is none that could train.
+    """
+    known = dict(posterior.network.named_parameters())
+    for name in saved.unfrozen:
+        if name not in known or not known[name].is_floating_point():
+            raise BellaError(
+                f"The posterior in {saved.folder} was trained together with {shown(name)}, which "
+                "is no parameter of this network that could train: load it on the network that it "
+                "was trained on."
+            )
+    posterior.unfreeze(saved.unfrozen)
 
 
 class _Bounded(TorchDispatchMode):

@@ -6,6 +6,8 @@ import torch
 from torch import nn
 
 import bella
+from bella.sealed import read_sealed
+from bella.training.checkpoint import CHECKPOINT, _unpacked
 
 
 def problem(count=48, seed=0):
@@ -54,3 +56,9 @@ def assert_same(one, two, **close):
             torch.testing.assert_close(value, values(two)[name], **close)
         else:
             assert torch.equal(value, values(two)[name]), name
+
+
+def state_of(folder):
+    """What a checkpoint holds, whatever run it is of; made to be changed and written again."""
+    record, tensors = read_sealed(folder / CHECKPOINT)
+    return _unpacked(record["state"], {name: value.clone() for name, value in tensors.items()})

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from bella.errors import BellaError
 from bella.particles.axis import IdleError, ParticleAxis, Pass, UnprovenError
-from bella.particles.plan import Plan, Plans, describe
+from bella.particles.plan import BEGIN_ANEW, Plan, Plans, describe
 from bella.particles.prefix import SharedPrefix, Stream, Turns
 from bella.particles.proof import REFUSALS, Prover, short
 from bella.particles.roles import MixedError, Role, examples, map_roles, with_roles
@@ -106,14 +106,20 @@ class Passes:
         """Run as the session that `state` was taken in.
 
         Raises:
-            BellaError: it ran with another ``folding``.
+            BellaError: it ran with another ``folding``, or is damaged.
         """
-        if state["folding"] != self.folding:
+        folding, plans = state.get("folding"), state.get("plans")
+        if folding not in ("auto", "never", "always") or not isinstance(plans, dict):
+            raise BellaError(f"The plans of passes are damaged: {BEGIN_ANEW}.")
+        if folding != self.folding:
             raise BellaError(
-                f"The run was begun with folding={state['folding']!r} and this posterior has "
+                f"The run was begun with folding={folding!r} and this posterior has "
                 f"folding={self.folding!r}: make it with the same."
             )
-        self.kept = dict(state["plans"])
+        modules = {name for name, _ in self.network.named_modules()}
+        for kept in plans.values():
+            Plan.from_json(kept, None).check_names(modules, {*self.entrances, ""})
+        self.kept = dict(plans)
         self.plans, self.resumes = {}, {}
 
     def remembered(self, kind: Any, places_kind: Any) -> Plan | None:
@@ -136,7 +142,11 @@ class Passes:
     )
     def prove(self, kind: Any, args: tuple, kwargs: dict[str, Any]) -> Plan:
         """Prove a kind of pass, or remember what was proven, and keep the plan."""
-        plan = self.remembered(kind, kind) or self.find(kind, args, kwargs)
+        plan = self.remembered(kind, kind)
+        if plan is None:
+            plan = self.find(kind, args, kwargs)
+        else:
+            plan.check_inputs([x.dim() for x in tensors_of((args, kwargs))])
         self.plans[kind] = plan
         plan.words = describe(args, kwargs, self.network.training)
         return plan

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Container, Sequence
 from dataclasses import asdict, dataclass, field
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, StrictBool, StrictStr, ValidationError
 
 from bella.errors import BellaError
+from bella.files import shortened
 from bella.particles.prefix import Places
 from bella.particles.roles import Layer, Role
 
@@ -16,6 +20,7 @@ WORDS: dict[str, str] = {
     "looped": "one particle after another",
     "shared, looped": "one particle after another from {entrance} on; what comes before runs once",
 }
+BEGIN_ANEW = "begin the run anew with --fresh (resume=False)"
 
 
 @dataclass
@@ -101,43 +106,122 @@ class Plan:
             BellaError: it is something else.
         """
         try:
-            return _read(kept, kind)
-        except (KeyError, TypeError, ValueError, AttributeError) as error:
-            raise BellaError(
-                f"A plan of passes is damaged ({error!r}): begin the run anew."
-            ) from None
+            return _read(_Kept.model_validate(kept), kind)
+        except ValidationError as error:
+            first = error.errors()[0]
+            place = ".".join(str(part) for part in first["loc"])
+            said = shortened(ValueError(f"{place}: {first['msg']}"))
+            raise BellaError(f"A plan of passes is damaged ({said}): {BEGIN_ANEW}.") from None
 
+    def check_names(self, modules: Container[str], entrances: Container[str]) -> None:
+        """Refuse a plan, taken from a file, that names what a network does not have.
 
-def _read(kept: dict[str, Any], kind: Any) -> Plan:
-    told = kept["places"]
-    if kept["how"] not in WORDS:
-        raise ValueError(kept["how"])
-    places = told and Places(
-        kind,
-        tuple(told["inputs"]),
-        single=told["single"],
-        entrance=told["entrance"],
-        arrived=tuple(told["arrived"]),
-        outputs={name: [tuple(c) for c in calls] for name, calls in told["outputs"].items()},
-    )
-    layers = {
-        name: Layer(
-            tuple(layer["inputs"]), tuple(layer["outputs"]), layer["by_example"], layer["why_not"]
+        Args:
+            modules: names of all modules of the network.
+            entrances: names of those that the axis may open at.
+
+        Raises:
+            BellaError: it does.
+        """
+        places = self.places
+        named = [*self.layers, *(places.outputs if places else ())]
+        if (
+            any(name not in modules for name in named)
+            or (places is None and self.shares)
+            or (places and places.entrance not in entrances)
+        ):
+            raise BellaError(f"A plan of passes is of another network: {BEGIN_ANEW}.")
+        for plan in self.others.values():
+            plan.check_names(modules, entrances)
+
+    def check_inputs(self, dimensions: Sequence[int]) -> None:
+        """Refuse a plan, taken from a file, whose inputs are not those of a pass.
+
+        Args:
+            dimensions: of the pass's tensors.
+
+        Raises:
+            BellaError: there are more or fewer, or one lacks the axis that carries the batch.
+        """
+        if not self.inputs and self.how == "looped":
+            return  # it needs no roles
+        fits = len(self.inputs) == len(dimensions) and all(
+            role is None or -count <= role < count
+            for role, count in zip(self.inputs, dimensions, strict=True)
         )
-        for name, layer in kept["layers"].items()
+        if not fits:
+            raise BellaError(f"A plan of passes is of other inputs: {BEGIN_ANEW}.")
+
+
+KeptRole = Annotated[int, Field(strict=True, ge=-64, le=64)] | None
+Roles = list[KeptRole]
+
+
+class _KeptLayer(BaseModel):
+    """A `Layer` as JSON values."""
+
+    inputs: Roles
+    outputs: Roles
+    by_example: StrictBool
+    why_not: StrictStr
+
+
+class _KeptPlaces(BaseModel):
+    """`Places` as JSON values."""
+
+    inputs: Roles
+    single: StrictBool
+    entrance: StrictStr
+    arrived: Roles
+    outputs: dict[StrictStr, list[Roles]]
+
+
+class _Kept(BaseModel):
+    """A `Plan` as JSON values."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    how: How
+    why: StrictStr
+    words: StrictStr
+    inputs: Roles
+    outputs: Roles
+    layers: dict[StrictStr, _KeptLayer]
+    places: _KeptPlaces | None
+    from_inputs: StrictBool
+    in_place: StrictBool
+    sort: list[StrictStr]
+    others: list[tuple[list[StrictStr], _Kept]]
+
+
+def _read(kept: _Kept, kind: Any) -> Plan:
+    told = kept.places
+    places = None
+    if told is not None:
+        places = Places(
+            kind,
+            tuple(told.inputs),
+            single=told.single,
+            entrance=told.entrance,
+            arrived=tuple(told.arrived),
+            outputs={name: [tuple(c) for c in calls] for name, calls in told.outputs.items()},
+        )
+    layers = {
+        name: Layer(tuple(layer.inputs), tuple(layer.outputs), layer.by_example, layer.why_not)
+        for name, layer in kept.layers.items()
     }
     return Plan(
-        kept["how"],
-        kept["why"],
-        kept["words"],
-        tuple(kept["inputs"]),
-        tuple(kept["outputs"]),
+        kept.how,
+        kept.why,
+        kept.words,
+        tuple(kept.inputs),
+        tuple(kept.outputs),
         layers,
         places,
-        kept["from_inputs"],
-        kept["in_place"],
-        tuple(kept["sort"]),
-        {tuple(sort): Plan.from_json(plan, kind) for sort, plan in kept["others"]},
+        kept.from_inputs,
+        kept.in_place,
+        tuple(kept.sort),
+        {tuple(sort): _read(plan, kind) for sort, plan in kept.others},
     )
 
 

@@ -8,9 +8,9 @@ of one moment. Random numbers are not in it: they follow from the seed and the e
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 import torch
@@ -28,25 +28,39 @@ PICKLED = "checkpoint.pt"
 """The checkpoint of earlier versions."""
 
 
+MOST = 2**53
+"""No count of a run is larger."""
+
+Count = Annotated[int, Field(ge=0, le=MOST)]
+
+
+class _Identity(BaseModel):
+    """What `bella.training.identity.identity_of` makes; there are other entries."""
+
+    model_config = ConfigDict(strict=True, extra="allow")
+
+    settings: dict[str, Any]
+
+
 class _State(BaseModel):
     """The entries that every checkpoint has; there may be others."""
 
     model_config = ConfigDict(strict=True, extra="allow", arbitrary_types_allowed=True)
 
-    identity: dict[str, Any]
+    identity: _Identity
     finished: bool
-    epoch: int = Field(ge=0)
-    step: int = Field(ge=0)
+    epoch: Count
+    step: Count
     own: dict[str, Tensor]
     optimizer: dict[str, Any]
     schedule: dict[str, Any]
     move: dict[str, Any]
     movers: list[dict[str, Any]]
     passes: dict[str, Any]
-    particles_per_pass: int | None = Field(ge=1)
+    particles_per_pass: int | None = Field(ge=1, le=MOST)
     best: tuple[float, int, dict[str, Tensor]] | None
-    history: list[dict[str, Any]]
-    trace: list[dict[str, Any]]
+    history: list[dict[str, float]]
+    trace: list[dict[str, float]]
     seconds: float = Field(ge=0, allow_inf_nan=False)
 
 
@@ -107,24 +121,107 @@ def read_checkpoint(
     return state
 
 
-def check_optimizer(state: dict[str, Any], parameters: Sequence[Tensor]) -> None:
-    """Refuse moments of Adam that do not have their parameters' shapes: only the next step would
-    stumble over them. Other optimisers' states have shapes of their own.
+def check_own(found: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> None:
+    """Refuse tensors that are not those of a posterior, by names, shapes and dtypes.
+
+    Raises:
+        ValueError: they differ.
+    """
+    if found.keys() != own.keys():
+        raise ValueError(f"{shown(min(found.keys() ^ own.keys()))} is there or here alone")
+    for name, value in own.items():
+        check_alike(name, found[name], value)
+
+
+def check_alike(place: str, found: Any, like: Any) -> None:
+    """Refuse a part of a checkpoint that is not built as this run's own is, as it starts.
+
+    The same containers with the same names in them; tensors of the same shapes and dtypes; finite
+    numbers, and counts of at least 0, where there are numbers; else equal values.
+
+    Args:
+        place: where it stands, for the sentence.
+        found: as it was read.
+        like: this run's.
+
+    Raises:
+        ValueError: it is built otherwise.
+    """
+    if isinstance(like, dict):
+        if not isinstance(found, dict) or found.keys() != like.keys():
+            raise ValueError(f"{place}={shown(found)} has other entries than {list(like)}")
+        for name, value in like.items():
+            check_alike(f"{place}.{name}", found[name], value)
+    elif isinstance(like, list | tuple):
+        if type(found) is not type(like) or len(found) != len(like):
+            raise ValueError(f"{place}={shown(found)} has not the {len(like)} entries that it has")
+        for number, (item, value) in enumerate(zip(found, like, strict=True)):
+            check_alike(f"{place}.{number}", item, value)
+    elif isinstance(like, Tensor):
+        _check_tensor(place, found, like)
+    elif isinstance(like, int | float) and not isinstance(like, bool):
+        number = isinstance(found, int | float) and not isinstance(found, bool)
+        low = 0 if isinstance(like, int) else -MOST
+        if not number or not low <= found <= MOST:  # NaN is not either
+            raise ValueError(f"{place}={shown(found)} is no number that it can be")
+    elif type(found) is not type(like) or found != like:
+        raise ValueError(f"{place}={shown(found)} would be {shown(like)}")
+
+
+def _check_tensor(place: str, found: Any, like: Tensor) -> None:
+    if not isinstance(found, Tensor) or found.shape != like.shape or found.dtype != like.dtype:
+        said = f"{tuple(found.shape)}" if isinstance(found, Tensor) else shown(found)
+        raise ValueError(f"{place} is {said} and would be {tuple(like.shape)} of {like.dtype}")
+
+
+def check_optimizer(state: Mapping[str, Any], optimizer: torch.optim.Optimizer) -> None:
+    """Refuse an optimiser's state that only the next step would stumble over.
+
+    Its groups have to be this optimiser's. Of Adam's moments shapes and completeness are known;
+    what other optimisers keep has names and shapes of their own, and is as complete for one
+    parameter as for another.
 
     Args:
         state: an optimiser's ``state_dict()``.
-        parameters: in the optimiser's order.
+        optimizer: this run's.
 
     Raises:
-        ValueError: a shape is another.
+        ValueError: a part is another.
     """
+    groups = optimizer.state_dict()["param_groups"]
+    check_alike("param_groups", state["param_groups"], groups)
+    if any(a["params"] != b["params"] for a, b in zip(state["param_groups"], groups, strict=True)):
+        raise ValueError("its groups hold other parameters")
+    parameters = [p for group in optimizer.param_groups for p in group["params"]]
+    names: set[frozenset[str]] = set()
     for number, held in state["state"].items():
-        for name in ("exp_avg", "exp_avg_sq"):
-            if name in held and held[name].shape != parameters[number].shape:
-                raise ValueError(
-                    f"{name} {number} is {tuple(held[name].shape)} and would be "
-                    f"{tuple(parameters[number].shape)}"
-                )
+        if type(number) is not int or not 0 <= number < len(parameters):
+            raise ValueError(f"there is no parameter {shown(number)}")
+        if held:
+            names.add(frozenset(held))
+        for name in ("exp_avg", "exp_avg_sq", "max_exp_avg_sq"):
+            if name in held:
+                _check_moment(f"{name} {number}", held[name], parameters[number])
+    if len(names) > 1:
+        raise ValueError("parameters have moments of several kinds")
+    moments = {"step", "exp_avg", "exp_avg_sq"}
+    adam = isinstance(optimizer, torch.optim.Adam)  # AdamW is one
+    if adam and any(not moments <= held for held in names):
+        raise ValueError(f"Adam has {', '.join(sorted(moments))} of every parameter")
+    for number, held in state["state"].items():
+        step = held.get("step", 0)
+        if isinstance(step, Tensor) and step.shape == () and not step.dtype.is_complex:
+            step = step.item()
+        if isinstance(step, bool | Tensor) or not 0 <= step <= MOST:
+            raise ValueError(f"step {number} is no count")
+
+
+def _check_moment(place: str, found: Any, parameter: Tensor) -> None:
+    if not isinstance(found, Tensor) or found.shape != parameter.shape:
+        said = tuple(found.shape) if isinstance(found, Tensor) else shown(found)
+        raise ValueError(f"{place} is {said} and would be {tuple(parameter.shape)}")
+    if not found.is_floating_point() or bool(found.isnan().any()):
+        raise ValueError(f"{place} is not a number")
 
 
 def forget(folder: Path) -> None:
@@ -139,11 +236,18 @@ def _check(state: dict[str, Any]) -> None:
     Raises:
         ValueError: a count does not fit, or particles are not finite.
     """
-    epoch, best = state["epoch"], state["best"]
-    if len(state["history"]) != epoch:
-        raise ValueError(f"{len(state['history'])} epochs of history after {epoch}")
+    epoch, best, epochs = state["epoch"], state["best"], state["identity"]["settings"].get("epochs")
+    counted = [row.get("epoch") for row in state["history"]]
+    if len(counted) != epoch or counted != [*range(1, epoch + 1)]:
+        raise ValueError(f"its history is not of the {epoch} epochs that it has")
+    if isinstance(epochs, int) and epoch > epochs:
+        raise ValueError(f"{epoch} epochs of {epochs}")
     if best is not None and not 0 <= best[1] < epoch:
         raise ValueError(f"the best epoch is {best[1] + 1} of {epoch}")
+    if best is not None and math.isnan(best[0]):
+        raise ValueError("the best score is not a number")
+    if best is not None:
+        check_own(best[2], state["own"])
     for own in (state["own"], *([] if best is None else [best[2]])):
         for name, value in own.items():
             if value.is_floating_point() and bool(value.isnan().any()):

@@ -37,7 +37,14 @@ from bella.training.batches import (
     warn_of_generators,
 )
 from bella.training.cache import cached
-from bella.training.checkpoint import check_optimizer, forget, read_checkpoint, write_checkpoint
+from bella.training.checkpoint import (
+    check_alike,
+    check_optimizer,
+    check_own,
+    forget,
+    read_checkpoint,
+    write_checkpoint,
+)
 from bella.training.gradients import Gradients, Loss
 from bella.training.identity import identity_of
 from bella.training.kept import Kept
@@ -470,17 +477,18 @@ class Run:
             return 0
         self.resumed = True
         own = own_tensors(self.posterior)
-        if own.keys() != state["own"].keys() or any(
-            own[name].shape != state["own"][name].shape for name in own
-        ):
-            raise BellaError(
-                f"{self.folder} holds the run of another posterior: name another folder."
-            )
-        for name, value in own.items():
-            value.copy_(state["own"][name])
         try:
-            parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
-            check_optimizer(state["optimizer"], parameters)
+            check_own(state["own"], own)
+        except ValueError as error:
+            raise BellaError(
+                f"{self.folder} holds the run of another posterior ({error}): name another folder."
+            ) from None
+        try:
+            check_optimizer(state["optimizer"], self.optimizer)
+            check_alike("schedule", state["schedule"], self.schedule.state_dict())
+            check_alike("move", state["move"], self.move.state_dict())
+            for name, value in own.items():
+                value.copy_(state["own"][name])
             self.optimizer.load_state_dict(state["optimizer"])
             self.schedule.load_state_dict(state["schedule"])
             if state["identity"]["settings"]["epochs"] != self.settings.epochs:
@@ -493,11 +501,12 @@ class Run:
                     )
             if self.precision.scaler is not None:
                 self.precision.scaler.load_state_dict(state["scaler"])
-            self.posterior.passes.restore(state["passes"])
             self.move.load_state_dict(state["move"])
             for mover, known in zip(self.movers, state["movers"], strict=True):
                 mover.load_state_dict(known)
+            self.posterior.passes.restore(state["passes"])
         except BellaError:
+            self.kept.restore()  # as they were: a refused checkpoint changes no particle
             raise
         except (
             KeyError,
@@ -506,7 +515,9 @@ class Run:
             ValueError,
             RuntimeError,
             AttributeError,
+            OverflowError,
         ) as error:
+            self.kept.restore()
             raise BellaError(
                 f"The checkpoint in {self.folder} does not fit this optimiser "
                 f"({shortened(error)}): name another folder, or begin anew with --fresh "

@@ -94,18 +94,13 @@ def refuse_another(folder: Path, state: Mapping[str, Any], asked: Mapping[str, A
         BellaError: something differs; the sentence names it.
     """
     ways = "name another folder, or begin anew with --fresh (resume=False)"
-    found = state.get("identity")
-    if not isinstance(found, Mapping):
-        raise BellaError(
-            f"{folder} holds a run that an earlier bella began, without a word of what decides it: "
-            f"use it as it is, {ways}."
-        )
+    found = state["identity"]
     known, wanted = dict(found["settings"]), dict(asked["settings"])
     for settings in (known, wanted):
         for name in FREE:
             settings.pop(name, None)
     had, epochs = known.get("epochs"), wanted.get("epochs")
-    if had is not None and epochs is not None and epochs > had:
+    if isinstance(had, int) and epochs is not None and epochs > had:
         if not state.get("finished"):
             raise BellaError(
                 f"{folder} holds a run of {had} epochs that is not finished: continue it with "
