@@ -29,9 +29,7 @@ FLOORS = (
 )
 """Bottom first; on a floor from left to right. A new room gets its word here."""
 
-UP = {
-    ("storage", "posteriors"): "a saved posterior is rebuilt by the name of its kind",
-}
+UP: dict[tuple[str, str], str] = {}
 """Arrows that run back up, each with its reason. The list is meant to get shorter."""
 
 

@@ -23,12 +23,12 @@ if TYPE_CHECKING:  # what editors and type checkers see; at run time `__getattr_
     from bella.posterior import Point, Posterior
     from bella.posteriors.full import full
     from bella.posteriors.laplace.posterior import laplace
+    from bella.posteriors.loading import load
     from bella.posteriors.low_rank.posterior import low_rank
     from bella.posteriors.rank1.posterior import rank1
     from bella.posteriors.sparse.posterior import sparse_subspace
     from bella.prediction.predict import predict
     from bella.prediction.predictive import Predictive
-    from bella.storage import load
     from bella.training.fit import fit
 
 __version__ = "0.1.0"
@@ -44,7 +44,7 @@ _PLACES = {
     "laplace": "bella.posteriors.laplace.posterior",
     "Posterior": "bella.posterior",
     "Point": "bella.posterior",
-    "load": "bella.storage",
+    "load": "bella.posteriors.loading",
     "nll": "bella.likelihood",
     "predict": "bella.prediction.predict",
     "Predictive": "bella.prediction.predictive",

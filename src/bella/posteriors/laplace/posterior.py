@@ -27,7 +27,6 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from bella import storage
 from bella.errors import BellaError
 from bella.inputs import arguments
 from bella.likelihood import check_predicts_classes, likelihood_of, logits_of
@@ -362,37 +361,6 @@ def laplace(
     elif chosen == "validation":
         made.prior_precision = priors.by_validation(made, validation)
     return made
-
-
-def rebuild(
-    network: nn.Module,
-    around: dict[str, Any],
-    *,
-    predictive: How = "linearised",
-    likelihood: str = "softmax",
-    prior_precision: float = 1.0,
-    log_likelihood: float = 0.0,
-    full_up_to: int = 1024,
-    factor_rank: int = 10,
-) -> LaplacePosterior:
-    """An empty posterior from its settings, for `bella.load` to fill.
-
-    Raises:
-        BellaError: the settings of the posterior that it lies around are not right.
-    """
-    kind, settings = around.get("kind"), around.get("settings")
-    if not isinstance(kind, str) or not isinstance(settings, dict) or kind == "laplace":
-        raise BellaError("The settings of a saved Laplace posterior do not say what it is around.")
-    trained = storage.builder(kind)(network, **storage.check_settings(kind, settings))
-    return LaplacePosterior(
-        trained,
-        predictive=predictive,
-        likelihood=likelihood,
-        prior_precision=prior_precision,
-        log_likelihood=log_likelihood,
-        full_up_to=full_up_to,
-        factor_rank=factor_rank,
-    )
 
 
 def _ordinary(x: Tensor) -> Tensor:
