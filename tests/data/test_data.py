@@ -196,6 +196,7 @@ def test_a_file_that_is_no_image_is_named(tmp_path):
 # Folders and tables
 
 
+@pytest.mark.filterwarnings("ignore:.*are left out")
 def test_a_folder_per_class(animals):
     (animals / "cat" / "notes.txt").write_text("no image")
     (animals / "cat" / "._000.png").write_text("a leaving of an archive")

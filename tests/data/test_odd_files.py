@@ -82,6 +82,7 @@ def test_broken_exif_and_broken_pixels_never_end_in_another_error(tmp_path, seed
             assert load_image(tmp_path / "a.jpg").mode == "RGB"
 
 
+@pytest.mark.filterwarnings("ignore:Corrupt EXIF data")
 def test_where_exif_cannot_be_read_the_picture_stays_as_it_is_stored(tmp_path):
     image = Image.new("RGB", (6, 3))
     exif = image.getexif()
