@@ -12,8 +12,11 @@ class BellaError(ValueError):
     """Bad input. The message is one sentence: what is wrong, and how to mend it."""
 
 
-class MissingExtraError(ImportError):
-    """An optional library is needed here and not installed."""
+class MissingExtraError(BellaError, ImportError):
+    """An optional library is needed here and not installed.
+
+    Who catches `BellaError` gets the sentence, and who catches Python's own error gets it too.
+    """
 
 
 def require(module: str, extra: str) -> ModuleType:

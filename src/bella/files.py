@@ -43,6 +43,8 @@ def write_whole(path: Path, write: Callable[[Path], object]) -> None:
         BellaError: the disk is full, the place cannot be written, or ``path`` is no ordinary file.
             What stood there before is kept.
     """
+    if "\0" in str(path):
+        raise BellaError(f"{str(path)!r} cannot be written: no name holds a zero byte.")
     try:
         if path.exists():
             check_ordinary(path)

@@ -335,5 +335,6 @@ def nll(
 def _misfit(labels: Tensor, logits: Tensor) -> BellaError:
     return BellaError(
         f"Labels of shape {tuple(labels.shape)} do not fit logits of shape "
-        f"{tuple(logits.shape)}, which must be (particles, batch, ..., classes)."
+        f"{tuple(logits.shape)}, which must be (particles, batch, ..., classes): give one class "
+        "number an example or position (of one-hot rows their argmax(-1))."
     )

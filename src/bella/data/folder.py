@@ -21,6 +21,14 @@ PARTS: Mapping[str, tuple[str, ...]] = {
 }
 """Parts of a data set, and the folders that they may stand in."""
 
+LIKE_PARTS = {name for names in PARTS.values() for name in names} | {
+    "training",
+    "dev",
+    "eval",
+    "testing",
+}
+"""What other people call parts, in small letters."""
+
 
 def _folders(root: Path) -> list[Path]:
     return sorted(p for p in root.iterdir() if p.is_dir() and not p.name.startswith("."))
@@ -108,10 +116,19 @@ def _parts(root: Path) -> dict[str, Path]:
     """The folders of the parts; the root itself as train where it is not divided.
 
     Raises:
-        BellaError: there are two folders for one part, or it cannot be told whether train is a part
-            or a class.
+        BellaError: there are two folders for one part, parts are called otherwise, or it cannot be
+            told whether train is a part or a class.
     """
-    if not root.is_dir() or not (root / "train").is_dir() or not _folders(root / "train"):
+    if not root.is_dir():
+        return {"train": root}
+    here = [folder.name for folder in _folders(root)]
+    if "train" not in here or not _folders(root / "train"):
+        like = [name for name in here if name.casefold() in LIKE_PARTS]
+        if any(_folders(root / name) for name in like) or (like == here and len(like) > 1):
+            raise BellaError(
+                f"{root} holds {', '.join(like)}, which look like the parts of a data set: call "
+                "them train, val and test, with one folder a class in each."
+            )
         return {"train": root}
     folders: dict[str, Path] = {}
     for part, names in PARTS.items():

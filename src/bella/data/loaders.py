@@ -53,6 +53,11 @@ def opened(
             f"these are parts (data[{next(iter(data), 'train')!r}]), and where they are columns "
             "give datasets.Dataset.from_dict(data) or a pair (inputs, labels)."
         )
+    if hasattr(data, "iloc"):
+        raise BellaError(
+            f"The {what} are a {type(data).__name__} of pandas: give datasets.Dataset.from_pandas"
+            "(data), or a pair of tensors (inputs, labels)."
+        )
     if isinstance(data, str | bytes) or hasattr(data, "__fspath__"):
         raise BellaError(
             f"The {what} are a path ({data!r}): open it first, images with bella.data.open_images."

@@ -9,6 +9,7 @@ import math
 import os
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from bella.console import progress_bar
 from bella.data.loaders import Data, check_collate, opened
 from bella.errors import BellaError
 from bella.files import shortened
+from bella.folders import held
 from bella.host import device_named
 from bella.inputs import check_names, split
 from bella.likelihood import IGNORED
@@ -109,12 +111,18 @@ def fit(
 
     Raises:
         BellaError: settings out of range, unusable data, a folder that holds another run (which is
-            then as it was), a loss that the network has and bella has not, or training that left
-            the finite numbers: the particles are then as in the best epoch before, and so in
-            ``folder``, or as at the start if there was none.
+            then as it was), that another process trains in or that was moved meanwhile, a loss
+            that the network has and bella has not, or training that left the finite numbers: the
+            particles are then as in the best epoch before, and so in ``folder``, or as at the
+            start if there was none.
     """
     chosen = checked(Settings, settings)
-    with own_randomness(), progress_bar(progress) as bar:
+    check_can_train(posterior)
+    with ExitStack() as inside:
+        inside.enter_context(own_randomness())
+        inside.enter_context(torch.enable_grad())
+        in_place = inside.enter_context(held(Path(folder))) if folder is not None else None
+        bar = inside.enter_context(progress_bar(progress))
         seed_all(chosen.seed)
         run = Run(
             posterior,
@@ -127,8 +135,17 @@ def fit(
             settings=chosen,
             identity=identity,
             before_save=before_save,
+            in_place=in_place,
         )
-        return run.execute(bar, resume=resume)
+        try:
+            return run.execute(bar, resume=resume)
+        except RuntimeError as error:
+            if "dtype" not in str(error) and "Inference tensors" not in str(error):
+                raise
+            raise BellaError(
+                f"The network does not take the data as they are ({shortened(error)}): convert "
+                "them first, x.float() for example, or x.clone() of what inference mode made."
+            ) from error
 
 
 class Run:
@@ -147,12 +164,14 @@ class Run:
         settings: Settings,
         identity: Mapping[str, Any] | None = None,
         before_save: Callable[[], None] | None = None,
+        in_place: Callable[[], None] | None = None,
     ):
         if int(os.environ.get("WORLD_SIZE", "1")) > 1:
             raise BellaError("bella.fit runs in one process: start it without a launcher.")
         self.settings = settings
         self.folder = folder
         self.before_save = before_save
+        self.in_place = in_place
         self.posterior = posterior
         self.device = place_of(posterior, settings.device)
         posterior.to(self.device)
@@ -212,6 +231,7 @@ class Run:
             gradients=self.gradients,
         )
         self.identity: dict[str, Any] = {}
+        mover_names = [type(mover).__name__ for mover in self.movers]
         if folder is not None:
             self.identity = identity_of(
                 posterior,
@@ -219,7 +239,7 @@ class Run:
                 validation=self.validation,
                 optimizer=self.optimizer,
                 settings=settings.model_dump(),
-                more=identity,
+                more={**({"movers": mover_names} if mover_names else {}), **(identity or {})},
             )
         self.validated: dict[str, float] = {}  # of the last epoch, for the bar
         self.resumed = False  # whether it goes on from a checkpoint
@@ -429,7 +449,13 @@ class Run:
     # ------------------------------------------------------------ stopping and going on
 
     def begin_writing(self) -> None:
-        """Before the first file of this run: take away what another one left."""
+        """Before files of this run are written; before the first, take away what another left.
+
+        Raises:
+            BellaError: the folder was moved or removed.
+        """
+        if self.in_place is not None:
+            self.in_place()
         if self.writes or self.folder is None:
             return
         if not self.resumed:
@@ -529,6 +555,29 @@ class Run:
         record.history, record.seconds = state["history"], state["seconds"]
         record.trace = self.trace = state["trace"]
         return state["epoch"]
+
+
+def check_can_train(posterior: Posterior) -> None:
+    """Refuse tensors that autograd cannot use.
+
+    Raises:
+        BellaError: inference mode is on or made some of the tensors, or they hold no numbers.
+    """
+    if torch.is_inference_mode_enabled():
+        raise BellaError(
+            "Training needs gradients, which torch.inference_mode() turns off: call it outside."
+        )
+    for name, value in posterior.named_parameters():
+        if value.is_inference():
+            raise BellaError(
+                f"{name!r} was made inside torch.inference_mode() and cannot be trained with: "
+                "make the network and the posterior outside of it."
+            )
+        if value.is_meta:
+            raise BellaError(
+                f"{name!r} is on the meta device and holds no numbers: load the network's weights "
+                "before it is given particles."
+            )
 
 
 def place_of(posterior: Posterior, wanted: str | None = None) -> torch.device:

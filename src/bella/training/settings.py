@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
 import yaml
 from pydantic import AliasChoices, BaseModel, ConfigDict, Field, ValidationError
@@ -99,6 +99,11 @@ def checked(kind: type[BaseModel], values: dict[str, Any]) -> Any:
     Raises:
         BellaError: an unknown name, one setting by both its names, or a value out of range.
     """
+    for name, value in values.items():
+        field = kind.model_fields.get(name)
+        taken = () if field is None else (field.annotation, *get_args(field.annotation))
+        if isinstance(value, bool) and bool not in taken and {int, float} & set(taken):
+            raise BellaError(f"{name}={value}: give a number.")  # and not the 1 that True equals
     try:
         return kind(**values)
     except ValidationError as error:
