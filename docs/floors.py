@@ -19,7 +19,7 @@ PACKAGE = "bella"
 SOURCE = Path(bella.__file__).parents[1]
 
 FLOORS = (
-    ("the ground", "errors trees patterns files sealed console host"),
+    ("the ground", "errors trees patterns files sealed console host folders"),
     ("one pass", "particles inputs"),
     ("the contract, and what is scored", "storage posterior memory metrics classes likelihood"),
     ("how particles move, what they say, how they differ", "transport prediction posteriors"),
