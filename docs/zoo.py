@@ -2,7 +2,6 @@
 
     python docs/zoo.py                     every case: a count, and what is wrong or looped
     python docs/zoo.py llama/q_proj        the cases whose names begin so, call by call
-    python docs/zoo.py --known             writes the cases that are wrong today into zoo_known.txt
     python docs/zoo.py --write             writes the counts and what loops into architecture.md
 
 It needs what the tests need (`make test` installs it), and takes a few minutes.
@@ -17,7 +16,6 @@ from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
 PAGE = ROOT / "docs" / "architecture.md"
-KNOWN = ROOT / "tests" / "cases" / "zoo_known.txt"
 BEGIN, END = "<!-- zoo: written by docs/zoo.py -->", "<!-- end of zoo -->"
 
 sys.path[:0] = [str(ROOT / "tests" / "cases")]
@@ -87,10 +85,6 @@ def main(arguments: list[str]) -> int:
     flags = {a for a in arguments if a.startswith("--")}
     wanted = [a for a in arguments if a not in flags]
     found = run(wanted)
-    if "--known" in flags:
-        others = [line for line in KNOWN.read_text().split() if line.endswith(("cache", "turns"))]
-        names = [case.name for case, verdicts in found.items() if wrong(verdicts)]
-        KNOWN.write_text("".join(f"{name}\n" for name in sorted(others + names)))
     if "--write" in flags:
         before, _, rest = PAGE.read_text().partition(BEGIN)
         after = rest.partition(END)[2]

@@ -174,8 +174,6 @@ class Trial:
     def how(self, inputs: Inputs) -> str:
         """How particles run on these inputs."""
         args, kwargs = copy.deepcopy(inputs)
-        if not hasattr(self.posterior, "plan_for"):
-            return "folded" if self.posterior.shared is None else "shared"
         return self.posterior.plan_for(*args, **kwargs).how
 
     def compare(self, inputs: Inputs, found: Leaves, held: Leaves) -> Fault | None:

@@ -6,7 +6,6 @@ One case by its name: ``python docs/zoo.py llama/q_proj``.
 from __future__ import annotations
 
 from collections import Counter
-from pathlib import Path
 
 import pytest
 import torch
@@ -16,9 +15,6 @@ from zoo_check import Case, Trial, Verdict, cases, check, network_of, some_cases
 
 import bella
 
-KNOWN = set((Path(__file__).parent.parent / "cases" / "zoo_known.txt").read_text().split())
-"""Cases that are wrong in this version, by name. None may be added; what is right is struck out."""
-
 
 def faults(found: dict[Case, list[Verdict]]) -> list[str]:
     """A line for each call that is neither right nor refused."""
@@ -26,7 +22,7 @@ def faults(found: dict[Case, list[Verdict]]) -> list[str]:
         f"{case.name} at {verdict.batch}: {verdict.kind}: {verdict.said}"
         for case, verdicts in found.items()
         for verdict in verdicts
-        if verdict.kind in ("wrong", "raised") and case.name not in KNOWN
+        if verdict.kind in ("wrong", "raised")
     ]
 
 
@@ -45,12 +41,6 @@ def test_some_suffixes_are_right_or_refused(architecture: str) -> None:
 def test_every_suffix_is_right_or_refused_and_most_fold() -> None:
     found = {case: check(case) for name in ZOO for case in cases(name)}
     assert not faults(found), "\n".join(faults(found))
-    mended = {
-        case.name
-        for case, verdicts in found.items()
-        if case.name in KNOWN and all(v.kind in ("right", "refused") for v in verdicts)
-    }
-    assert not mended, f"strike out in zoo_known.txt: {' '.join(sorted(mended))}"
     ran = Counter(verdict.how for verdicts in found.values() for verdict in verdicts)
     ran.pop("")  # refused
     assert (ran["folded"] + ran["shared"]) / ran.total() >= 0.85, ran
@@ -73,8 +63,6 @@ CACHED = ("gpt2", "gpt-neox", "opt", "llama", "mistral", "qwen2", "gemma", "phi"
 @pytest.mark.filterwarnings("ignore::UserWarning")  # of a slower way
 def test_a_cache_that_is_given_out_goes_on_as_the_whole_text(architecture: str, batch: int) -> None:
     """Two tokens after four: the logits of all six, or no cache, or a refusal."""
-    if f"{architecture}/cache" in KNOWN:
-        pytest.xfail("wrong in this version")
     for suffix in {case.suffix for case in cases(architecture)}:
         try:
             posterior = Trial(Case(architecture, suffix, training=False)).posterior
@@ -104,8 +92,6 @@ TURNS = (
 @pytest.mark.parametrize("training", [False, True])
 @pytest.mark.parametrize("architecture", ["roberta", "llama-sequence", "qwen2", "bart"])
 def test_calls_of_other_kinds_follow_each_other(architecture: str, training: bool) -> None:
-    if f"{architecture}/turns" in KNOWN:
-        pytest.xfail("wrong in this version")
     found = [case for case in cases(architecture) if case.training == training]
     for case in (found[0], found[-2], found[-1]):
         try:
