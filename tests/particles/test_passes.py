@@ -243,6 +243,8 @@ def test_batch_axes_say_what_shapes_cannot():
     x, t = torch.randn(3, 6), torch.randn(3, 5)
     same(posterior(x, t)["images"], [outputs["images"] for outputs in alone(posterior, x, t)])
     assert posterior.plan()[0].inputs == (0, None)
+    with pytest.raises(bella.BellaError, match="axis 5"):
+        made(Contrastive(), batch_axes={0: 5})(x, t)
 
 
 @warnings_as_said

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from bella.errors import BellaError
 from bella.particles.axis import IdleError, ParticleAxis, Pass, UnprovenError
+from bella.particles.layer import ParticleLayer
 from bella.particles.plan import BEGIN_ANEW, Plan, Plans, describe
 from bella.particles.prefix import SharedPrefix, Stream, Turns
 from bella.particles.proof import REFUSALS, Prover, short
@@ -230,7 +231,12 @@ class Passes:
             plan = Plan("shared, looped", "folding='never'", places=stream.places)
         else:
             with self.turns:
-                plan = Prover(self).prove_resuming(stream)
+                try:
+                    plan = Prover(self).prove_resuming(stream)
+                except (torch.OutOfMemoryError, IdleError):
+                    raise
+                except REFUSALS as error:
+                    plan = Plan("shared, looped", short(error), places=stream.places)
             if self.axis.particles > 1:
                 plan = self.decide(plan)
         plan.words = f"{'training' if self.network.training else 'evaluation'}, from a prefix"
@@ -255,6 +261,12 @@ class Passes:
         if leading is None:
             raise BellaError("A posterior needs at least one tensor whose first axis is the batch.")
         axis = 0 if told[leading] == "?" else told[leading]
+        for x, role in zip(tensors, told, strict=True):
+            if role not in ("?", None) and not 0 <= role < x.dim():
+                raise BellaError(
+                    f"batch_axes names axis {role} of a tensor of shape {tuple(x.shape)}: count "
+                    "its axes from 0, or give None for one that is the same for any batch."
+                )
         batch = tensors[leading].shape[axis]
         if not batch:
             raise BellaError("The batch is empty: give at least one example.")
@@ -281,17 +293,11 @@ class Passes:
             f"Layers with particles that did not run: {', '.join(idle)}. Does the network read "
             "their weight without calling them? Then their particles make no difference."
         )
-        layers = sum(1 for name in self.axis_layers())
-        if len(idle) == layers:
+        layers = [m for m in self.network.modules() if isinstance(m, ParticleLayer)]
+        if len(idle) == len(layers):
             raise IdleError(said)
         self.idle |= fresh
         warnings.warn(said, stacklevel=8)
-
-    def axis_layers(self) -> list[str]:
-        """Names of the particle layers."""
-        from bella.particles.layer import ParticleLayer
-
-        return [n for n, m in self.network.named_modules() if isinstance(m, ParticleLayer)]
 
     # ------------------------------------------------------------ passes
 
