@@ -34,11 +34,19 @@ def features(classes, count=90):
 def test_a_probe_is_scikit_learns_logistic_regression(classes):
     x, y = features(classes)
     probe = fit_probe((x, y), 0.1)
-    scale = x.var(0).mean().sqrt()
-    model = LogisticRegression(C=0.1, max_iter=1000).fit((x / scale).numpy(), y.numpy())
-    expected = torch.from_numpy(model.predict_proba((x / scale).numpy())).float()
+    scaled = (x.double() / x.var(0).mean().sqrt()).numpy()
+    model = LogisticRegression(C=0.1, max_iter=10_000, tol=1e-9).fit(scaled, y.numpy())
+    expected = torch.from_numpy(model.predict_proba(scaled)).float()
     torch.testing.assert_close(probe.logits(x)[0].softmax(-1), expected, rtol=1e-4, atol=1e-5)
     assert probe.weight.shape == (classes, 6)
+
+
+def test_rounding_of_features_does_not_move_a_probe():
+    x, y = features(2)
+    x = torch.cat([x, x @ torch.randn(6, 40, generator=torch.Generator().manual_seed(1))], 1)
+    one, other = fit_probe((x, y), 10.0), fit_probe((x * (1 + 1e-6), y), 10.0)
+    for a, b in zip(one.logits(x)[0], other.logits(x)[0], strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-3)
 
 
 def test_a_feature_that_hardly_spoke_in_training_cannot_shout_later():

@@ -59,11 +59,14 @@ def fit_probe(train: Features, strength: float, weights: Tensor | None = None) -
     """
     linear = require("sklearn.linear_model", "fit")
     x, y = train
+    # In float32 the solver stops where rounding lets it: features that differed by 6e-6 gave biases
+    # of 1.44 and .006, and .001 of validation NLL.
+    x = x.double()
     scale = x.var(0).mean().sqrt().clamp_min(1e-6)
-    model = linear.LogisticRegression(C=strength, max_iter=1000)
+    model = linear.LogisticRegression(C=strength, max_iter=10_000, tol=1e-6)
     counts = None if weights is None else weights.numpy()
     model.fit((x / scale).numpy(), y.numpy(), sample_weight=counts)
-    weight = torch.from_numpy(model.coef_).float() / scale
+    weight = (torch.from_numpy(model.coef_) / scale).float()
     bias = torch.from_numpy(model.intercept_).float()
     if len(weight) == 1:  # of two classes scikit-learn gives the difference of their logits
         weight, bias = torch.cat([-weight, weight]) / 2, torch.cat([-bias, bias]) / 2
