@@ -436,3 +436,14 @@ def test_tokens_are_scored_one_place_before_theirs():
     assert targets_of(labels, "tokens").tolist() == [[2, -100, 3, -100]]
     assert targets_of(labels, "classes").tolist() == labels.tolist()
     assert set(LIKELIHOODS) == {"classes", "tokens"}
+
+
+def test_a_tuple_that_may_begin_with_features_is_refused():
+    features, logits = torch.randn(3, 4, 8), torch.randn(3, 4, 2)
+    labels = torch.tensor([0, 1, 0, 1])
+    for outputs in ((features, logits), [features, logits]):
+        with pytest.raises(bella.BellaError, match=r"\(3, 4, 8\).*features and no logits"):
+            bella.nll(outputs, labels)
+    for beside in ((features,), (logits,), (torch.randn(3, 4, 5, 8), torch.arange(3))):
+        found = bella.nll((logits, *beside), labels)
+        assert torch.equal(found, bella.nll({"logits": logits}, labels))

@@ -9,17 +9,10 @@ from pathlib import Path
 from bella.data.images import Preprocess
 from bella.data.labelled import SUFFIXES, ImageList, LabelledImages, OnBadImage, images_in, is_image
 from bella.data.split import FRACTIONS
-from bella.data.table import ImageTable
+from bella.data.table import PARTS, ImageTable
 from bella.errors import BellaError, nearest
 
 __all__ = ["ImageFolder", "ImageList", "ImageTable", "open_images", "splits"]
-
-PARTS: Mapping[str, tuple[str, ...]] = {
-    "train": ("train",),
-    "validation": ("validation", "valid", "val"),
-    "test": ("test",),
-}
-"""Parts of a data set, and the folders that they may stand in."""
 
 LIKE_PARTS = {name for names in PARTS.values() for name in names} | {
     "training",
@@ -101,7 +94,19 @@ def open_images(
     Raises:
         BellaError: ``path`` is neither, or what it holds is not right.
     """
-    path = Path(path)
+    images = _opened(Path(path), preprocess, classes, on_bad_image)
+    found = sorted({part for part in getattr(images, "parts", ()) if part})
+    if len(found) > 1:
+        warnings.warn(
+            f"{path} holds several parts ({', '.join(found)}), and all of its images are taken.",
+            stacklevel=2,
+        )
+    return images
+
+
+def _opened(
+    path: Path, preprocess: Preprocess, classes: Sequence[str] | None, on_bad_image: OnBadImage
+) -> LabelledImages:
     if path.is_dir():
         return ImageFolder(path, preprocess, classes).without_bad(on_bad_image)
     if path.suffix.lower() == ".csv" and path.is_file():
@@ -167,7 +172,7 @@ def splits(
     A folder counts as divided when its ``train`` folder holds class folders; ``val``, ``valid`` or
     ``validation`` and ``test`` beside it are the other parts, with train's classes. A part of
     ``fractions`` without a folder is taken out of train by a stratified split. Only train is
-    augmented.
+    augmented. The lines of a CSV file with a column called split belong to the parts that it names.
 
     Args:
         path: a folder or a CSV file; see :func:`open_images`.
@@ -186,11 +191,21 @@ def splits(
         raise BellaError(f"The fractions {dict(fractions)} must name a part 'train'.")
     root = Path(path)
     folders = _parts(root)
-    train = open_images(folders.pop("train"), preprocess, classes, on_bad_image=on_bad_image)
+    train = _opened(folders.pop("train"), preprocess, classes, on_bad_image)
     parts = {
-        part: open_images(folder, preprocess.plain(), train.classes, on_bad_image=on_bad_image)
+        part: _opened(folder, preprocess.plain(), train.classes, on_bad_image)
         for part, folder in folders.items()
     }
+    if isinstance(train, ImageTable) and any(train.parts):
+        told = {part: [i for i, p in enumerate(train.parts) if p == part] for part in PARTS}
+        if not told["train"]:
+            raise BellaError(f"{path} has a column of parts and no line of train: add some.")
+        parts = {
+            part: train.select(rows, preprocess.plain())
+            for part, rows in told.items()
+            if rows and part != "train"
+        }
+        train = train.select(told["train"])
     shares = {part: share for part, share in fractions.items() if part not in parts}
     whole = sum(shares.values())
     parts |= train.split({part: share / whole for part, share in shares.items()}, seed)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from bella.data.images import Preprocess
@@ -15,6 +15,13 @@ from bella.files import read_bytes
 
 PATH_NAMES = ("path", "image", "file")
 LABEL_NAMES = ("label", "class")
+PART_NAMES = ("split", "part", "subset", "partition")
+PARTS: Mapping[str, tuple[str, ...]] = {
+    "train": ("train",),
+    "validation": ("validation", "valid", "val"),
+    "test": ("test",),
+}
+"""Parts of a data set, and what their folders, or their lines in a CSV file, may be called."""
 
 
 def _rows(path: Path) -> list[tuple[int, list[str]]]:
@@ -53,6 +60,27 @@ def _columns(path: Path, first: Sequence[str]) -> tuple[int, int, bool]:
     # A name without an ending may be an image's all the same.
     name = first[0].strip()
     return 0, 1, not is_image(Path(name)) and not _is_there(path.parent / name)
+
+
+def _part_column(first: Sequence[str], header: bool) -> int | None:
+    """Which column says to which part of the data a line belongs, if one does."""
+    names = [cell.strip().lower() for cell in first] if header else []
+    return next((names.index(name) for name in PART_NAMES if name in names), None)
+
+
+def _part(path: Path, line: int, cell: str) -> str:
+    """The part that a line names.
+
+    Raises:
+        BellaError: it names none.
+    """
+    for part, names in PARTS.items():
+        if cell.strip().lower() in names:
+            return part
+    raise BellaError(
+        f"Line {line} of {path} is of the part {cell.strip()[:80]!r}: write train, val or test, or "
+        "take the column away to have the images split."
+    )
 
 
 def _encode(path: Path, names: Sequence[str], classes: Sequence[str]) -> list[int]:
@@ -101,7 +129,8 @@ class ImageTable(LabelledImages):
 
     The columns are those called path, image or file, and label or class; where no name is known,
     the first two, with or without a header. Paths are relative to the file's folder, and each image
-    stands in one line: listed twice, it would be in two parts of a split.
+    stands in one line: listed twice, it would be in two parts of a split. A column called split,
+    part, subset or partition says which part each line belongs to: train, val or test.
 
     Args:
         path: the CSV file.
@@ -110,8 +139,10 @@ class ImageTable(LabelledImages):
 
     Raises:
         BellaError: the file cannot be read, is empty or lacks a column, an image is missing or
-            listed twice, or a label is unknown to ``classes`` or not in UTF-8.
+            listed twice, or a label is unknown to ``classes`` or not in UTF-8, or a part to us.
     """
+
+    columns = (*LabelledImages.columns, "parts")
 
     def __init__(
         self, path: str | Path, preprocess: Preprocess, classes: Sequence[str] | None = None
@@ -121,6 +152,8 @@ class ImageTable(LabelledImages):
         if not rows:
             raise BellaError(f"{path} is empty: write one line path,label per image.")
         path_column, label_column, header = _columns(path, rows[0][1])
+        part_column = _part_column(rows[0][1], header)
+        self.parts: list[str | None] = []  # of each line, where the file says it
         files: list[Path] = []
         names: list[str] = []
         lines: dict[str, int] = {}
@@ -142,6 +175,8 @@ class ImageTable(LabelledImages):
                 )
             files.append(file)
             names.append(label)
+            told = row[part_column] if part_column is not None and part_column < len(row) else ""
+            self.parts.append(None if part_column is None else _part(path, line, told))
         if not files:
             raise BellaError(f"{path} has a header and no rows: write one line per image.")
         absent = [file for file in files if not _is_there(file)]

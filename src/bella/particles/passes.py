@@ -456,9 +456,9 @@ class Passes:
     ) -> Any:
         """One particle after another: right for every network."""
         chosen = self.axis.asked
-        batch = self.batch(plan, args, kwargs) if plan.inputs and own is None else 1
-        if own is not None:
-            batch = tensors_of(own[0])[0].shape[0]
+        batch = 1
+        if plan.inputs:
+            batch = self.batch(plan, *((args, kwargs) if own is None else own[0]))
         outputs = []
         for row, particle in enumerate(chosen):
             mine = fresh((args, kwargs) if own is None else own[row])
@@ -470,7 +470,15 @@ class Passes:
         return stack(outputs) if keep else None
 
     def withdraw(self, plan: Plan, error: Exception) -> None:
-        """A pass met what its proof had not: from now on its kind loops."""
+        """A pass met what its proof had not: from now on its kind loops.
+
+        Raises:
+            BellaError: it was to be folded without a proof.
+        """
+        if self.folding == "always":
+            raise BellaError(
+                f"folding='always' cannot fold this pass ({short(error)}): choose 'auto'."
+            ) from error
         plan.how, plan.why, plan.from_inputs = "looped", short(error), False
         self.decide(plan)
 
