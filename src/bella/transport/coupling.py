@@ -50,23 +50,17 @@ class Group:
         ]
         return stacked if self.low_rank else [x.flatten(2) for x in stacked]
 
-    def inner(self) -> Matrices:
-        """Inner products of the particles, per layer; of whole copies as they differ from the
-        first."""
-        if self.low_rank:
-            A, B = self.stacked()
-            return gram.inner_low_rank(A, B, self.scale)
-        return gram.inner_dense(gram.from_first(self.stacked()[0]))
-
     def square_distances(self) -> Matrices:
         """‖Δ_i - Δ_j‖² per layer, as `wide` as the parameters."""
         first = self.sites[0].parameters[0]
-        inner = self.inner()
         if self.low_rank:
-            size = inner.diagonal(dim1=-2, dim2=-1).mean(-1)
+            A, B = self.stacked()
+            d2, norms = gram.square_distances_low_rank(A, B, self.scale)
+            size = norms.mean(-1)
         else:
+            d2 = gram.square_distances(gram.inner_dense(gram.from_first(self.stacked()[0])))
             size = torch.stack([wide(site.parameters[0][0]).square().sum() for site in self.sites])
-        d2 = gram.resolved(gram.square_distances(inner), size[:, None, None], first.dtype)
+        d2 = gram.resolved(d2, size[:, None, None], first.dtype)
         return d2.to(torch.promote_types(first.dtype, torch.float32)).to(first.device)
 
     def pull(self, M: Matrices) -> list[Tensor]:

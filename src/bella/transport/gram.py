@@ -7,9 +7,10 @@ O(n² r² (in + out)) a layer.
 With Δ_i = s B_i A_i the inner product is ⟨Δ_i, Δ_j⟩ = s² Σ (B_iᵀ B_j) ∘ (A_i A_jᵀ). (Appendix G of
 the Bella paper repeats the index i in one of its traces; this is the corrected form.)
 
-Distances between near particles are small differences of large inner products. Products of factors
-are therefore accumulated in float64 (taking a mean away from the factors would help in one gauge
-only), and whole copies, which are too large for that, are taken as they differ from the first.
+Distances between near particles are small differences of large inner products. Where float32 would
+lose them, products of factors are accumulated in float64 (taking a mean away from the factors would
+help in one gauge only); whole copies, which are too large for that, are taken as they differ from
+the first.
 """
 
 from __future__ import annotations
@@ -21,6 +22,11 @@ from torch import Tensor
 ULPS = 8
 """Units of rounding, of the particles' own size, up to which their distance is rounding: they are
 one point. (Never below 1e-7 of that size, where sums in float64 cancel.)"""
+
+
+NEAR = 1e-2
+"""Square distance, relative to what was summed up for it, below which float32 has fewer than four
+digits of it."""
 
 
 def exact(x: Tensor) -> Tensor:
@@ -44,6 +50,33 @@ def inner_low_rank(
 ) -> Float[Tensor, "layers particles particles"]:
     """⟨Δ_i, Δ_j⟩ of every pair of particles, per layer, in float64."""
     return scale**2 * (_blocks(exact(A)) * _blocks(exact(B).mT)).sum((2, 4))
+
+
+def square_distances_low_rank(
+    A: Float[Tensor, "layers particles rank in"],
+    B: Float[Tensor, "layers particles out rank"],
+    scale: float,
+) -> tuple[
+    Float[Tensor, "layers particles particles"],
+    Float[Tensor, "layers particles"],
+]:
+    """‖Δ_i - Δ_j‖² of every pair of particles and ‖Δ_i‖² of each, per layer.
+
+    In float64 where any two particles of these layers are so near, or the factors cancel so much
+    in their gauge, that the sums of float32 would lose the distance.
+    """
+    products = _blocks(A) * _blocks(B.mT)
+    inner = scale**2 * products.sum((2, 4))
+    d2 = square_distances(inner)
+    if A.dtype != torch.float64 and A.shape[1] > 1:
+        own = products.diagonal(dim1=1, dim2=3).abs().sum((1, 2)) * scale**2
+        summed = own.unsqueeze(-1) + own.unsqueeze(-2)
+        near = d2 < NEAR * summed
+        near.diagonal(dim1=-2, dim2=-1).zero_()
+        if bool(near.any()):
+            inner = inner_low_rank(A, B, scale)
+            d2 = square_distances(inner)
+    return d2, inner.diagonal(dim1=-2, dim2=-1)
 
 
 def pull_low_rank(
