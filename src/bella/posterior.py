@@ -17,8 +17,9 @@ from bella.particles.axis import ParticleAxis
 from bella.particles.layer import ParticleLayer, Site
 from bella.particles.passes import BatchAxes, Folding, Passes
 from bella.particles.plan import Plan, Plans
-from bella.particles.prefix import SharedPrefix, Stream, entrance_of
+from bella.particles.prefix import SharedPrefix, entrance_of
 from bella.particles.recompute import recomputing
+from bella.particles.stream import Stream
 from bella.trees import tensors_of
 
 

@@ -20,9 +20,10 @@ from bella.errors import BellaError
 from bella.particles.axis import IdleError, ParticleAxis, Pass, UnprovenError
 from bella.particles.layer import ParticleLayer
 from bella.particles.plan import BEGIN_ANEW, Plan, Plans, describe
-from bella.particles.prefix import SharedPrefix, Stream, Turns
+from bella.particles.prefix import SharedPrefix, Turns
 from bella.particles.proof import REFUSALS, Prover, short
 from bella.particles.roles import MixedError, Role, examples, map_roles, with_roles
+from bella.particles.stream import Stream
 from bella.trees import (
     PLAIN,
     fresh,

@@ -10,8 +10,8 @@ from pydantic import BaseModel, ConfigDict, Field, StrictBool, StrictStr, Valida
 
 from bella.errors import BellaError
 from bella.files import shortened
-from bella.particles.prefix import Places
 from bella.particles.roles import Layer, Role
+from bella.particles.stream import Places
 
 How = Literal["shared", "folded", "looped", "shared, looped"]
 WORDS: dict[str, str] = {

@@ -29,7 +29,6 @@ from bella.particles.axis import Pass
 from bella.particles.copies import Copies
 from bella.particles.layer import ParticleLayer
 from bella.particles.plan import Plan
-from bella.particles.prefix import Places, Stream, others_now, places_of
 from bella.particles.roles import (
     Layer,
     MixedError,
@@ -43,6 +42,7 @@ from bella.particles.roles import (
     with_roles,
 )
 from bella.particles.sober import Sober, Watch, seed_all, undisturbed
+from bella.particles.stream import Places, Stream, others_now, places_of
 from bella.trees import fresh, map_tensors, tensors_of
 
 if TYPE_CHECKING:

@@ -18,7 +18,7 @@ from bella.errors import BellaError
 from bella.inputs import arguments
 from bella.likelihood import check_logits, check_predicts_classes, logits_of
 from bella.memory import at_once, parts
-from bella.particles.prefix import Stream
+from bella.particles.stream import Stream
 from bella.posterior import Posterior
 from bella.prediction.predictive import IGNORED, Average, Predictive, agree, early_weights
 from bella.trees import tensors_of

@@ -32,8 +32,8 @@ from bella.data.collate import collate
 from bella.data.loaders import Data, opened
 from bella.errors import BellaError
 from bella.inputs import split, to
-from bella.particles.prefix import Stream, placeholder
 from bella.particles.roles import with_roles
+from bella.particles.stream import Stream, placeholder
 from bella.posterior import Posterior
 from bella.training.randomness import own_randomness
 from bella.training.samplers import drawn

@@ -25,8 +25,8 @@ from bella.folders import held
 from bella.host import device_named
 from bella.inputs import check_names, split
 from bella.likelihood import IGNORED
-from bella.particles.prefix import Stream
 from bella.particles.recompute import recompute
+from bella.particles.stream import Stream
 from bella.posterior import Posterior
 from bella.storage import own_tensors
 from bella.training.annealing import kl_weight

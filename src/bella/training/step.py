@@ -23,7 +23,7 @@ from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 
 from bella.errors import BellaError
 from bella.likelihood import logits_of
-from bella.particles.prefix import Stream
+from bella.particles.stream import Stream
 from bella.posterior import Posterior
 from bella.storage import own_tensors
 from bella.training.gradients import Batch, Gradients, Loss

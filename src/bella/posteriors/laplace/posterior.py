@@ -30,7 +30,7 @@ from torch import Tensor, nn
 from bella.errors import BellaError
 from bella.inputs import arguments
 from bella.likelihood import check_predicts_classes, likelihood_of, logits_of
-from bella.particles.prefix import Stream
+from bella.particles.stream import Stream
 from bella.posterior import Posterior
 from bella.posteriors.laplace import gauss_newton, priors
 from bella.posteriors.laplace.kronecker import KroneckerGaussian
