@@ -25,6 +25,7 @@ from bella.experiments.tasks.task import Task, fixed
 from bella.models import Defaults, Opened
 from bella.prediction.predictive import Predictive
 from bella.report import pictures
+from bella.report.claims import claims, claims_markdown
 from bella.report.tables import markdown_table, read_results, rich_table, sections
 from bella.report.verdict import verdict
 
@@ -254,32 +255,74 @@ def test_figures_that_do_not_exist_are_no_obstacle():
     assert found["a"]["mean"] != found["a"]["mean"]
 
 
-def made_up(nll, **more):
-    def method(title, value):
-        figure = {"mean": value, "spread": 0.02, "values": []}
+def made_up(gap, **more):
+    """Two methods whose NLL differs by ``gap``, give or take a little, on each of 5 seeds."""
+    seeds = [0.46, 0.52, 0.49, 0.55, 0.48]
+
+    def method(title, values):
+        figure = {"mean": sum(values) / 5, "spread": 0.035, "values": values}
         return {"title": title, "figures": {"nll": figure}, "parts": {}, "costs": {}}
 
+    ours = [x + gap + y for x, y in zip(seeds, (0.01, -0.01, 0.0, 0.01, -0.01), strict=True)]
     return {
         "title": "t",
-        "seeds": 3,
+        "seeds": 5,
         "splits": "each seed",
+        "parts": {"train": 300, "validation": 50, "test": 100},
         "shifts": [],
         "words": {"examples": "images", "noticing": {}, "unscored": []},
-        "methods": {"lora-ensemble": method("E", 0.5), "bella": method("B", nll)},
+        "methods": {"lora-ensemble": method("E", seeds), "bella": method("B", ours)},
     } | more
 
 
 @pytest.mark.parametrize(
-    ("nll", "words"), [(0.4, "better: NLL"), (0.6, "worse: NLL"), (0.53, "within the spread: NLL")]
+    ("gap", "words"),
+    [
+        (-0.05, "better: NLL (0.500 to 0.450: -0.050 [-0.070, -0.030], 5 of 5 seeds)."),
+        (0.05, "worse: NLL (0.500 to 0.550: +0.050 [+0.030, +0.070], 0 of 5 seeds)."),
+        (-0.01, "not told apart: NLL."),
+    ],
 )
-def test_words_say_what_the_figures_say(nll, words):
-    assert words in verdict(made_up(nll))[1]
-    assert f"| B | {nll:.3f} ±.020 |" in markdown_table(made_up(nll))
+def test_words_say_what_the_paired_test_says(gap, words):
+    """The differences have a standard deviation of .01; by hand, with 1/5 + 100/300:
+    .01 √.5333 · 2.776 = .0203. The spread over the seeds, .035, hides none of it."""
+    assert words in verdict(made_up(gap))[1]
+    assert f"| B | {0.5 + gap:.3f} ±.035 |" in markdown_table(made_up(gap))
 
 
-def test_words_say_what_the_spread_knows():
+def test_words_say_what_the_seeds_know():
     assert "splits the data anew" in verdict(made_up(0.1))[0]
-    assert "that of the training alone" in verdict(made_up(0.1, splits="all seeds"))[0]
+    assert "corrected for the overlap" in verdict(made_up(0.1))[0]
+    shared = made_up(-0.013, splits="all seeds")
+    assert "training again" in verdict(shared)[0]
+    # Without an overlap the interval is .01 √.2 · 2.776 = .0124 to either side.
+    assert "better: NLL" in verdict(shared)[1]
+    assert "not told apart: NLL" in verdict(made_up(-0.013))[1]
+
+
+def test_a_claim_must_stand_among_all_others():
+    one = made_up(-0.025)
+    assert "better: NLL" in verdict(one)[1]
+    crowd = made_up(-0.025)
+    for name in ("probe", "probe-ensemble", "single+temperature", "lora+temperature", "vbl"):
+        crowd["methods"][name] = one["methods"]["bella"] | {"title": name}
+    told = verdict(crowd)
+    assert "all 6 claims" in told[0]
+    against = next(said for said in told if said.startswith("B against E."))
+    assert "better, if nothing else were asked: NLL" in against
+    assert [claim.p for claim in claims(crowd)].count(1.0) == 5
+    assert claims_markdown(crowd).count("\n| B |") == 6
+
+
+def test_a_seed_without_a_figure_is_left_out_of_a_claim():
+    results = made_up(-0.05)
+    results["methods"]["bella"]["figures"]["nll"]["values"][2] = None
+    (claim,) = claims(results)
+    assert claim.seeds == "4 of 4"
+    assert claim.means[1] == pytest.approx((0.46 + 0.52 + 0.55 + 0.48) / 4)
+    results["methods"]["bella"]["figures"]["nll"]["values"][1:] = [None] * 4
+    assert claims(results) == [] == verdict(results)
+    assert claims_markdown(results) == ""
 
 
 def test_one_network_that_cannot_disagree_is_not_compared_in_it(ran):
@@ -323,7 +366,7 @@ def test_the_words_of_a_report_are_the_task_s():
             "unscored": ["doubt"],
         },
     )
-    figure = {"mean": 0.7, "spread": 0.01, "values": []}
+    figure = {"mean": 0.7, "spread": 0.01, "values": [0.69, 0.7, 0.71, 0.7, 0.7]}
     for method in results["methods"].values():
         method["parts"] = {"doubt": {"auroc_entropy": figure, "nll": figure}}
     assert "finding cells that experts doubted by entropy" in verdict(results)[1]
@@ -398,7 +441,8 @@ def test_a_run_of_another_version_is_not_kept(ran, monkeypatch):
 def test_any_comparison_has_a_page_with_pictures(ran, tmp_path):
     folder, results = ran
     page = write_page(small_task(), results, folder).read_text()
-    for word in ("# Points", "| linear probe |", "## Stopping early", "noticing the shift"):
+    words = ("# Points", "| linear probe |", "## Stopping early", "noticing the shift")
+    for word in (*words, "Every claim, won or not", "| difference | seeds won |"):
         assert word in page
     for name in ("densities", "reliability", "distances"):
         assert f"]({name}.png)" in page

@@ -28,6 +28,7 @@ from bella.experiments.tasks.task import Task
 from bella.files import plain, read_json, write_json, write_whole
 from bella.host import versions
 from bella.prediction.predictive import Predictive
+from bella.report.claims import claims
 from bella.report.tables import FORMAT
 from bella.training.settings import Settings, checked
 
@@ -132,6 +133,7 @@ def compare(
             if method.name in methods
         },
     }
+    results["claims"] = [asdict(claim) for claim in claims(results)]
     write_json(folder / "results.json", results)
     return plain(results)
 

@@ -15,6 +15,7 @@ from bella.experiments.tasks.task import Task
 from bella.files import read_json, write_whole
 from bella.prediction.predictive import Predictive
 from bella.report import pictures
+from bella.report.claims import claims_markdown
 from bella.report.tables import early_stop_markdown, is_single, markdown_table
 from bella.report.verdict import verdict
 
@@ -165,6 +166,8 @@ def page(task: Task, results: Results, drawn: Mapping[str, Path], folder: Path, 
     ]
     if said := verdict(results):
         lines += ["## What was bought, and what was not", "", *(f"- {one}" for one in said), ""]
+    if table := claims_markdown(results):
+        lines += ["Every claim, won or not:", "", table, ""]
     for title, path in drawn.items():
         lines += [f"## {title}", "", f"![{title}]({path.name})", ""]
     if len(read_outputs(folder / "runs" / f"{told}-0")["test"][0]) > 2:

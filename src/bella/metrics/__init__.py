@@ -31,9 +31,12 @@ from bella.metrics.classification import (
     reliability,
     risk_coverage,
 )
+from bella.metrics.detection import auroc_interval, fpr_at_tpr
+from bella.metrics.paired import Paired, holm, paired_test
 
 __all__ = [
     "Labels",
+    "Paired",
     "ParticleProbs",
     "Probs",
     "Scores",
@@ -44,6 +47,7 @@ __all__ = [
     "auroc",
     "auroc_between",
     "auroc_errors",
+    "auroc_interval",
     "brier",
     "check",
     "check_labels",
@@ -54,10 +58,13 @@ __all__ = [
     "ece",
     "entropy",
     "expected_entropy",
+    "fpr_at_tpr",
+    "holm",
     "kl",
     "mutual_information",
     "nll",
     "over_particles",
+    "paired_test",
     "particle_similarity",
     "precise",
     "reliability",

@@ -173,22 +173,23 @@ def compact_table(results: Results) -> str:
         if c.part not in results["words"]["unscored"] and c.figure.startswith("auroc_")
     ]
     costs = [c for c in OF_COSTS if c.figure in FIRST_PAGE]
-    return _markdown(*rows(results, (*first, *noticed, *costs)))
+    return markdown(*rows(results, (*first, *noticed, *costs)))
 
 
 def markdown_table(results: Results) -> str:
     """The table for a page, in its sections."""
     found = {name: rows(results, columns) for name, columns in sections(results).items()}
     return "\n\n".join(
-        _markdown([section, *headings[1:]], lines)
+        markdown([section, *headings[1:]], lines)
         for section, (headings, lines) in found.items()
         if len(headings) > 1
     )
 
 
-def _markdown(headings: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
+def markdown(headings: Sequence[str], lines: Sequence[Sequence[str]], words: int = 1) -> str:
+    """A table for a page, its first columns of words and the others of numbers."""
     out = ["| " + " | ".join(headings) + " |"]
-    out.append("|" + "|".join([":--", *["--:"] * (len(headings) - 1)]) + "|")
+    out.append("|" + "|".join([":--"] * words + ["--:"] * (len(headings) - words)) + "|")
     out += ["| " + " | ".join(line) + " |" for line in lines]
     return "\n".join(out)
 

@@ -2,117 +2,73 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
+from itertools import groupby
 
-from bella.report.tables import TEST, Column, Results, is_single
-
-PAIRS = (
-    ("bella", "ensemble"),
-    ("bella", "single+temperature"),
-    ("bella", "vbl"),
-    ("bella", "lora+temperature"),
-    ("bella", "lora-ensemble"),
-    ("bella-svgd", "lora-ensemble"),
-    ("lora-ensemble", "lora"),
-    ("rank1", "single"),
-    ("rank1", "single+temperature"),
-    ("ssvi", "vi"),
-    ("ssvi-0.05", "vi"),
-    ("bella", "probe"),
-    ("bella", "probe-ensemble"),
-)
-"""Which method is told against which."""
-
-Question = tuple[Column, bool]
-"""A figure whose heading is its name in a sentence, and whether more is better."""
-
-
-def questions(results: Results) -> list[Question]:
-    """What a reader wants to know, in the words of the task."""
-    asked: list[Question] = [
-        (Column(TEST, "accuracy", "accuracy", "{:.3f}"), True),
-        (Column(TEST, "nll", "NLL", "{:.3f}"), False),
-        (Column(TEST, "ece", "ECE", "{:.3f}"), False),
-        (
-            Column(
-                TEST, "auroc_errors_entropy", "finding its own errors by entropy (AUROC)", "{:.3f}"
-            ),
-            True,
-        ),
-    ]
-    words = results["words"]
-    for name in results["shifts"]:
-        noticing = words["noticing"].get(name, f"noticing the {name}")
-        asked += [
-            (Column(name, "auroc_entropy", f"{noticing} by entropy (AUROC)", "{:.3f}"), True),
-            (
-                Column(
-                    name,
-                    "auroc_mi",
-                    f"{noticing} by mutual information (AUROC)",
-                    "{:.3f}",
-                    disputes=True,
-                ),
-                True,
-            ),
-        ]
-        if name not in words["unscored"]:
-            asked.append((Column(name, "nll", f"NLL under the {name}", "{:.3f}"), False))
-    return asked
+from bella.metrics.paired import needed
+from bella.report.claims import Claim, claims, difference
+from bella.report.tables import Results
 
 
 def verdict(results: Results) -> list[str]:
-    """Each pair in a sentence, and before them what the spread over the seeds knows.
+    """Each pair of methods in a sentence, and before them what the seeds know.
 
-    A difference counts if it is larger than the sum of both spreads over the seeds. What one set of
-    weights cannot do (disagree with itself) is not compared.
+    A difference counts where its paired test over the seeds stands among all claims of the
+    comparison (Holm); see `bella.report.claims`.
     """
     if results["seeds"] == 1:
         return ["One seed shows no spread, so no difference can be told from chance: run three."]
-    methods = results["methods"]
-    said = [
-        sentence(results, methods[ours], methods[other])
-        for ours, other in PAIRS
-        if ours in methods and other in methods
-    ]
-    return [what_the_spread_knows(results), *said] if said else []
+    found = claims(results)
+    if not found:
+        return []
+    pairs = groupby(found, key=lambda claim: (claim.ours, claim.other))
+    return [what_the_seeds_know(results, found), *(sentence(list(group)) for _, group in pairs)]
 
 
-def what_the_spread_knows(results: Results) -> str:
-    """Whether the spread is that of other data, or of the training alone."""
+def what_the_seeds_know(results: Results, found: list[Claim]) -> str:
+    """What a difference is one of, other data or another training alone, and by which test."""
     if results["splits"] == "each seed":
-        return (
-            "Each seed splits the data anew: the spread is that of training and of which images "
-            "were drawn."
+        knows = (
+            "Each seed splits the data anew: a difference is one of training and of which "
+            f"{results['words']['examples']} were drawn, and its test is corrected for the overlap "
+            "of the splits (Nadeau and Bengio)."
         )
+    else:
+        knows = (
+            "All seeds share one split of the data: a difference is one of training again, and "
+            f"does not say what other {results['words']['examples']} would show."
+        )
+    bar = needed(results["seeds"], len(found))
     return (
-        "All seeds share one split of the data: the spread is that of the training alone, and does "
-        "not say what other images would show."
+        f"{knows} Paired t tests over {results['seeds']} seeds; better or worse is what stands "
+        f"among all {len(found)} claims here (Holm, p < .05), which takes {bar:.1f} standard "
+        "errors. In brackets 95% intervals of the mean difference."
     )
 
 
-def sentence(results: Results, ours: Mapping[str, Any], other: Mapping[str, Any]) -> str:
+def sentence(found: list[Claim]) -> str:
     """One method against another, over all questions."""
-    better: list[str] = []
-    worse: list[str] = []
-    same: list[str] = []
-    for column, more in questions(results):
-        a, b = column.of(ours), column.of(other)
-        if a is None or b is None or a["mean"] is None or b["mean"] is None:
-            continue
-        if column.disputes and (is_single(ours) or is_single(other)):
-            continue
-        margin = (a["spread"] or 0.0) + (b["spread"] or 0.0)
-        gain = a["mean"] - b["mean"]
-        if abs(gain) <= margin:
-            same.append(column.heading)
-        else:
-            text = f"{column.heading} ({b['mean']:.3f} to {a['mean']:.3f})"
-            (better if (gain > 0) == more else worse).append(text)
-    parts = [
-        f"{label}: {', '.join(group)}"
-        for label, group in (("better", better), ("worse", worse), ("within the spread", same))
-        if group
-    ]
-    return f"{ours['title']} against {other['title']}. " + "; ".join(parts) + "."
+    groups: dict[str, list[str]] = {}
+    for claim in found:
+        word = "better" if claim.good else "worse"
+        if not claim.stands:
+            word = f"{word}, if nothing else were asked" if claim.alone else "not told apart"
+        text = f"{claim.figure} ({told(claim)})" if claim.alone else claim.figure
+        groups.setdefault(word, []).append(text)
+    order = sorted(groups, key=ORDER.index)
+    parts = [f"{word}: {', '.join(groups[word])}" for word in order]
+    return f"{found[0].ours} against {found[0].other}. " + "; ".join(parts) + "."
+
+
+ORDER = (
+    "better",
+    "worse",
+    "better, if nothing else were asked",
+    "worse, if nothing else were asked",
+    "not told apart",
+)
+
+
+def told(claim: Claim) -> str:
+    """From where to where, the difference, and on how many seeds."""
+    ours, other = claim.means
+    return f"{other:.3f} to {ours:.3f}: {difference(claim.test)}, {claim.seeds} seeds"
