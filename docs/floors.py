@@ -23,7 +23,7 @@ FLOORS = (
     ("one pass", "particles inputs"),
     ("the contract, and what is scored", "storage posterior memory metrics classes likelihood"),
     ("how particles move, what they say, how they differ", "transport prediction posteriors"),
-    ("who uses them", "data models evaluation training recipes"),
+    ("who uses them", "data models evaluation training interop recipes"),
     ("whole runs", "report runs experiments"),
     ("the command", "cli"),
 )

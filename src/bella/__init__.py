@@ -17,6 +17,7 @@ if TYPE_CHECKING:  # what editors and type checkers see; at run time `__getattr_
     from bella.errors import BellaError
     from bella.evaluation.cost import cost
     from bella.evaluation.evaluate import evaluate
+    from bella.interop.peft import from_peft, to_peft
     from bella.likelihood import nll
     from bella.memory import chunks
     from bella.particles.recompute import checkpoint, recompute
@@ -54,6 +55,8 @@ _PLACES = {
     "recompute": "bella.particles.recompute",
     "checkpoint": "bella.particles.recompute",
     "fit": "bella.training.fit",
+    "from_peft": "bella.interop.peft",
+    "to_peft": "bella.interop.peft",
     "BellaError": "bella.errors",
 }
 """The module that each public name lives in.
@@ -71,6 +74,7 @@ __all__ = [
     "data",
     "evaluate",
     "fit",
+    "from_peft",
     "full",
     "laplace",
     "load",
@@ -83,6 +87,7 @@ __all__ = [
     "recompute",
     "report",
     "sparse_subspace",
+    "to_peft",
     "transport",
 ]
 

@@ -12,8 +12,10 @@ import json
 import os
 import reprlib
 import secrets
+import shutil
 import stat
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -66,6 +68,30 @@ def write_whole(path: Path, write: Callable[[Path], object]) -> None:
         _flush(path.parent)
     except (OSError, SafetensorError) as error:
         raise BellaError(f"{path} cannot be written: {_why(error)}.") from error
+
+
+@contextmanager
+def whole_folder(path: Path) -> Iterator[Path]:
+    """A folder beside ``path`` that is moved there when the block has filled it; after an error
+    nothing is left.
+
+    Raises:
+        BellaError: something is there already, or the place cannot be written.
+    """
+    if path.exists() and (not path.is_dir() or any(path.iterdir())):
+        raise BellaError(f"{path} holds something: name a new folder.")
+    unfinished = path.with_name(f".{path.name}.{os.getpid()}.{secrets.token_hex(4)}")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        unfinished.mkdir()
+        yield unfinished
+        if path.exists():
+            path.rmdir()
+        os.replace(unfinished, path)
+    except (OSError, SafetensorError) as error:
+        raise BellaError(f"{path} cannot be written: {_why(error)}.") from error
+    finally:
+        shutil.rmtree(unfinished, ignore_errors=True)
 
 
 def _flush(path: Path) -> None:

@@ -296,9 +296,11 @@ class Posterior(nn.Module):
 
     # ------------------------------------------------------------ files
 
-    def save(self, folder: str | Path, *, dtype: torch.dtype | None = None) -> Path:
+    def save(
+        self, folder: str | Path, *, dtype: torch.dtype | None = None, check: bool = False
+    ) -> Path:
         """Write the particles to ``folder`` (safetensors and JSON); see `bella.storage.save`."""
-        return storage.save(self, folder, dtype=dtype)
+        return storage.save(self, folder, dtype=dtype, check=check)
 
     def packed(self, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
         """A file's tensors as they are stored; some kinds have a smaller form."""

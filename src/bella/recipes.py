@@ -47,6 +47,7 @@ class Plan:
         frozen_heads: whether heads stay the probes that they start as: each has seen a resample of
             its own, and training on the same data brings them together.
         pretrained: whether the network is; otherwise all of it trains.
+        adapters: folders of PEFT adapters that low-rank particles start as, one each.
         shared_prefix: where the particle axis opens, see `bella.low_rank`.
         options: further arguments of the constructor.
         seed: decides every start.
@@ -59,6 +60,7 @@ class Plan:
     probes: Sequence[Probe] = ()
     frozen_heads: bool = False
     pretrained: bool = True
+    adapters: Sequence[str] = ()
     shared_prefix: bool | str = True
     options: Mapping[str, Any] = field(default_factory=dict)
     seed: int = 0
@@ -163,15 +165,15 @@ def linear_head(network: nn.Module, heads: Sequence[str]) -> str | None:
 
 def make_low_rank(network: nn.Module, plan: Plan) -> Posterior:
     """Low-rank changes of a frozen network, heads of each particle's own."""
-    posterior = bella.low_rank(
-        network,
-        plan.particles,
-        target_modules=plan.target_modules,
-        modules_to_save=plan.heads,
-        shared_prefix=plan.shared_prefix,
-        seed=plan.seed,
+    where: dict[str, Any] = {
+        "modules_to_save": plan.heads,
+        "shared_prefix": plan.shared_prefix,
+        "seed": plan.seed,
         **plan.options,
-    )
+    }
+    if plan.adapters:
+        return bella.from_peft(network, plan.adapters, **where)
+    posterior = bella.low_rank(network, plan.particles, target_modules=plan.target_modules, **where)
     heads = stacked(posterior)
     if plan.head is not None and plan.probes:
         start_heads(heads, plan.head, plan.probes)

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 import bella
 from bella.errors import BellaError
-from bella.files import SEAL, is_whole, read_json, shown, write_json
+from bella.files import SEAL, is_whole, plain, read_json, shown, write_json
 from bella.sealed import read_sealed, write_sealed
 
 if TYPE_CHECKING:
@@ -77,20 +77,27 @@ def fingerprint(posterior: Posterior, dtype: torch.dtype | None = None) -> str:
 # ---------------------------------------------------------------- writing
 
 
-def save(posterior: Posterior, folder: str | Path, *, dtype: torch.dtype | None = None) -> Path:
+def save(
+    posterior: Posterior,
+    folder: str | Path,
+    *,
+    dtype: torch.dtype | None = None,
+    check: bool = False,
+) -> Path:
     """Write ``posterior.safetensors`` and ``posterior.json`` to ``folder``.
 
     Args:
         posterior: what to save.
         folder: made if missing; files of an earlier save there are replaced whole.
         dtype: store floating tensors as this, e.g. ``torch.bfloat16`` for half the bytes.
+        check: read the files back and compare settings and tensors, bit for bit.
 
     Returns:
         The folder.
 
     Raises:
-        BellaError: a parameter is not finite, or the files cannot be written. What the folder held
-            before is kept.
+        BellaError: a parameter is not finite, or the files cannot be written; what the folder held
+            before is kept. Or (``check``) the disk holds something else than was written.
     """
     folder = Path(folder)
     own = own_tensors(posterior)
@@ -118,7 +125,29 @@ def save(posterior: Posterior, folder: str | Path, *, dtype: torch.dtype | None 
     }
     whole = write_sealed(folder / TENSORS, posterior.packed(tensors), record)
     write_json(folder / SETTINGS, whole)
+    if check:
+        check_saved(posterior, folder, tensors)
     return folder
+
+
+def check_saved(posterior: Posterior, folder: Path, tensors: dict[str, Tensor]) -> None:
+    """Read a folder back and compare it with what was to be written.
+
+    Raises:
+        BellaError: something differs, or cannot be read.
+    """
+    saved = read(folder)
+    found = posterior.unpacked(saved.tensors)
+    differ = [
+        name
+        for name, value in tensors.items()
+        if name not in found
+        or found[name].dtype != value.dtype
+        or not torch.equal(found[name], value.cpu())
+    ]
+    if differ or found.keys() != tensors.keys() or saved.settings != plain(posterior.settings):
+        what = repr(differ[0]) if differ else "its settings or names"
+        raise BellaError(f"The posterior in {folder} is not as it was written: {what} differ.")
 
 
 def base_dtype_of(posterior: Posterior) -> torch.dtype | None:

@@ -66,6 +66,10 @@ def fit(
             show_default="probe",
         ),
     ] = None,
+    from_adapters: Annotated[
+        str | None,
+        typer.Option(help="Folders of PEFT adapters to start the particles as, comma between."),
+    ] = None,
     option: Annotated[
         list[str] | None,
         typer.Option(help="Further NAME=VALUE of the method, such as density=0.05; repeatable."),
@@ -140,6 +144,7 @@ def fit(
         alpha=alpha,
         target_modules=target_modules.split(",") if target_modules else None,
         head_init=heads,
+        from_adapters=from_adapters.split(",") if from_adapters else None,
         options=parse_options(option),
         on_bad_image=None if on_bad_image is None else on_bad_image.value,
         transport=transport,

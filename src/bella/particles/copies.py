@@ -150,6 +150,12 @@ class Copies(ParticleLayer):
             for row, particle in enumerate(axis.chosen)
         ]
 
+    def state_of(self, particle: int) -> dict[str, Tensor]:
+        """One particle's own parameters and buffers (views), by their names in the module."""
+        stacked = {path: self.values[_key(path)].detach() for path in self.paths}
+        stacked |= {path: getattr(self, _key(path)) for path in self.buffer_paths}
+        return {path: value[particle] for path, value in stacked.items()}
+
     def set_mode(self) -> None:
         """Give the template this layer's mode; frozen batch norms keep their statistics.
 

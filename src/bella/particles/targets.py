@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from typing import TypeVar
 
 from torch import nn
 
@@ -11,6 +12,8 @@ from bella.errors import BellaError, nearest
 from bella.patterns import fullmatch
 
 Targets = str | Sequence[str]
+
+Value = TypeVar("Value")
 
 
 def as_list(targets: Targets | None) -> list[str] | None:
@@ -77,3 +80,32 @@ def find(
             )
         found.update(names[name] for name in hits)
     return [name for name in names if name in found]
+
+
+def exactly(network: nn.Module, names: Collection[str]) -> list[str]:
+    """Targets that mean these modules and no others: suffixes where those do, else whole names.
+
+    Args:
+        network: where the modules are.
+        names: whole names of some of them.
+    """
+    suffixes = list(dict.fromkeys(name.rpartition(".")[2] for name in names))
+    if names and set(find(network, suffixes)) == set(names):
+        return suffixes
+    return [whole(name) for name in names]
+
+
+def whole(name: str) -> str:
+    """A target that means the module of this name alone, and none whose name ends so."""
+    return f"(?:{re.escape(name)})"
+
+
+def value_for(name: str, patterns: Mapping[str, Value], default: Value) -> Value:
+    """What a pattern of ranks or of alphas says of a module: the first key that matches it.
+
+    As in PEFT, a key is a regular expression that the name, or its end from a dot on, matches.
+    """
+    for key, value in patterns.items():
+        if f".{name}".endswith(f".{key}") or fullmatch(rf"(.*\.)?({key})", name):
+            return value
+    return default

@@ -39,6 +39,8 @@ class RunConfig(Settings):
             ``copy`` takes the network's; ``reset`` starts them anew by their own
             ``reset_parameters``. A head that is not one Linear cannot be a probe and starts as a
             copy.
+        from_adapters: folders of PEFT adapters (or ``hf:owner/name``) that the particles start as,
+            with their ranks, layers and heads; see `bella.from_peft`.
         options: further arguments of the method's constructor, such as ``density`` of ``ssvi``.
         workers: processes that read images; 0 reads them in this one.
         on_bad_image: ``stop`` at an image that cannot be read, or ``skip`` and count such.
@@ -55,26 +57,28 @@ class RunConfig(Settings):
     modules_to_save: list[str] | None = None
     gain: float = 1.0
     head_init: Literal["probe", "frozen", "copy", "reset"] = "probe"
+    from_adapters: list[str] | None = Field(None, min_length=1)
     options: dict[str, Any] = Field(default_factory=dict)
     workers: int = Field(0, ge=0)
     on_bad_image: OnBadImage = "stop"
 
     def constructor_options(self) -> dict[str, Any]:
         """Arguments of the method's constructor."""
-        own = {name: getattr(self, name) for name in LOW_RANK} if self._is_low_rank else {}
+        own = {name: getattr(self, name) for name in LOW_RANK} if self._starts_anew else {}
         return own | ({"head_init": "reset"} if self.head_init == "reset" else {}) | self.options
 
     def written(self) -> dict[str, Any]:
         """What a configuration file holds: all fields that this method has."""
-        return self.model_dump(exclude=None if self._is_low_rank else set(LOW_RANK))
+        return self.model_dump(exclude=None if self._starts_anew else set(LOW_RANK))
 
     def fit_settings(self) -> dict[str, Any]:
         """The settings of `bella.fit`."""
         return {name: getattr(self, name) for name in Settings.model_fields}
 
     @property
-    def _is_low_rank(self) -> bool:
-        return recipe_named(self.method).constructor == "low_rank"
+    def _starts_anew(self) -> bool:
+        """Whether low-rank particles start by these settings, and not as adapters."""
+        return recipe_named(self.method).constructor == "low_rank" and not self.from_adapters
 
 
 def read_config(path: str | Path | None, flags: dict[str, Any]) -> RunConfig:
@@ -115,6 +119,8 @@ def complete(config: RunConfig) -> RunConfig:
             f"head_init={config.head_init!r} is for the methods low-rank and laplace: choose "
             f"'probe' or 'copy' with method {config.method!r}."
         )
+    if config.from_adapters is not None:
+        config = _with_adapters(config)
     recipe.refuse_unknown(config.options)
     values = {name: value for name, value in recipe.settings.items() if name not in given}
     if config.transport != recipe.settings.get("transport") and "transport" in given:
@@ -130,6 +136,36 @@ def complete(config: RunConfig) -> RunConfig:
         "network": whole_name(config.network),
     }
     return checked(RunConfig, config.model_dump(exclude_unset=True) | values)
+
+
+def _with_adapters(config: RunConfig) -> RunConfig:
+    """A run whose particles start as adapters: as many as there are, heads as they are there.
+
+    Raises:
+        BellaError: a method without low-rank particles, or a setting that the adapters decide.
+    """
+    folders, given = config.from_adapters or [], config.model_fields_set
+    if recipe_named(config.method).constructor != "low_rank":
+        raise BellaError(
+            f"from_adapters is for the methods low-rank and laplace: leave it out with method "
+            f"{config.method!r}."
+        )
+    decided = [name for name in LOW_RANK if name in given]
+    decided += [name for name in config.options if name not in ("folding", "batch_axes")]
+    if config.target_modules is not None:
+        decided.append("target_modules")
+    if "particles" in given and config.particles != len(folders):
+        decided.append("particles")
+    if "head_init" in given and config.head_init != "copy":
+        decided.append("head_init")
+    if decided:
+        raise BellaError(
+            f"{decided[0]} is decided by the {len(folders)} adapters of from_adapters: leave it "
+            "out."
+        )
+    whole = [name if name.startswith("hf:") else str(Path(name).absolute()) for name in folders]
+    own = {"from_adapters": whole, "particles": len(folders), "head_init": "copy"}
+    return checked(RunConfig, config.model_dump(exclude_unset=True) | own)
 
 
 def whole_name(network: str) -> str:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import shutil
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +11,7 @@ from torch import Tensor, nn
 
 from bella.data import Preprocess
 from bella.errors import BellaError
-from bella.files import write_json, write_whole
+from bella.files import whole_folder, write_json, write_whole
 from bella.runs.opened import TrainedRun
 
 WEIGHTS = "model.safetensors"
@@ -54,21 +52,12 @@ def export(run: TrainedRun, out: str | Path, particle: int | None = None) -> int
 
 
 def _write_folder(run: TrainedRun, plain: nn.Module, state: dict[str, Tensor], out: Path) -> None:
-    """Into a folder beside the wanted one, which is moved there when it is whole."""
-    out.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = out.with_name(f".{out.name}.{os.getpid()}")
-    unfinished.mkdir()
-    try:
+    with whole_folder(out) as unfinished:
         if run.network.startswith("hf:"):
             _for_transformers(run, plain, unfinished)
         else:
             save_file(state, unfinished / WEIGHTS)
             write_json(unfinished / FILE, _configuration(run, plain))
-        if out.exists():
-            out.rmdir()
-        os.replace(unfinished, out)
-    finally:
-        shutil.rmtree(unfinished, ignore_errors=True)
 
 
 def _for_transformers(run: TrainedRun, plain: Any, folder: Path) -> None:

@@ -132,7 +132,9 @@ def find(
         "copy": "start as copies of the network's",
         "reset": "start anew, each on its own",
     }[config.head_init]
-    if config.head_init in ("probe", "frozen") and not started:
+    if config.from_adapters:
+        heads = "start as those of the adapters, or copies of the network's"
+    elif config.head_init in ("probe", "frozen") and not started:
         heads = "start as copies of the network's (probes can start one Linear alone)"
     shared = posterior.shared
     return Found(

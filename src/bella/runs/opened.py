@@ -21,6 +21,7 @@ from bella.errors import BellaError
 from bella.evaluation.evaluate import evaluate
 from bella.files import read_sealed_json, write_whole
 from bella.host import device_named
+from bella.interop.hub import FILES, local_folder
 from bella.models import open_network
 from bella.posterior import Posterior
 from bella.prediction.predict import predict
@@ -166,7 +167,7 @@ def open_run(
     """Open what `train` left in a folder, also while it trains or after it was stopped.
 
     Args:
-        folder: of the run.
+        folder: of the run, or ``hf:owner/name`` for one on the hub.
         device: where to run, such as ``cpu`` or ``cuda``; the accelerator if there is one.
         workers: processes that read images; 0 reads them in this one.
 
@@ -174,7 +175,7 @@ def open_run(
         BellaError: no run folder, one whose network cannot be opened any more, or no such device.
     """
     place = device_named(device)
-    folder = Path(folder)
+    folder = local_folder(folder, *FILES)
     model = read_model(folder)
     preprocess = Preprocess.from_dict(model.preprocess).plain()
     opened = open_network(model.network, len(model.classes), model.image_size, model.seed)

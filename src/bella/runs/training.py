@@ -30,6 +30,8 @@ from bella.report.pictures import curves
 from bella.runs.config import RunConfig, complete
 from bella.runs.found import Found, find
 from bella.runs.opened import BATCH, MODEL, TrainedRun
+from bella.sealed import digest
+from bella.storage import own_tensors
 from bella.training.checkpoint import CHECKPOINT
 from bella.training.fit import fit
 from bella.training.probe import Probe, features_of, probes_for
@@ -112,6 +114,8 @@ def train(
             "method": config.method,
             "classes": list(classes),
             "heads": config.head_init,
+            # What they start as does not follow from their settings.
+            **({"adapters": digest(own_tensors(posterior))} if config.from_adapters else {}),
         },
         before_save=before_save,
         **(settings | recipe.training(posterior, steps, settings)),
@@ -171,6 +175,7 @@ def _make(
         particles=config.particles,
         target_modules=targets if config.target_modules is None else tuple(config.target_modules),
         heads=heads if config.modules_to_save is None else tuple(config.modules_to_save),
+        adapters=config.from_adapters or (),
         options=config.constructor_options(),
         seed=config.seed,
     )

@@ -7,6 +7,8 @@ W_i = W0 + s B_i A_i with s = alpha / rank (rsLoRA: alpha / √rank). The layers
 from __future__ import annotations
 
 import math
+import re
+from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any, Literal
 
@@ -112,6 +114,8 @@ def low_rank(
     *,
     alpha: float | None = None,
     rslora: bool = False,
+    rank_pattern: Mapping[str, int] | None = None,
+    alpha_pattern: Mapping[str, float] | None = None,
     modules_to_save: targets.Targets = (),
     init: Init = "kaiming",
     gain: float = 1.0,
@@ -136,6 +140,9 @@ def low_rank(
             model's features into tokens. Empty for none (then ``modules_to_save`` alone differ).
         alpha: the change is (alpha / rank) B A; ``None`` means alpha = rank, a scale of 1.
         rslora: scale by alpha / √rank instead (Kalajdzievski 2023).
+        rank_pattern: other ranks for some layers, by a name, its end or a regular expression, as
+            in PEFT; the first that matches counts.
+        alpha_pattern: other alphas for some layers, likewise.
         modules_to_save: heads of which each particle trains a full copy.
         init: distribution of A: ``kaiming`` uniform with a = √5 (LoRA's), ``xavier`` uniform, or
             ``normal`` with standard deviation 1 / √in.
@@ -162,9 +169,13 @@ def low_rank(
     axis = ParticleAxis(particles)
     if init not in ("kaiming", "xavier", "normal"):
         raise BellaError(f"init={init!r} is unknown: choose 'kaiming', 'xavier' or 'normal'.")
-    if not isinstance(rank, int) or rank < 1:
-        raise BellaError(f"rank={rank!r}: give a whole number of at least 1.")
-    scale = (rank if alpha is None else alpha) / (math.sqrt(rank) if rslora else rank)
+    ranks, alphas = dict(rank_pattern or {}), dict(alpha_pattern or {})
+    for what, given in {
+        "rank": rank,
+        **{f"rank_pattern[{k!r}]": r for k, r in ranks.items()},
+    }.items():
+        if not isinstance(given, int) or given < 1:
+            raise BellaError(f"{what}={given!r}: give a whole number of at least 1.")
     surgery.check(network)
     reasons = surgery.bypassed(network)
     unheard = partial(why_no_head, network, surgery.unreached(network))
@@ -174,6 +185,7 @@ def low_rank(
     )
     if not names and not heads:
         raise BellaError("Nothing to train: name layers in target_modules or modules_to_save.")
+    check_patterns(names, {"rank_pattern": ranks, "alpha_pattern": alphas})
 
     check_prefix(network, shared_prefix)
     layers: dict[str, ParticleLayer] = {}
@@ -181,8 +193,12 @@ def low_rank(
         base = network.get_submodule(name)
         kind = kind_of(base)
         assert kind is not None
+        own = targets.value_for(name, ranks, rank)
+        strength = targets.value_for(name, alphas, own if alpha is None else alpha)
         try:
-            layers[name] = kind(name, axis, base, rank, scale)
+            layers[name] = kind(
+                name, axis, base, own, strength / (math.sqrt(own) if rslora else own)
+            )
         except BellaError:
             if not surgery.everything(target_modules):
                 raise
@@ -209,6 +225,8 @@ def low_rank(
         "target_modules": targets.as_list(target_modules),
         "alpha": alpha,
         "rslora": rslora,
+        "rank_pattern": ranks or None,
+        "alpha_pattern": alphas or None,
         "modules_to_save": targets.as_list(modules_to_save),
         "init": init,
         "gain": gain,
@@ -224,3 +242,22 @@ def low_rank(
 def refusal(network: nn.Module, reasons: dict[str, str], name: str) -> str | None:
     """Why a layer gets no low-rank particles, as far as its class and place tell."""
     return why_no_kind(name, network.get_submodule(name)) or reasons.get(name)
+
+
+def check_patterns(names: Sequence[str], patterns: Mapping[str, Mapping[str, Any]]) -> None:
+    """Refuse a key of a pattern that no adapted layer matches, or that is no expression.
+
+    Raises:
+        BellaError: either.
+    """
+    for what, pattern in patterns.items():
+        for key, value in pattern.items():
+            try:
+                used = any(targets.value_for(name, {key: True}, False) for name in names)
+            except re.error as error:
+                raise BellaError(f"{what} has {key!r}, no regular expression ({error}).") from None
+            if not used:
+                raise BellaError(
+                    f"{what} has {key!r}={value!r}, which no adapted layer matches: adapted are "
+                    f"{', '.join(map(repr, names[:5]))}{' ...' if len(names) > 5 else ''}."
+                )
