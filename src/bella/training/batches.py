@@ -13,6 +13,8 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from bella.errors import BellaError
+from bella.inputs import split
+from bella.particles.stream import Stream
 from bella.training.randomness import seed_all
 from bella.training.samplers import has_generators, in_fixed_order, parts_of
 
@@ -162,6 +164,12 @@ def stack(trees: Sequence[Any]) -> Any:
             "collate them into tensors, without a cached prefix."
         )
     return first
+
+
+def examples_of(batch: Any) -> Any:
+    """The inputs of a batch; of a stream what differs between examples, not its placeholders."""
+    args, kwargs, _ = split(batch)
+    return args[0].carried() if args and isinstance(args[0], Stream) else (args, kwargs)
 
 
 # ------------------------------------------------------------ one seed

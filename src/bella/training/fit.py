@@ -26,38 +26,32 @@ from bella.host import device_named
 from bella.inputs import check_names, split
 from bella.likelihood import IGNORED
 from bella.particles.recompute import recompute
-from bella.particles.stream import Stream
 from bella.posterior import Posterior
-from bella.storage import own_tensors
 from bella.training.annealing import kl_weight
 from bella.training.batches import (
     batches_per_epoch,
     begin_epoch,
+    examples_of,
     for_training,
     grouped,
     own_batches,
     warn_of_generators,
 )
 from bella.training.cache import cached
-from bella.training.checkpoint import (
-    check_alike,
-    check_optimizer,
-    check_own,
-    forget,
-    read_checkpoint,
-    write_checkpoint,
-)
+from bella.training.checkpoint import forget, read_checkpoint, write_checkpoint
+from bella.training.checks import MEND, DivergedError, check_can_train, check_particles
 from bella.training.gradients import Gradients, Loss
 from bella.training.identity import identity_of
 from bella.training.kept import Kept
 from bella.training.optimizer import MakeOptimizer, begin, make_optimizer, make_schedule
 from bella.training.precision import Precision
 from bella.training.randomness import own_randomness, seed_all
-from bella.training.record import Record
+from bella.training.record import Record, describe
 from bella.training.samplers import examples
-from bella.training.schedule import learning_rate_factor
 from bella.training.settings import Settings, checked
-from bella.training.step import MEND, DivergedError, Step, check_particles, finite_predictions
+from bella.training.state import State
+from bella.training.step import Step
+from bella.training.validation import Validation
 from bella.transport.base import Mover
 from bella.trees import check_finite
 
@@ -188,9 +182,7 @@ class Run:
 
         check_collate(collate_fn, train, validation)
         self.train = loader(train, True, "training data")
-        self.validation = (
-            None if validation is None else loader(validation, False, "validation data")
-        )
+        validated = None if validation is None else loader(validation, False, "validation data")
         self.optimizer = make_optimizer(posterior, settings, optimizer)
         self.batches = batches_per_epoch(self.train)
         self.steps_per_epoch = math.ceil(self.batches / settings.accumulate)
@@ -220,23 +212,27 @@ class Run:
             memory_budget=settings.memory_budget,
             precision=self.precision,
         )
-        self.movers = tuple(movers)
+        self.validation = (
+            None
+            if validated is None
+            else Validation(posterior, validated, self.gradients, settings.likelihood)
+        )
         self.step = Step(
             posterior,
             self.optimizer,
             self.move,
-            movers=self.movers,
+            movers=movers,
             clip=settings.clip,
             kl_weight=self.kl_weight,
             gradients=self.gradients,
         )
         self.identity: dict[str, Any] = {}
-        mover_names = [type(mover).__name__ for mover in self.movers]
+        mover_names = [type(mover).__name__ for mover in movers]
         if folder is not None:
             self.identity = identity_of(
                 posterior,
                 train=self.train,
-                validation=self.validation,
+                validation=validated,
                 optimizer=self.optimizer,
                 settings=settings.model_dump(),
                 more={**({"movers": mover_names} if mover_names else {}), **(identity or {})},
@@ -247,6 +243,7 @@ class Run:
         self.log_every = max(1, self.steps // 60)
         self.trace: list[dict[str, float]] = []
         self.kept = Kept(posterior)
+        self.state = State(self.step, self.schedule, self.kept)
 
     # ------------------------------------------------------------ the loop
 
@@ -259,7 +256,7 @@ class Run:
         begun = time.perf_counter() - record.seconds
         self.share_prefix(bar)
         if self.validation is not None and first < self.settings.epochs:
-            self.try_validation()
+            self.validation.check()
         task = bar.add_task("training", total=self.steps, completed=self.step.number)
         for epoch in range(first, self.settings.epochs):
             if self.should_stop(epoch):
@@ -269,7 +266,7 @@ class Run:
                 figures = self.run_epoch(epoch, bar, task)
                 check_particles(self.posterior, f"in epoch {epoch + 1}")
                 if self.validation is not None:
-                    self.validated = self.validate()
+                    self.validated = self.validation.run()
                     figures |= self.validated
             except DivergedError as error:
                 raise self.given_up(error, record) from error
@@ -337,7 +334,7 @@ class Run:
         self.posterior.train()  # a prefix with dropout shows itself only in training mode
         self.train = kept(self.train)
         if self.validation is not None:
-            self.validation = kept(self.validation)
+            self.validation.data = kept(self.validation.data)
 
     def run_epoch(self, epoch: int, bar: Progress, task: Any) -> dict[str, float]:
         """One pass over the data."""
@@ -393,46 +390,7 @@ class Run:
             step, steps_per_epoch=self.steps_per_epoch, epochs=self.settings.kl_warmup
         )
 
-    # ------------------------------------------------------------ validation and the best epoch
-
-    def try_validation(self) -> None:
-        """Validate on the first batch with labels that count, so that what cannot be validated is
-        refused before it has trained for an epoch.
-
-        Raises:
-            BellaError: it cannot.
-        """
-        assert self.validation is not None
-        for batch in self.validation:
-            if bool((split(batch)[2].long() != IGNORED).any()):
-                try:
-                    self.validate([batch])
-                except BellaError as error:
-                    raise BellaError(f"The validation data do not work: {error}") from error
-                return
-        raise BellaError(
-            f"The validation data are empty, or all of their labels are {IGNORED}: leave them out."
-        )
-
-    @torch.no_grad()
-    def validate(self, batches: Iterable[Any] | None = None) -> dict[str, float]:
-        """NLL and accuracy of the predictive on the validation data, or on some batches of them."""
-        from bella.evaluation.evaluate import collect
-        from bella.metrics import accuracy
-
-        # Before the first step nobody knows how many particles fit: then one at a time.
-        at_once = self.gradients.at_once or 1
-        with self.precision.autocast(), finite_predictions(self.posterior):
-            predictive, labels = collect(
-                self.posterior,
-                self.validation if batches is None else batches,
-                likelihood=self.settings.likelihood,
-                particles_per_pass=at_once,
-            )
-        return {
-            "validation_nll": float(predictive.nll(labels)),
-            "validation_accuracy": float(accuracy(predictive.probs, labels)),
-        }
+    # ------------------------------------------------------------ the best epoch
 
     def keep(self, epoch: int, figures: dict[str, float]) -> None:
         """Remember the particles of the best epoch so far, or where none is best of the last."""
@@ -471,21 +429,11 @@ class Run:
         self.begin_writing()
         if self.kept.best_epoch in (None, epoch):
             self.posterior.save(self.folder)
-        scaler = self.precision.scaler
         state = {
             "identity": self.identity,
             "finished": epoch == self.settings.epochs or self.should_stop(epoch),
             "epoch": epoch,
-            "step": self.step.number,
-            "own": {name: v.detach() for name, v in own_tensors(self.posterior).items()},
-            "optimizer": self.optimizer.state_dict(),
-            "schedule": self.schedule.state_dict(),
-            "scaler": scaler.state_dict() if scaler is not None else {},
-            "passes": self.posterior.passes.state(),
-            "move": self.move.state_dict(),
-            "movers": [mover.state_dict() for mover in self.movers],
-            "particles_per_pass": self.gradients.at_once,
-            "best": self.kept.best,
+            **self.state.take(),
             "history": record.history,
             "trace": self.trace,
             "seconds": record.seconds,
@@ -493,7 +441,6 @@ class Run:
         write_checkpoint(self.folder, state)
         record.write()
 
-    @torch.no_grad()
     def load_checkpoint(self, record: Record) -> int:
         """Continue from the folder's checkpoint, if it has one; returns the first epoch to run."""
         if self.folder is None:
@@ -502,82 +449,11 @@ class Run:
         if state is None:
             return 0
         self.resumed = True
-        own = own_tensors(self.posterior)
-        try:
-            check_own(state["own"], own)
-        except ValueError as error:
-            raise BellaError(
-                f"{self.folder} holds the run of another posterior ({error}): name another folder."
-            ) from None
-        try:
-            check_optimizer(state["optimizer"], self.optimizer)
-            check_alike("schedule", state["schedule"], self.schedule.state_dict())
-            check_alike("move", state["move"], self.move.state_dict())
-            for name, value in own.items():
-                value.copy_(state["own"][name])
-            self.optimizer.load_state_dict(state["optimizer"])
-            self.schedule.load_state_dict(state["schedule"])
-            if state["identity"]["settings"]["epochs"] != self.settings.epochs:
-                # The schedule of more epochs is elsewhere after as many steps.
-                for group, rate in zip(
-                    self.optimizer.param_groups, self.schedule.base_lrs, strict=True
-                ):
-                    group["lr"] = rate * learning_rate_factor(
-                        state["step"], self.steps, self.settings.warmup
-                    )
-            if self.precision.scaler is not None:
-                self.precision.scaler.load_state_dict(state["scaler"])
-            self.move.load_state_dict(state["move"])
-            for mover, known in zip(self.movers, state["movers"], strict=True):
-                mover.load_state_dict(known)
-            self.posterior.passes.restore(state["passes"])
-        except BellaError:
-            self.kept.restore()  # as they were: a refused checkpoint changes no particle
-            raise
-        except (
-            KeyError,
-            IndexError,
-            TypeError,
-            ValueError,
-            RuntimeError,
-            AttributeError,
-            OverflowError,
-        ) as error:
-            self.kept.restore()
-            raise BellaError(
-                f"The checkpoint in {self.folder} does not fit this optimiser "
-                f"({shortened(error)}): name another folder, or begin anew with --fresh "
-                "(resume=False)."
-            ) from None
-        self.kept.load(state["best"], state["epoch"])
-        self.step.number = state["step"]
-        self.gradients.at_once = record.particles_per_pass = state["particles_per_pass"]
+        self.state.load(state, str(self.folder))
+        record.particles_per_pass = self.gradients.at_once
         record.history, record.seconds = state["history"], state["seconds"]
         record.trace = self.trace = state["trace"]
         return state["epoch"]
-
-
-def check_can_train(posterior: Posterior) -> None:
-    """Refuse tensors that autograd cannot use.
-
-    Raises:
-        BellaError: inference mode is on or made some of the tensors, or they hold no numbers.
-    """
-    if torch.is_inference_mode_enabled():
-        raise BellaError(
-            "Training needs gradients, which torch.inference_mode() turns off: call it outside."
-        )
-    for name, value in posterior.named_parameters():
-        if value.is_inference():
-            raise BellaError(
-                f"{name!r} was made inside torch.inference_mode() and cannot be trained with: "
-                "make the network and the posterior outside of it."
-            )
-        if value.is_meta:
-            raise BellaError(
-                f"{name!r} is on the meta device and holds no numbers: load the network's weights "
-                "before it is given particles."
-            )
 
 
 def place_of(posterior: Posterior, wanted: str | None = None) -> torch.device:
@@ -589,17 +465,3 @@ def place_of(posterior: Posterior, wanted: str | None = None) -> torch.device:
     if torch.cuda.is_available() and device.type != "cuda":
         return torch.device("cuda", torch.cuda.current_device())
     return device
-
-
-def examples_of(batch: Any) -> Any:
-    """The inputs of a batch; of a stream what differs between examples, not its placeholders."""
-    args, kwargs, _ = split(batch)
-    return args[0].carried() if args and isinstance(args[0], Stream) else (args, kwargs)
-
-
-def describe(figures: Mapping[str, float], epochs: int) -> str:
-    """An epoch in the words of a bar."""
-    text = f"epoch {figures['epoch']}/{epochs} loss {figures['loss']:.3f}"
-    if "validation_nll" in figures:
-        text += f" validation NLL {figures['validation_nll']:.3f}"
-    return text

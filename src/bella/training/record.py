@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -59,3 +60,11 @@ class Record:
             writer = csv.DictWriter(file, columns)
             writer.writeheader()
             writer.writerows(self.history)
+
+
+def describe(figures: Mapping[str, float], epochs: int) -> str:
+    """An epoch in the words of a bar."""
+    text = f"epoch {figures['epoch']}/{epochs} loss {figures['loss']:.3f}"
+    if "validation_nll" in figures:
+        text += f" validation NLL {figures['validation_nll']:.3f}"
+    return text

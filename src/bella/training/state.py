@@ -1,0 +1,113 @@
+"""What a run changes as it goes, so that a stopped one goes on to the same bits."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch.optim.lr_scheduler import LambdaLR
+
+from bella.errors import BellaError
+from bella.files import shortened
+from bella.storage import own_tensors
+from bella.training.checkpoint import check_alike, check_optimizer, check_own
+from bella.training.kept import Kept
+from bella.training.step import Step
+
+
+class State:
+    """The parts of a run that change: particles, optimiser, schedule, scaler, transport and movers,
+    the plans of its passes, and the particles that are kept.
+
+    Args:
+        step: of the run, with its posterior, optimiser, transport and movers.
+        schedule: of the learning rate.
+        kept: the best particles so far.
+    """
+
+    def __init__(self, step: Step, schedule: LambdaLR, kept: Kept):
+        self.step = step
+        self.schedule = schedule
+        self.kept = kept
+
+    def take(self) -> dict[str, Any]:
+        """All of it now, as tensors and JSON values: a part of a checkpoint."""
+        step, posterior = self.step, self.step.posterior
+        scaler = step.gradients.precision.scaler
+        *movers, move = step.movers
+        return {
+            "step": step.number,
+            "own": {name: v.detach() for name, v in own_tensors(posterior).items()},
+            "optimizer": step.optimizer.state_dict(),
+            "schedule": self.schedule.state_dict(),
+            "scaler": scaler.state_dict() if scaler is not None else {},
+            "passes": posterior.passes.state(),
+            "move": move.state_dict(),
+            "movers": [mover.state_dict() for mover in movers],
+            "particles_per_pass": step.gradients.at_once,
+            "best": self.kept.best,
+        }
+
+    @torch.no_grad()
+    def load(self, state: dict[str, Any], place: str) -> None:
+        """Go on from a checkpoint; refused, it changes no particle.
+
+        Args:
+            state: what `take` returned, and the number of epochs that were done, ``epoch``.
+            place: of the checkpoint, for the sentence.
+
+        Raises:
+            BellaError: it does not fit this posterior, optimiser, transport or way to run.
+        """
+        own = own_tensors(self.step.posterior)
+        try:
+            check_own(state["own"], own)
+        except ValueError as error:
+            raise BellaError(
+                f"{place} holds the run of another posterior ({error}): name another folder."
+            ) from None
+        try:
+            self._load(state)
+        except BellaError:
+            self.kept.restore()  # as they were
+            raise
+        except (
+            KeyError,
+            IndexError,
+            TypeError,
+            ValueError,
+            RuntimeError,
+            AttributeError,
+            OverflowError,
+        ) as error:
+            self.kept.restore()
+            raise BellaError(
+                f"The checkpoint in {place} does not fit this optimiser "
+                f"({shortened(error)}): name another folder, or begin anew with --fresh "
+                "(resume=False)."
+            ) from None
+        self.kept.load(state["best"], state["epoch"])
+        self.step.number = state["step"]
+        self.step.gradients.at_once = state["particles_per_pass"]
+
+    def _load(self, state: dict[str, Any]) -> None:
+        step, schedule = self.step, self.schedule
+        *movers, move = step.movers
+        check_optimizer(state["optimizer"], step.optimizer)
+        check_alike("schedule", state["schedule"], schedule.state_dict())
+        check_alike("move", state["move"], move.state_dict())
+        for name, value in own_tensors(step.posterior).items():
+            value.copy_(state["own"][name])
+        step.optimizer.load_state_dict(state["optimizer"])
+        schedule.load_state_dict(state["schedule"])
+        # The schedule of more epochs than were asked for before is elsewhere after as many steps.
+        for group, rate, factor in zip(
+            step.optimizer.param_groups, schedule.base_lrs, schedule.lr_lambdas, strict=True
+        ):
+            group["lr"] = rate * factor(state["step"])
+        if step.gradients.precision.scaler is not None:
+            step.gradients.precision.scaler.load_state_dict(state["scaler"])
+        move.load_state_dict(state["move"])
+        for mover, known in zip(movers, state["movers"], strict=True):
+            mover.load_state_dict(known)
+        step.posterior.passes.restore(state["passes"])

@@ -1,0 +1,77 @@
+"""What the particles say of the validation data between two epochs."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+
+from bella.errors import BellaError
+from bella.inputs import split
+from bella.likelihood import IGNORED
+from bella.posterior import Posterior
+from bella.training.checks import finite_predictions
+from bella.training.gradients import Gradients
+
+
+class Validation:
+    """Validates a posterior as it trains: in the same precision, as many particles a pass.
+
+    Args:
+        posterior: whose predictive it is.
+        data: batches, read once for each validation.
+        gradients: how training runs the particles.
+        likelihood: a name in `bella.likelihood.LIKELIHOODS`.
+
+    Attributes:
+        data: the batches; a cache of what the particles share may take their place.
+    """
+
+    def __init__(self, posterior: Posterior, data: Any, gradients: Gradients, likelihood: str):
+        self.posterior = posterior
+        self.data = data
+        self.gradients = gradients
+        self.likelihood = likelihood
+
+    def check(self) -> None:
+        """Validate on the first batch with labels that count, so that what cannot be validated is
+        refused before it has trained for an epoch.
+
+        Raises:
+            BellaError: it cannot.
+        """
+        for batch in self.data:
+            if bool((split(batch)[2].long() != IGNORED).any()):
+                try:
+                    self.run([batch])
+                except BellaError as error:
+                    raise BellaError(f"The validation data do not work: {error}") from error
+                return
+        raise BellaError(
+            f"The validation data are empty, or all of their labels are {IGNORED}: leave them out."
+        )
+
+    @torch.no_grad()
+    def run(self, batches: Iterable[Any] | None = None) -> dict[str, float]:
+        """NLL (nats) and accuracy of the predictive on all data, or on some batches of them.
+
+        Raises:
+            DivergedError: finite particles make infinite predictions.
+            BellaError: the data do not fit the network or the likelihood.
+        """
+        from bella.evaluation.evaluate import collect
+        from bella.metrics import accuracy
+
+        with self.gradients.precision.autocast(), finite_predictions(self.posterior):
+            predictive, labels = collect(
+                self.posterior,
+                self.data if batches is None else batches,
+                likelihood=self.likelihood,
+                # Before the first step nobody knows how many particles fit: then one at a time.
+                particles_per_pass=self.gradients.at_once or 1,
+            )
+        return {
+            "validation_nll": float(predictive.nll(labels)),
+            "validation_accuracy": float(accuracy(predictive.probs, labels)),
+        }
