@@ -38,7 +38,7 @@ KINDS = {  # the question that a room answers: edge, face, rooms
     "what they say together": (
         "#1f6f5c",
         "#dcf1ea",
-        "classes metrics likelihood prediction evaluation",
+        "classes metrics likelihood generation prediction evaluation",
     ),
     "who uses them": (
         "#2b5a94",

@@ -21,7 +21,10 @@ SOURCE = Path(bella.__file__).parents[1]
 FLOORS = (
     ("the ground", "errors trees patterns files sealed console host folders"),
     ("one pass", "particles inputs"),
-    ("the contract, and what is scored", "storage posterior memory metrics classes likelihood"),
+    (
+        "the contract, and what is scored",
+        "storage metrics generation posterior memory classes likelihood",
+    ),
     ("how particles move, what they say, how they differ", "transport prediction posteriors"),
     ("who uses them", "data models evaluation training interop recipes"),
     ("whole runs", "report runs experiments"),

@@ -6,12 +6,12 @@ import copy
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal, overload
 
 import torch
 from torch import Tensor, nn
 
-from bella import storage
+from bella import generation, storage
 from bella.errors import BellaError, nearest
 from bella.particles.axis import ParticleAxis
 from bella.particles.layer import ParticleLayer, Site
@@ -207,6 +207,68 @@ class Posterior(nn.Module):
             if isinstance(module, nn.modules.batchnorm._BatchNorm):
                 module.eval()
         return self
+
+    # ------------------------------------------------------------ writing
+
+    @overload
+    def generate(
+        self,
+        prompts: Any = ...,
+        *,
+        tokenizer: Any = ...,
+        each: Literal[False] = ...,
+        seed: int | None = ...,
+        **options: Any,
+    ) -> generation.Answers: ...
+    @overload
+    def generate(
+        self,
+        prompts: Any = ...,
+        *,
+        tokenizer: Any = ...,
+        each: Literal[True],
+        seed: int | None = ...,
+        **options: Any,
+    ) -> list[generation.Answers]: ...
+    def generate(
+        self,
+        prompts: Any = None,
+        *,
+        tokenizer: Any = None,
+        each: bool = False,
+        seed: int | None = None,
+        **options: Any,
+    ) -> generation.Answers | list[generation.Answers]:
+        """Answer prompts, with what the particles think of every token.
+
+        One answer from the averaged next-token distribution, or with ``each`` one of each particle;
+        see `bella.generation.generate`.
+
+        Raises:
+            BellaError: the network does not write text, prompts that are no such, or an option
+                that is not defined for several particles.
+        """
+        return generation.generate(
+            self, prompts, tokenizer=tokenizer, each=each, seed=seed, **options
+        )
+
+    def score(
+        self,
+        prompts: Any,
+        answers: Any,
+        *,
+        tokenizer: Any = None,
+        ended: bool = False,
+        batch_size: int = 8,
+    ) -> generation.Answers:
+        """What the particles think of given answers to prompts; see `bella.generation.score`.
+
+        Raises:
+            BellaError: the network does not write text, or prompts and answers do not pair.
+        """
+        return generation.score(
+            self, prompts, answers, tokenizer=tokenizer, ended=ended, batch_size=batch_size
+        )
 
     # ------------------------------------------------------------ looking inside
 

@@ -32,6 +32,16 @@ from bella.metrics.classification import (
     risk_coverage,
 )
 from bella.metrics.detection import auroc_interval, fpr_at_tpr
+from bella.metrics.language import (
+    answer_entropy,
+    confidence_by_entropy,
+    exact_match,
+    human_confidence,
+    normalised,
+    token_nll,
+    vqa_accuracy,
+    vqa_exact_match,
+)
 from bella.metrics.paired import Paired, holm, paired_test
 
 __all__ = [
@@ -43,6 +53,7 @@ __all__ = [
     "Weights",
     "accuracy",
     "adaptive_ece",
+    "answer_entropy",
     "aurc",
     "auroc",
     "auroc_between",
@@ -53,20 +64,27 @@ __all__ = [
     "check_labels",
     "check_particles",
     "check_probs",
+    "confidence_by_entropy",
     "disagreement",
     "diversity",
     "ece",
     "entropy",
+    "exact_match",
     "expected_entropy",
     "fpr_at_tpr",
     "holm",
+    "human_confidence",
     "kl",
     "mutual_information",
     "nll",
+    "normalised",
     "over_particles",
     "paired_test",
     "particle_similarity",
     "precise",
     "reliability",
     "risk_coverage",
+    "token_nll",
+    "vqa_accuracy",
+    "vqa_exact_match",
 ]

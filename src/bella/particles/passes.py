@@ -81,6 +81,7 @@ class Passes:
         self.needs_examples = False
         self.plans: dict[Any, Plan] = {}
         self.resumes: dict[Any, Plan] = {}
+        self.texts: dict[Any, Plan] = {}  # how answers are written, see `bella.generation.proof`
         self.kept: dict[str, dict[str, Any]] = {}  # plans of an earlier session, by their kind
         self.not_shared = ""
         self.idle: set[str] = set()
@@ -93,7 +94,7 @@ class Passes:
 
     def known(self) -> Plans:
         """All plans so far."""
-        plans = (*self.plans.values(), *self.resumes.values())
+        plans = (*self.plans.values(), *self.resumes.values(), *self.texts.values())
         return Plans(other for plan in plans for other in (plan, *plan.others.values()))
 
     def state(self) -> dict[str, Any]:

@@ -161,6 +161,18 @@ def undisturbed(network: nn.Module) -> Iterator[None]:
                     buffer.copy_(value)
 
 
+@contextmanager
+def evaluating(module: nn.Module) -> Iterator[None]:
+    """Evaluation mode inside the block; afterwards every module is in the mode it was in."""
+    modes = [(m, m.training) for m in module.modules()]
+    module.eval()
+    try:
+        yield
+    finally:
+        for m, training in modes:
+            m.training = training
+
+
 def seed_all(seed: int = 0) -> None:
     """Begin torch's, numpy's and Python's random numbers anew: for what has no mean."""
     torch.manual_seed(seed)

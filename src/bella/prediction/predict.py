@@ -5,12 +5,12 @@ Or as many particles as the examples need: where the first agree, the others are
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from collections.abc import Sequence
+from contextlib import nullcontext
 from typing import Any, Literal
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from bella import metrics
 from bella.classes import ClassAxis
@@ -18,6 +18,7 @@ from bella.errors import BellaError
 from bella.inputs import arguments
 from bella.likelihood import check_logits, check_predicts_classes, logits_of
 from bella.memory import at_once, parts
+from bella.particles.sober import evaluating
 from bella.particles.stream import Stream
 from bella.posterior import Posterior
 from bella.prediction.predictive import IGNORED, Average, Predictive, agree, early_weights
@@ -211,15 +212,3 @@ def _at_once(posterior: Posterior, args: tuple, kwargs: dict[str, Any], memory: 
     device = next(posterior.parameters()).device.type
     like = (shapes, torch.is_autocast_enabled(device) and torch.get_autocast_dtype(device))
     return at_once(posterior, lambda: posterior(*args, **kwargs), memory, like)
-
-
-@contextmanager
-def evaluating(module: nn.Module) -> Iterator[None]:
-    """Evaluation mode inside the block; afterwards every module is in the mode it was in."""
-    modes = [(m, m.training) for m in module.modules()]
-    module.eval()
-    try:
-        yield
-    finally:
-        for m, training in modes:
-            m.training = training

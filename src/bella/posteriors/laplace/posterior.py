@@ -30,6 +30,7 @@ from torch import Tensor, nn
 from bella.errors import BellaError
 from bella.inputs import arguments
 from bella.likelihood import check_predicts_classes, likelihood_of, logits_of
+from bella.particles.sober import evaluating
 from bella.particles.stream import Stream
 from bella.posterior import Posterior
 from bella.posteriors.laplace import gauss_newton, priors
@@ -37,7 +38,6 @@ from bella.posteriors.laplace.kronecker import KroneckerGaussian
 from bella.posteriors.laplace.likelihoods import LIKELIHOODS
 from bella.posteriors.laplace.maps import LinearMap, maps_of
 from bella.posteriors.laplace.second_moments import FullMoment, Moment, SketchedMoment
-from bella.prediction.predict import evaluating
 from bella.prediction.predictive import Predictive
 from bella.trees import map_tensors, tensors_of
 

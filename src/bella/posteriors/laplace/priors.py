@@ -10,7 +10,7 @@ from torch import Tensor
 
 from bella.errors import BellaError
 from bella.inputs import split, to
-from bella.prediction.predict import evaluating
+from bella.particles.sober import evaluating
 
 if TYPE_CHECKING:
     from bella.posteriors.laplace.posterior import LaplacePosterior

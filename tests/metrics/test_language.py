@@ -1,0 +1,103 @@
+"""Figures of answers against values counted by hand."""
+
+from __future__ import annotations
+
+import itertools
+import math
+
+import pytest
+import torch
+
+from bella import BellaError, metrics
+
+
+def test_token_nll_is_the_mean_over_the_tokens_that_count():
+    log_probs = torch.tensor([[-1.0, -2.0, -100.0], [-3.0, -100.0, -100.0]], dtype=torch.float64)
+    assert metrics.token_nll(log_probs, torch.tensor([2, 1])) == pytest.approx(2.0)
+    uniform = torch.full((4, 5), -math.log(7), dtype=torch.float64)
+    nll = metrics.token_nll(uniform, torch.tensor([5, 1, 2, 3]))
+    assert math.exp(nll) == pytest.approx(7)  # the perplexity of an even choice of seven
+
+
+def test_answer_entropy_is_a_mean_over_each_answer_s_own_tokens():
+    entropy = torch.tensor([[1.0, 3.0, 50.0], [2.0, 50.0, 50.0], [9.0, 9.0, 9.0]])
+    found = metrics.answer_entropy(entropy, torch.tensor([2, 1, 0]))
+    assert found[:2].tolist() == [2.0, 2.0]
+    assert found[2].isnan()
+
+
+@pytest.mark.parametrize(
+    ("values", "lengths", "said"),
+    [
+        (torch.zeros(2, 3), torch.tensor([1]), "not \\(batch, length\\)"),
+        (torch.zeros(2, 3), torch.tensor([1, 4]), "from 0 to 3"),
+        (torch.zeros(2, 3), torch.tensor([0, 0]), "no tokens"),
+    ],
+)
+def test_tokens_that_do_not_fit_are_refused(values, lengths, said):
+    with pytest.raises(BellaError, match=said):
+        metrics.token_nll(values, lengths)
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        ("Two cats.", "the 2 cats"),
+        ("It's  a RED-brown dog!", "its red brown dog"),
+        ("1,000", "1000"),
+        ("2.5", "2.5."),
+        ("none", "0"),
+        ("Paris", " paris "),
+    ],
+)
+def test_what_makes_no_difference_to_an_answer(one, other):
+    assert metrics.normalised(one) == metrics.normalised(other)
+
+
+@pytest.mark.parametrize(
+    ("one", "other"), [("2.5", "25"), ("theatre", "atre"), ("1,2", "12"), ("ten", "one")]
+)
+def test_what_makes_a_difference(one, other):
+    assert metrics.normalised(one) != metrics.normalised(other)
+
+
+def test_exact_match():
+    assert metrics.exact_match(["The cat", "dog"], ["cat.", "hog"]) == 0.5
+    for answers, references in ((["a"], []), ([], []), ("cat", ["c", "a", "t"])):
+        with pytest.raises(BellaError):
+            metrics.exact_match(answers, references)
+
+
+@pytest.mark.parametrize(("agree", "accuracy"), [(0, 0), (1, 0.3), (2, 0.6), (3, 0.9), (4, 1)])
+def test_the_accuracy_of_vqa_for_ten_people(agree, accuracy):
+    people = ["Yes."] * agree + ["no"] * (10 - agree)
+    assert metrics.vqa_accuracy("yes", people) == pytest.approx(accuracy)
+    assert metrics.vqa_exact_match("yes", people) is (agree >= 4)
+
+
+@pytest.mark.parametrize("people", [["a", "b", "b", "c", "b"], ["b"] * 7, ["b", "c"], ["c"] * 4])
+def test_the_accuracy_of_vqa_is_the_mean_over_all_subsets_without_one(people):
+    subsets = list(itertools.combinations(people, len(people) - 1))
+    mean = sum(min(subset.count("b") / 3, 1) for subset in subsets) / len(subsets)
+    assert metrics.vqa_accuracy("b", people) == pytest.approx(mean)
+
+
+def test_human_confidence_is_the_share_of_the_most_frequent_answer():
+    assert metrics.human_confidence(["yes", "Yes.", "no", "the yes"]) == 0.75
+    for people in ([], "yes"):
+        with pytest.raises(BellaError):
+            metrics.human_confidence(people)
+    with pytest.raises(BellaError, match="at least two"):
+        metrics.vqa_accuracy("yes", ["yes"])
+
+
+def test_confidence_where_entropy_is_low_and_high():
+    entropy = torch.tensor([0.05, 0.25, 0.5], dtype=torch.float64)
+    confidence = torch.tensor([1.0, 0.8, 0.2], dtype=torch.float64)
+    low, high = metrics.confidence_by_entropy(entropy, confidence, (0.1, 0.25, 0.6))
+    assert low.tolist() == pytest.approx([1.0, 0.9, 2 / 3])
+    assert high[:2].tolist() == pytest.approx([0.5, 0.2])
+    assert high[2].isnan()
+    assert len(metrics.confidence_by_entropy(entropy, confidence)[0]) == 8
+    with pytest.raises(BellaError, match="not one of each"):
+        metrics.confidence_by_entropy(entropy, confidence[:2])
