@@ -61,3 +61,14 @@ def fashion_folder(tmp_path):
             tmp_path / f"{part}-labels-idx1-ubyte.gz", (np.arange(count) % 10).astype(np.uint8)
         )
     return tmp_path
+
+
+@pytest.fixture(autouse=True)
+def nobody_s_accelerator():
+    """Accelerate keeps one state for the process, which a test's Accelerator may not leave behind
+    for the next one."""
+    yield
+    if "accelerate" in sys.modules:
+        state = sys.modules["accelerate"].state
+        state.AcceleratorState._reset_state(reset_partial_state=True)
+        state.GradientState._reset_state()

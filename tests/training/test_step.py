@@ -122,6 +122,38 @@ def test_the_batches_of_a_step_are_one_batch(sizes, name, likelihood, at_once, o
         torch.testing.assert_close(split[key], value)
 
 
+@pytest.mark.parametrize("scaled", [False, True])
+@pytest.mark.parametrize("name", TRANSPORTS)
+def test_a_loop_that_does_not_know_its_batches_weighs_every_label_the_same(name, scaled):
+    """Batches of 5, 1 and 10 labels, one of them with none that counts, as one of 16; with the
+    loop's own gradient scaler, too."""
+    x, y = problem(17)
+    x, y = x.double(), y.clone()
+    y[5] = -100
+    ours, theirs = make().double(), make().double()
+    whole = Step(ours, sgd(ours), mover(ours, name), clip=0.1)
+    scaler = torch.amp.GradScaler("cpu", init_scale=8.0) if scaled else None
+    optimizer = sgd(theirs)
+    gradients = Gradients(theirs, mover(theirs, name), precision=Precision(scaler=scaler))
+    step = Step(theirs, optimizer, gradients.move, clip=0.1, gradients=gradients)
+    for _ in range(2):
+        whole([((x,), {}, y)])
+        for a, b in zip(x.split([5, 1, 11]), y.split([5, 1, 11]), strict=True):
+            loss = step.loss(theirs(a), b)
+            (loss if scaler is None else scaler.scale(loss)).backward()
+        if scaler is not None:
+            scaler.unscale_(optimizer)
+        assert not step.ready()
+        optimizer.step() if scaler is None else scaler.step(optimizer)
+        if scaler is not None:
+            scaler.update()
+        optimizer.zero_grad()
+    # `function` compares the predictions of a batch, which are others in parts.
+    if name != "function":
+        assert_same(ours, theirs, rtol=0, atol=1e-9)
+    torch.testing.assert_close(step.norms, step.norms.abs())
+
+
 @pytest.mark.parametrize("reduction", ["sum", "mean"])
 def test_the_divergence_counts_for_each_particle(reduction):
     """The objective is n (mean_i ℓ_i + λ KL / N), as the loss is a sum over particles."""

@@ -19,20 +19,31 @@ class Precision:
     Args:
         name: ``no``, ``bf16`` or ``fp16``.
         device: where the posterior is.
+        scaler: of a loop that scales the loss and unscales the gradients by itself.
 
     Attributes:
-        scaler: torch's, with fp16; else ``None``.
+        scaler: that loop's, or torch's with fp16; else ``None``.
+        unscales: whether a step unscales the gradients; not where the loop does.
 
     Raises:
         BellaError: an unknown name.
     """
 
-    def __init__(self, name: str = "no", device: torch.device | str = "cpu"):
+    def __init__(
+        self,
+        name: str = "no",
+        device: torch.device | str = "cpu",
+        *,
+        scaler: torch.amp.GradScaler | None = None,
+    ):
         if name not in ("no", *DTYPES):
             raise BellaError(f"precision={name!r}: choose 'no', 'bf16' or 'fp16'.")
         self.name = name
         self.device_type = torch.device(device).type
-        self.scaler = torch.amp.GradScaler(self.device_type) if name == "fp16" else None
+        self.unscales = scaler is None
+        self.scaler = scaler
+        if scaler is None and name == "fp16":
+            self.scaler = torch.amp.GradScaler(self.device_type)
 
     def autocast(self) -> AbstractContextManager:
         """The context of a forward pass; with ``no`` that of the caller stays."""

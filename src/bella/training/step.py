@@ -5,7 +5,12 @@
         loss = step([((x,), {}, y)])
 
 `bella.fit` is a loop over this. A loop that goes backward by itself calls `Step.ready` between
-backward and its optimiser, and leaves the rest as it is.
+backward and its optimiser, and leaves the rest as it is:
+
+    for x, y in batches:  # as many as make a step
+        step.loss(posterior(x), y).backward()
+    step.ready()
+    optimizer.step(); optimizer.zero_grad()
 
 The optimiser descends n times the mean over particles of ℓ_i + λ KL / N, ℓ_i particle i's mean
 negative log-likelihood, so that each particle's gradient is its own.
@@ -13,12 +18,17 @@ negative log-likelihood, so that each particle's gradient is its own.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 
+from bella import likelihood as likelihoods
+from bella.errors import BellaError
+from bella.files import shortened
 from bella.posterior import Posterior
 from bella.training.checks import DivergedError, particles_named, where_not_finite
 from bella.training.gradients import Batch, Gradients, Loss
@@ -41,6 +51,9 @@ class Step:
 
     Attributes:
         number: of the next step, counted from 0.
+        said: each particle's mean loss on the last batch that `loss` was given, (particles,).
+        norms: of the last step's gradients, coupled and not yet clipped, (particles + 1,); the last
+            is of what all particles share.
     """
 
     def __init__(
@@ -63,6 +76,10 @@ class Step:
         self.gradients = gradients or Gradients(posterior, move)
         self.parameters = [p for group in optimizer.param_groups for p in group["params"]]
         self.number = 0
+        self.said = torch.zeros(posterior.particles)
+        self.norms = torch.zeros(posterior.particles + 1)
+        self._unit: float | None = None  # labels that weigh 1 in what `loss` returns
+        self._counted: Tensor | None = None  # labels of the step's batches so far
         for mover in self.movers:
             mover.follow(optimizer)
 
@@ -88,8 +105,55 @@ class Step:
         self.optimizer.zero_grad()
         return loss
 
+    def loss(self, outputs: Any, labels: Tensor) -> Tensor:
+        """What a loop that goes backward by itself goes backward from, for one of a step's batches.
+
+        A step may have any number of batches, of any numbers of labels: `ready` divides by the
+        labels that count in all of them, so that every label weighs the same. Until then a label
+        weighs one over a power of two, which rounds nothing.
+
+        Args:
+            outputs: of all particles, in one pass on a batch that they share.
+            labels: as the network's own loss takes them.
+
+        Returns:
+            A scalar, the sum over particles; `said` is what a log should show.
+
+        Raises:
+            BellaError: see `bella.nll`.
+        """
+        sums, counts = likelihoods.losses(
+            outputs,
+            labels,
+            likelihood=self.gradients.likelihood,
+            own=False,
+            class_axis=self.gradients.class_axis,
+        )
+        counted = counts[0]
+        if self._unit is None:
+            self._unit = 2.0 ** round(math.log2(max(labels.numel(), 1)))
+        self._counted = counted if self._counted is None else self._counted + counted
+        self.said = sums.detach() / counted.clamp_min(1)
+        self.move.accumulate = self._unit / counted
+        self.move.loss_scale = self.gradients.precision.scale
+        return sums.sum() / self._unit
+
+    @torch.no_grad()
+    def _weigh(self) -> None:
+        """Make the gradients of what `loss` returned those of the mean over the step's labels."""
+        if self._counted is None or self._unit is None:
+            return
+        factor = self._unit / self._counted.clamp_min(1)
+        for parameter in self.parameters:
+            if parameter.grad is not None:
+                parameter.grad.mul_(factor.to(parameter.grad))
+        self.move.loss_scale = self.move.loss_scale / factor
+        self._counted = None
+
     def ready(self, losses: Tensor | None = None) -> bool:
         """Make the gradients that backward left ready for the optimiser, and count the step.
+
+        A gradient scaler of the loop's own has unscaled them.
 
         Args:
             losses: each particle's, (particles,), to name one that is not finite.
@@ -102,13 +166,16 @@ class Step:
             DivergedError: a loss or a gradient is not finite; the gradients are gone.
         """
         scaler = self.gradients.precision.scaler
-        if scaler is not None:
+        if scaler is not None and self.gradients.precision.unscales:
             scaler.unscale_(self.optimizer)
+        self._weigh()
         if self.posterior.stochastic:
             self.add_divergence()
         rate = self.optimizer.param_groups[0]["lr"]
         replaced = any(mover.step(learning_rate=rate) for mover in self.movers)
         norms = torch.zeros(1) if replaced else self.clipped()
+        self.norms = norms
+        self.move.loss_scale = self.move.accumulate = 1.0  # the next batches say theirs
         self.number += 1
         # One look at the device. The scaler leaves out steps of infinite gradients by itself.
         seen = torch.zeros_like(norms) if scaler is not None else norms
@@ -121,6 +188,36 @@ class Step:
         if replaced:
             self.optimizer.zero_grad()
         return replaced
+
+    def state_dict(self) -> dict[str, Any]:
+        """What a resumed loop needs beside the posterior's and the optimiser's tensors."""
+        return {
+            "step": self.number,
+            "move": self.move.state_dict(),
+            "movers": [mover.state_dict() for mover in self.movers[:-1]],
+            "passes": self.posterior.passes.state(),
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Continue where `state_dict` was taken, with the tensors of that moment in place.
+
+        Raises:
+            BellaError: it is none, or one of other movers.
+        """
+        try:
+            movers = list(zip(self.movers[:-1], state["movers"], strict=True))
+            self.move.load_state_dict(state["move"])
+            for mover, known in movers:
+                mover.load_state_dict(known)
+            self.posterior.passes.restore(state["passes"])
+            self.number = int(state["step"])
+        except (KeyError, TypeError, ValueError) as error:
+            if isinstance(error, BellaError):
+                raise
+            raise BellaError(
+                f"The state of the coupling is none of this loop's ({shortened(error)}): give it "
+                "the same transport and movers, or begin anew."
+            ) from None
 
     def add_divergence(self) -> None:
         """The gradient of n λ KL / N, where the posterior has a distribution for each particle."""

@@ -148,8 +148,8 @@ class Transport:
             [site for site in posterior.sites() if all(p.requires_grad for p in site.parameters)]
         )
         self.steps = 0
-        self.loss_scale = 1.0
-        self.accumulate = 1.0
+        self.loss_scale: float | Tensor = 1.0
+        self.accumulate: float | Tensor = 1.0
         self.hears = True
         self._log: dict[str, Tensor | float] = {}
 

@@ -110,7 +110,7 @@ class Svgd(Coupled):
                     for parameter, missing in zip(
                         site.parameters, self.corrections.get(site.name, ()), strict=False
                     ):
-                        add_to_grad(parameter, missing, 1 / self.loss_scale)
+                        add_to_grad(parameter, missing / self.loss_scale)
                 else:
                     grad = site.value.grad
                     if grad is not None:
