@@ -32,18 +32,14 @@ class State:
 
     def take(self) -> dict[str, Any]:
         """All of it now, as tensors and JSON values: a part of a checkpoint."""
-        step, posterior = self.step, self.step.posterior
+        step = self.step
         scaler = step.gradients.precision.scaler
-        *movers, move = step.movers
         return {
-            "step": step.number,
-            "own": {name: v.detach() for name, v in own_tensors(posterior).items()},
+            **step.state_dict(),
+            "own": {name: v.detach() for name, v in own_tensors(step.posterior).items()},
             "optimizer": step.optimizer.state_dict(),
             "schedule": self.schedule.state_dict(),
             "scaler": scaler.state_dict() if scaler is not None else {},
-            "passes": posterior.passes.state(),
-            "move": move.state_dict(),
-            "movers": [mover.state_dict() for mover in movers],
             "particles_per_pass": step.gradients.at_once,
             "best": self.kept.best,
         }
@@ -87,15 +83,13 @@ class State:
                 "(resume=False)."
             ) from None
         self.kept.load(state["best"], state["epoch"])
-        self.step.number = state["step"]
         self.step.gradients.at_once = state["particles_per_pass"]
 
     def _load(self, state: dict[str, Any]) -> None:
         step, schedule = self.step, self.schedule
-        *movers, move = step.movers
         check_optimizer(state["optimizer"], step.optimizer)
         check_alike("schedule", state["schedule"], schedule.state_dict())
-        check_alike("move", state["move"], move.state_dict())
+        check_alike("move", state["move"], step.move.state_dict())
         for name, value in own_tensors(step.posterior).items():
             value.copy_(state["own"][name])
         step.optimizer.load_state_dict(state["optimizer"])
@@ -107,7 +101,4 @@ class State:
             group["lr"] = rate * factor(state["step"])
         if step.gradients.precision.scaler is not None:
             step.gradients.precision.scaler.load_state_dict(state["scaler"])
-        move.load_state_dict(state["move"])
-        for mover, known in zip(movers, state["movers"], strict=True):
-            mover.load_state_dict(known)
-        step.posterior.passes.restore(state["passes"])
+        step.load_state_dict(state)
