@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+
 import torch
 import transformers as hf
 from zoo_base import (
@@ -164,27 +166,35 @@ def audio_spectrogram():
     return hf.ASTForAudioClassification(config)
 
 
+WHISPER = hf.WhisperConfig(
+    vocab_size=40,
+    d_model=16,
+    encoder_layers=2,
+    decoder_layers=2,
+    encoder_attention_heads=2,
+    decoder_attention_heads=2,
+    encoder_ffn_dim=24,
+    decoder_ffn_dim=24,
+    num_mel_bins=8,
+    max_source_positions=10,
+    max_target_positions=16,
+    dropout=0.0,
+    pad_token_id=0,
+    bos_token_id=1,
+    eos_token_id=2,
+    decoder_start_token_id=1,
+    use_cache=False,
+)
+
+
 def whisper():
-    config = hf.WhisperConfig(
-        vocab_size=40,
-        d_model=16,
-        encoder_layers=2,
-        decoder_layers=2,
-        encoder_attention_heads=2,
-        decoder_attention_heads=2,
-        encoder_ffn_dim=24,
-        decoder_ffn_dim=24,
-        num_mel_bins=8,
-        max_source_positions=10,
-        max_target_positions=16,
-        dropout=0.0,
-        pad_token_id=0,
-        bos_token_id=1,
-        eos_token_id=2,
-        decoder_start_token_id=1,
-        use_cache=False,
-    )
-    return hf.WhisperForConditionalGeneration(config)
+    return hf.WhisperForConditionalGeneration(copy.deepcopy(WHISPER))
+
+
+def whisper_encoder():
+    config = copy.deepcopy(WHISPER)
+    config.num_labels, config.classifier_proj_size = 3, 8
+    return hf.WhisperForAudioClassification(config)
 
 
 def padded_wave(batch: int) -> Inputs:
@@ -197,6 +207,11 @@ def wave(batch: int) -> Inputs:
 
 def spectrogram(batch: int) -> Inputs:
     return (), {"input_values": torch.randn(batch, 12, 8, generator=generator(batch))}
+
+
+def heard(batch: int) -> Inputs:
+    args, kwargs = spoken(batch)
+    return args, {"input_features": kwargs["input_features"]}
 
 
 def spoken(batch: int) -> Inputs:
@@ -218,4 +233,5 @@ ZOO = {
     "hubert": Architecture(hubert, padded_wave),
     "audio-spectrogram": Architecture(audio_spectrogram, spectrogram),
     "whisper": Architecture(whisper, spoken),
+    "whisper-encoder": Architecture(whisper_encoder, heard),
 }

@@ -54,7 +54,7 @@ def fit(
     target_modules: Annotated[
         str | None,
         typer.Option(
-            help="Layers to adapt: names, suffixes or regexes, comma between.",
+            help="Layers to adapt: names, suffixes or regexes, comma between; all-linear or auto.",
             show_default="the network's",
         ),
     ] = None,

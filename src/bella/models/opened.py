@@ -13,9 +13,7 @@ from torch import nn
 from bella.data.images import Preprocess
 from bella.errors import BellaError
 from bella.files import shortened
-
-ATTENTION = (("q_proj", "v_proj"), ("query", "value"), ("qkv",))
-"""Names of attention's projections; LoRA's habit is to adapt the query's and the value's."""
+from bella.particles.architectures import heads_of, targets_of
 
 
 @dataclass(frozen=True)
@@ -78,31 +76,11 @@ def check_runs(name: str, opened: Opened) -> None:
         ) from error
 
 
-def _is_matrix(module: nn.Module) -> bool:
-    """Whether a layer's weight is a single matrix, so that low-rank particles exist for it."""
-    return isinstance(module, nn.Linear) or (isinstance(module, nn.Conv2d) and module.groups == 1)
-
-
 def guess_defaults(network: nn.Module) -> Defaults:
-    """Targets for a network of an unknown family.
-
-    The head is the last Linear. The targets are attention's query and value projections, or, where
-    there is no attention, every Linear and ungrouped convolution between the first and the head.
+    """Targets and heads as ``"auto"`` means them; see `bella.particles.architectures`.
 
     Raises:
-        BellaError: the network has no Linear that could be its head.
+        BellaError: the network has no Linear that could be its head, or nothing to adapt.
     """
-    modules = dict(network.named_modules())
-    linear = [name for name, module in modules.items() if isinstance(module, nn.Linear)]
-    if not linear:
-        raise BellaError(
-            f"{type(network).__name__} has no Linear layer, so no head is found: name "
-            "target_modules and modules_to_save yourself."
-        )
-    head = linear[-1]
-    last_names = {name.rpartition(".")[2] for name in modules}
-    for names in ATTENTION:
-        if last_names.issuperset(names):
-            return Defaults(names, (head,))
-    matrices = [name for name, module in modules.items() if _is_matrix(module) and name != head]
-    return Defaults(tuple(matrices[1:]), (head,))
+    heads = heads_of(network)
+    return Defaults(targets_of(network), heads)

@@ -24,6 +24,7 @@ from bella.evaluation.evaluate import evaluate
 from bella.files import write_json, write_sealed_json, write_whole
 from bella.host import device_named
 from bella.models import Opened, open_network
+from bella.particles.architectures import AUTO
 from bella.posterior import Posterior
 from bella.recipes import Plan, linear_head, make, recipe_named
 from bella.report.pictures import curves
@@ -173,8 +174,8 @@ def _make(
     heads = opened.defaults.modules_to_save
     plan = Plan(
         particles=config.particles,
-        target_modules=targets if config.target_modules is None else tuple(config.target_modules),
-        heads=heads if config.modules_to_save is None else tuple(config.modules_to_save),
+        target_modules=chosen(config.target_modules, targets),
+        heads=chosen(config.modules_to_save, heads),
         adapters=config.from_adapters or (),
         options=config.constructor_options(),
         seed=config.seed,
@@ -204,6 +205,11 @@ def _make(
         network.to("cpu")
     plan = replace(plan, head=head, probes=probes, frozen_heads=config.head_init == "frozen")
     return make(config.method, network, plan), probes
+
+
+def chosen(asked: Sequence[str] | None, own: tuple[str, ...]) -> tuple[str, ...]:
+    """What was asked for; the network's own where nothing was, or ``auto``."""
+    return own if asked is None or list(asked) == [AUTO] else tuple(asked)
 
 
 def _write_probes(path: Path, probes: Sequence[Probe]) -> None:

@@ -16,7 +16,7 @@ import torch
 from torch import nn
 
 from bella.errors import BellaError
-from bella.particles import surgery, targets
+from bella.particles import architectures, surgery, targets
 from bella.particles.axis import ParticleAxis
 from bella.particles.copies import copies_of, why_no_head
 from bella.particles.layer import ParticleLayer
@@ -137,13 +137,16 @@ def low_rank(
         target_modules: layers to change: names, suffixes or regular expressions; Linear, Conv1d,
             Conv2d, Conv3d, Embedding and Hugging Face's Conv1D. ``"all-linear"`` for every Linear
             and Conv1D that can be changed at this rank, but heads and what turns a language
-            model's features into tokens. Empty for none (then ``modules_to_save`` alone differ).
+            model's features into tokens. ``"auto"`` for what LoRA's users adapt in this
+            architecture (`bella.particles.architectures`; ``settings`` say what it was). Empty for
+            none (then ``modules_to_save`` alone differ).
         alpha: the change is (alpha / rank) B A; ``None`` means alpha = rank, a scale of 1.
         rslora: scale by alpha / √rank instead (Kalajdzievski 2023).
         rank_pattern: other ranks for some layers, by a name, its end or a regular expression, as
             in PEFT; the first that matches counts.
         alpha_pattern: other alphas for some layers, likewise.
-        modules_to_save: heads of which each particle trains a full copy.
+        modules_to_save: heads of which each particle trains a full copy; ``"auto"`` for what a
+            fine-tune of this network starts anew.
         init: distribution of A: ``kaiming`` uniform with a = √5 (LoRA's), ``xavier`` uniform, or
             ``normal`` with standard deviation 1 / √in.
         gain: factor on A's start.
@@ -177,6 +180,8 @@ def low_rank(
         if not isinstance(given, int) or given < 1:
             raise BellaError(f"{what}={given!r}: give a whole number of at least 1.")
     surgery.check(network)
+    modules_to_save = architectures.resolved(network, modules_to_save, heads=True)
+    target_modules = architectures.resolved(network, target_modules)
     reasons = surgery.bypassed(network)
     unheard = partial(why_no_head, network, surgery.unreached(network))
     heads = surgery.choose(network, modules_to_save, unheard, what="modules_to_save")

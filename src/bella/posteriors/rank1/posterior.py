@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from bella.errors import BellaError, nearest
-from bella.particles import surgery, targets
+from bella.particles import architectures, surgery, targets
 from bella.particles.axis import ParticleAxis
 from bella.particles.copies import copies_of
 from bella.particles.layer import ParticleLayer
@@ -101,9 +101,9 @@ def rank1(
         network: any ``nn.Module`` whose inputs have the batch as first axis.
         components: number K of components; each sees the whole minibatch.
         posterior: distribution of r and s; ``deterministic`` is BatchEnsemble.
-        target_modules: layers to convert: names, suffixes or regular expressions; ``None`` for
-            every Linear, Conv1D and Conv2d that can be (not those inside
-            ``nn.MultiheadAttention``, with tied weights, or with standardised weights).
+        target_modules: layers to convert: names, suffixes or regular expressions; ``"auto"`` as
+            in `bella.low_rank`; ``None`` for every Linear, Conv1D and Conv2d that can be (not those
+            inside ``nn.MultiheadAttention``, with tied weights, or with standardised weights).
         random_sign_init: from 0 to 1, means of r and s start at +1 with this probability and at -1
             otherwise; negative, they start as N(1, |random_sign_init|), which keeps a pre-trained
             network near what it was.
@@ -144,6 +144,7 @@ def rank1(
     if not prior_std > 0:
         raise BellaError(f"prior_std={prior_std}: give a positive number.")
     surgery.check(network)
+    target_modules = architectures.resolved(network, target_modules)
     why = partial(refusal, network, surgery.bypassed(network))
     if target_modules is None:
         names = [name for name, _ in network.named_modules() if why(name) is None]

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from bella.errors import BellaError, nearest
-from bella.particles import surgery, targets
+from bella.particles import architectures, surgery, targets
 from bella.particles.axis import ParticleAxis
 from bella.particles.linearity import described, family
 from bella.particles.passes import BatchAxes, Folding
@@ -181,6 +181,7 @@ def sparse_subspace(
         if not (value > 0 and math.isfinite(value)):
             raise BellaError(f"{what}={value}: give a positive number.")
     surgery.check(network)
+    target_modules = architectures.resolved(network, target_modules)
     names = _chosen(network, target_modules)
     check_prefix(network, shared_prefix)
     if dense_modules is None:
