@@ -1,10 +1,10 @@
 """What ``target_modules="auto"`` and ``modules_to_save="auto"`` mean in a network.
 
 Targets are what LoRA's users adapt in that architecture: by the table here, by the one that PEFT
-has (read from the PEFT that is installed), else by the network's structure: attention's query and value
-projections, the MLPs of ``nn.MultiheadAttention``, or every matrix between the first and the head.
-Heads are what a fine-tune starts anew. A name that a table has and the network has not is passed
-over: libraries rename their layers.
+has (read from the PEFT that is installed), else by the network's structure: attention's query and
+value projections, the MLPs of ``nn.MultiheadAttention``, or every matrix between the first and the
+head. Heads are what a fine-tune starts anew. A name that a table has and the network has not is
+passed over: libraries rename their layers.
 
 Source: Hu et al. 2021 (LoRA), section 4.2, for query and value.
 """
