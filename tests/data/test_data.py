@@ -1,11 +1,6 @@
-import gzip
-import importlib
 import json
-import math
 import pickle
-import sys
 
-import datasets
 import numpy as np
 import pytest
 import torch
@@ -16,11 +11,9 @@ from PIL import Image
 from bella import data
 from bella.data.images import Augment, Preprocess, load_image
 from bella.data.split import FRACTIONS, stratified_split
-from bella.errors import BellaError, MissingExtraError
+from bella.errors import BellaError
 
 PIXELS = Preprocess(8, mean=0.0, std=1.0)
-# The function of the same name hides the module from the package's attributes.
-fashion_module = importlib.import_module("bella.data.fashion_mnist")
 
 
 def noise_image(height=12, width=16, seed=0):
@@ -400,146 +393,3 @@ def test_another_seed_gives_another_split():
 def test_fractions_that_are_no_shares_are_refused(fractions):
     with pytest.raises(BellaError, match="must be positive and sum to 1"):
         stratified_split([0, 1], fractions, 0)
-
-
-# ELPV
-
-
-@pytest.fixture(scope="module")
-def cells():
-    return data.elpv(Preprocess(32, 127, 128, augment=Augment()), seed=0)
-
-
-def test_elpv_has_the_published_numbers_of_cells(cells):
-    assert {name: len(part) for name, part in cells.items()} == {
-        "train": 541,
-        "validation": 135,
-        "test": 225,
-        "doubt": 173,
-        "poly": 1322,
-        "poly_doubt": 228,
-    }
-    every = [path for part in cells.values() for path in part.paths]
-    assert len(set(every)) == 2624
-
-
-def test_elpv_labels_are_the_likelier_class(cells):
-    for name, part in cells.items():
-        assert part.classes == ("functional", "defective")
-        assert part.labels == [round(p) for p in part.probability]
-        assert len(part.paths) == len(part.labels)
-        doubtful = {0.0 < p < 1.0 for p in part.probability}
-        assert doubtful == {"doubt" in name}
-    shares = [np.mean(cells[name].labels) for name in ("train", "validation", "test")]
-    assert np.ptp(shares) < 0.005
-
-
-def test_elpv_split_is_the_same_on_every_machine(cells):
-    assert [path.name for path in cells["test"].paths[:4]] == [
-        "cell0002.png",
-        "cell0003.png",
-        "cell0004.png",
-        "cell0007.png",
-    ]
-    assert data.elpv(PIXELS, seed=0)["train"].paths == cells["train"].paths
-    assert data.elpv(PIXELS, seed=1)["train"].paths != cells["train"].paths
-
-
-def test_elpv_cells_are_pictures_and_only_train_is_augmented(cells):
-    x, y = cells["poly"][0]
-    assert x.shape == (3, 32, 32)
-    assert y == cells["poly"].labels[0]
-    assert x.std() > 0
-    assert -127 / 128 <= x.min() <= x.max() <= 1
-    assert {name for name, part in cells.items() if part.preprocess.augment} == {"train"}
-
-
-def test_elpv_without_its_package_names_the_extra(monkeypatch):
-    monkeypatch.setitem(sys.modules, "elpv_dataset", None)
-    with pytest.raises(MissingExtraError, match=r"bella-bnn\[demo\]"):
-        data.elpv(PIXELS)
-
-
-# Fashion-MNIST
-
-
-def test_fashion_mnist_from_idx_files(fashion_folder):
-    parts = data.fashion_mnist(Preprocess(28, 0.0, 1.0), fashion_folder)
-    assert {name: len(part) for name, part in parts.items()} == {
-        "train": 360,
-        "validation": 40,
-        "test": 100,
-        "corrupted": 100,
-    }
-    images = fashion_module.read_idx(fashion_folder / "t10k-images-idx3-ubyte.gz")
-    x, y = parts["test"][13]
-    assert (y, parts["test"].classes[y]) == (3, "Dress")
-    assert torch.equal(x, torch.tensor(images[13]).float().expand(3, 28, 28))
-
-
-def test_fashion_mnist_limit_keeps_equal_shares_of_each_class(fashion_folder):
-    parts = data.fashion_mnist(PIXELS, fashion_folder, limit=50)
-    assert np.bincount(parts["train"].labels).tolist() == [5] * 10
-    assert len(parts["validation"]) == 40
-    with pytest.raises(BellaError, match="limit=0 must be a positive number"):
-        data.fashion_mnist(PIXELS, fashion_folder, limit=0)
-
-
-def test_corrupted_is_test_with_fixed_noise(fashion_folder):
-    first = data.fashion_mnist(Preprocess(28, 0.0, 1.0), fashion_folder, seed=0)
-    second = data.fashion_mnist(Preprocess(28, 0.0, 1.0), fashion_folder, seed=1)
-    noisy = np.stack(first["corrupted"].images).astype(float)
-    clean = np.stack(first["test"].images).astype(float)
-    assert first["corrupted"].labels == first["test"].labels
-    assert np.array_equal(noisy, np.stack(second["corrupted"].images))
-    middle = (clean > 120) & (clean < 135)  # where clipping at 0 and 255 is symmetric
-    assert abs((noisy - clean)[middle].mean()) < 3
-    # The variance of a normal variable of deviation s that is clipped at -a and a.
-    s, a = 0.38 * 255, 127.5
-    density = math.exp(-((a / s) ** 2) / 2) / math.sqrt(2 * math.pi)
-    tails = math.erfc(a / s / math.sqrt(2))
-    variance = s**2 * (1 - tails - 2 * a / s * density) + a**2 * tails
-    assert (noisy - clean)[middle].std() == pytest.approx(math.sqrt(variance), rel=0.03)
-
-
-def test_bad_fashion_mnist_files_are_named(fashion_folder):
-    path = fashion_folder / "t10k-labels-idx1-ubyte.gz"
-    whole = gzip.decompress(path.read_bytes())
-    for content, message in [
-        (b"not gzip", "labels-idx1-ubyte.gz cannot be read"),
-        (path.read_bytes()[:-20], "labels-idx1-ubyte.gz cannot be read"),
-        (gzip.compress(b""), "labels-idx1-ubyte.gz cannot be read"),
-        (gzip.compress(whole[:-1]), "not a gzipped idx file of bytes"),
-    ]:
-        path.write_bytes(content)
-        with pytest.raises(BellaError, match=message):
-            data.fashion_mnist(PIXELS, fashion_folder)
-    with pytest.raises(BellaError, match=r"train-images-idx3-ubyte\.gz cannot"):
-        data.fashion_mnist(PIXELS, fashion_folder / "absent")
-
-
-def test_fashion_mnist_from_the_hub_where_there_are_no_files(monkeypatch, tmp_path):
-    monkeypatch.setattr(fashion_module, "FOLDER", tmp_path / "absent")
-    images = np.random.default_rng(0).integers(0, 256, (20, 28, 28), dtype=np.uint8)
-    columns = {"image": [Image.fromarray(i) for i in images], "label": [0, 1] * 10}
-    part = datasets.Dataset.from_dict(
-        columns,
-        features=datasets.Features(
-            {"image": datasets.Image(), "label": datasets.ClassLabel(names=fashion_module.CLASSES)}
-        ),
-    )
-    asked = []
-
-    def load_dataset(name):
-        asked.append(name)
-        if len(asked) > 1:
-            raise ConnectionError("no route")
-        return datasets.DatasetDict(train=part, test=part)
-
-    monkeypatch.setattr(datasets, "load_dataset", load_dataset)
-    parts = data.fashion_mnist(PIXELS)
-    assert np.array_equal(np.stack(parts["test"].images), images)
-    assert parts["test"].labels == [0, 1] * 10
-    with pytest.raises(BellaError, match="`apt install dataset-fashion-mnist`"):
-        data.fashion_mnist(PIXELS)
-    assert asked == ["zalando-datasets/fashion_mnist"] * 2

@@ -229,7 +229,7 @@ def test_a_method_that_adapts_needs_something_to_adapt(tmp_path):
 
 @pytest.mark.parametrize("task", ["fashion-resnet", "fashion-mlp"])
 def test_tasks_from_scratch_open_fresh_networks(task, fashion_folder, monkeypatch):
-    module = importlib.import_module("bella.data.fashion_mnist")
+    module = importlib.import_module("bella.data.sets.fashion_mnist")
     monkeypatch.setattr(module, "FOLDER", fashion_folder)
     found = task_named(task)
     assert set(found.split(0)) == {"train", "validation", "test", "corrupted"}

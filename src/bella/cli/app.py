@@ -13,6 +13,7 @@ import typer
 from bella import __version__
 from bella.cli.compare import compare
 from bella.cli.cost import cost
+from bella.cli.data import data
 from bella.cli.demo import demo
 from bella.cli.evaluate import evaluate
 from bella.cli.export import export
@@ -27,7 +28,7 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-for command in (demo, fit, evaluate, predict, compare, export, cost):
+for command in (demo, fit, evaluate, predict, compare, data, export, cost):
     app.command()(command)
 
 

@@ -1,30 +1,47 @@
-"""Images as data sets: a user's own, and two public ones with real shifts and real doubt."""
+"""Data: a user's own images, sets that are known by name, and whatever Hugging Face's hub has."""
 
-from bella.data.elpv import SolarCells, elpv
-from bella.data.fashion_mnist import FashionMnist, fashion_mnist
+from bella.data.checking import check_data
 from bella.data.folder import ImageFolder, open_images, splits
+from bella.data.hub import HubImages, open_hub
 from bella.data.images import IMAGENET_MEAN, IMAGENET_STD, Augment, Preprocess, load_image
-from bella.data.labelled import ImageList, LabelledImages, OnBadImage
-from bella.data.split import FRACTIONS, stratified_split
+from bella.data.labelled import ArrayImages, ImageList, Labelled, LabelledImages, OnBadImage
+from bella.data.opening import open_data, shifts_of
+from bella.data.sets import SETS, DataSet
+from bella.data.sets.elpv import SolarCells, elpv
+from bella.data.sets.fashion_mnist import fashion_mnist
+from bella.data.split import FRACTIONS, grouped_split, stratified_split
 from bella.data.table import ImageTable
+from bella.data.written import ImageQuestions, LabelledTexts, Questions
 
 __all__ = [
     "FRACTIONS",
     "IMAGENET_MEAN",
     "IMAGENET_STD",
+    "SETS",
+    "ArrayImages",
     "Augment",
-    "FashionMnist",
+    "DataSet",
+    "HubImages",
     "ImageFolder",
     "ImageList",
+    "ImageQuestions",
     "ImageTable",
+    "Labelled",
     "LabelledImages",
+    "LabelledTexts",
     "OnBadImage",
     "Preprocess",
+    "Questions",
     "SolarCells",
+    "check_data",
     "elpv",
     "fashion_mnist",
+    "grouped_split",
     "load_image",
+    "open_data",
+    "open_hub",
     "open_images",
+    "shifts_of",
     "splits",
     "stratified_split",
 ]

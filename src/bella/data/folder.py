@@ -7,7 +7,15 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from bella.data.images import Preprocess
-from bella.data.labelled import SUFFIXES, ImageList, LabelledImages, OnBadImage, images_in, is_image
+from bella.data.labelled import (
+    SUFFIXES,
+    ImageList,
+    LabelledImages,
+    OnBadImage,
+    images_in,
+    is_image,
+    with_missing_parts,
+)
 from bella.data.split import FRACTIONS
 from bella.data.table import PARTS, ImageTable
 from bella.errors import BellaError, nearest
@@ -206,17 +214,4 @@ def splits(
             if rows and part != "train"
         }
         train = train.select(told["train"])
-    shares = {part: share for part, share in fractions.items() if part not in parts}
-    whole = sum(shares.values())
-    parts |= train.split({part: share / whole for part, share in shares.items()}, seed)
-    if len(train.classes) < 2:
-        raise BellaError(
-            f"{path} holds images of one class alone, {train.classes[0]!r}: give at least two."
-        )
-    empty = [part for part in fractions if not len(parts[part])]
-    if empty:
-        raise BellaError(
-            f"{path} has too few images for the parts {', '.join(fractions)} (none is left for "
-            f"{empty[0]}): give at least {len(shares)} images of each class."
-        )
-    return {part: parts[part] for part in fractions}
+    return with_missing_parts({"train": train, **parts}, fractions, seed, str(path))

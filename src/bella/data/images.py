@@ -12,6 +12,7 @@ stumbles over is one sentence.
 from __future__ import annotations
 
 import dataclasses
+import io
 import math
 import numbers
 from collections.abc import Mapping, Sequence
@@ -248,19 +249,23 @@ def to_rgb(image: Image.Image) -> Image.Image:
     )
 
 
-def load_image(path: str | Path) -> Image.Image:
+def load_image(path: str | Path, content: bytes | None = None) -> Image.Image:
     """Read one image as 8-bit RGB, upright, transparency on white, of several frames the first.
 
-    16-bit grey images are scaled to 8 bits (PIL itself would clip them at 255). Where the EXIF data
-    cannot be read nobody knows which side is up, and the picture stays as it is stored.
+    The image is the file at ``path``, or ``content`` of that name. 16-bit grey images are scaled to
+    8 bits (PIL itself would clip them at 255). Where the EXIF data cannot be read nobody knows
+    which side is up, and the picture stays as it is stored.
 
     Raises:
         BellaError: the file is missing, is no image, is cut short, has more pixels than
             ``PIL.Image.MAX_IMAGE_PIXELS``, or has pixels without a range.
     """
     try:
-        check_ordinary(Path(path))
-        with Image.open(path, formats=FORMATS) as opened:
+        if content is None:
+            check_ordinary(Path(path))
+        with Image.open(
+            path if content is None else io.BytesIO(content), formats=FORMATS
+        ) as opened:
             _check_pixels(path, opened)
             opened.load()
             image = _upright(opened)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 
 import torch
 
@@ -57,3 +57,30 @@ def stratified_split(
         for part, size in zip(parts.values(), _apportion(len(order), shares), strict=True):
             part.extend(next(shuffled) for _ in range(size))
     return {name: sorted(part) for name, part in parts.items()}
+
+
+def grouped_split(
+    groups: Sequence[Hashable], fractions: Mapping[str, float], seed: int
+) -> dict[str, list[int]]:
+    """Split indices into named parts so that no group stands in two of them.
+
+    Args:
+        groups: what each item belongs to: the image that a question is about, say.
+        fractions: share of each part, of the groups; they sum to 1.
+        seed: see `stratified_split`.
+
+    Returns:
+        Ascending indices for each name of ``fractions``.
+
+    Raises:
+        BellaError: the fractions are not positive or do not sum to 1.
+    """
+    members: dict[Hashable, list[int]] = {}
+    for index, group in enumerate(groups):
+        members.setdefault(group, []).append(index)
+    named = list(members.values())
+    parts = stratified_split([0] * len(named), fractions, seed)
+    return {
+        name: sorted(index for place in part for index in named[place])
+        for name, part in parts.items()
+    }

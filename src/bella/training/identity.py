@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.utils.data import ConcatDataset, DataLoader, Subset, TensorDataset
 
 import bella
-from bella.data.labelled import LabelledImages
+from bella.data.labelled import Labelled
 from bella.errors import BellaError
 from bella.files import plain
 from bella.posterior import Posterior
@@ -176,8 +176,8 @@ def _add(digest: _Digest, data: Any) -> None:
         _say(digest, "joined", len(data.datasets))
         for part in data.datasets:
             _add(digest, part)
-    elif isinstance(data, LabelledImages):
-        _add_images(digest, data)
+    elif isinstance(data, Labelled):
+        _add_labelled(digest, data)
     elif isinstance(getattr(data, "_fingerprint", None), str):  # Hugging Face's
         _say(digest, "fingerprint", data._fingerprint)
     elif data is None or isinstance(data, str | bytes | int | float | bool):
@@ -213,11 +213,15 @@ def _add_bytes(digest: _Digest, tensor: Tensor) -> None:
     digest.update(flat.contiguous().view(torch.uint8).numpy().data)
 
 
-def _add_images(digest: _Digest, images: LabelledImages) -> None:
+def _add_labelled(digest: _Digest, data: Labelled) -> None:
     """Names from the class folder on: a data set that is moved as a whole is the same."""
-    _say(digest, "images", (images.classes, images.preprocess.to_dict()))
-    for column in images.columns:
-        for entry in getattr(images, column):
+    preprocess = getattr(data, "preprocess", None)
+    if preprocess is None:
+        _say(digest, "labelled", data.classes)
+    else:
+        _say(digest, "images", (data.classes, preprocess.to_dict()))
+    for column in data.columns:
+        for entry in getattr(data, column):
             if isinstance(entry, Path):
                 size = entry.stat().st_size if entry.exists() else None
                 _say(digest, "file", (*entry.parts[-2:], size))
