@@ -15,8 +15,9 @@ from bella import generation, storage
 from bella.errors import BellaError, nearest
 from bella.particles.axis import ParticleAxis
 from bella.particles.layer import ParticleLayer, Site
-from bella.particles.passes import BatchAxes, Folding, Passes
+from bella.particles.passes import Passes
 from bella.particles.plan import Plan, Plans
+from bella.particles.planner import BatchAxes, Folding
 from bella.particles.prefix import SharedPrefix, entrance_of
 from bella.particles.recompute import recomputing
 from bella.particles.stream import Stream
@@ -92,7 +93,9 @@ class Posterior(nn.Module):
             batch_axes=batch_axes,
             by_design=self.loops_by_design,
         )
-        self.passes.needs_examples = any(layer.needs_examples for layer in self.layers().values())
+        self.passes.planner.needs_examples = any(
+            layer.needs_examples for layer in self.layers().values()
+        )
         self.mover: Any = None  # the transport that moves these particles now
         self.recomputed: tuple[str, ...] = ()  # modules, see `bella.recompute`
         self.train(network.training)
@@ -145,12 +148,12 @@ class Posterior(nn.Module):
     def plan_for(self, *args: Any, **kwargs: Any) -> Plan:
         """How such a pass runs; a stream from `prefix` may stand for the inputs."""
         if args and isinstance(args[0], Stream):
-            return self.passes.plan_resuming(args[0])
-        return self.passes.plan(args, kwargs)
+            return self.passes.planner.plan_resuming(args[0])
+        return self.passes.planner.plan(args, kwargs)
 
     def plan(self) -> Plans:
         """How all kinds of passes so far run, and why: print it."""
-        return self.passes.known()
+        return self.passes.planner.known()
 
     def begun(self, *args: Any, **kwargs: Any) -> tuple[tuple, dict[str, Any]]:
         """The same inputs for several passes: with their prefix run, where there is one."""

@@ -539,16 +539,16 @@ def test_plans_outlive_a_session(name, monkeypatch):
     posterior = made(make())
     x, one = torch.randn(4, *shape), torch.randn(1, *shape)
     expected = posterior(x), posterior(one)
-    kept = json.loads(json.dumps(posterior.passes.state()))
+    kept = json.loads(json.dumps(posterior.passes.planner.state()))
     again = made(make())
-    again.passes.restore(kept)
-    monkeypatch.setattr("bella.particles.passes.Prover", None)  # nothing is proven anew
+    again.passes.planner.restore(kept)
+    monkeypatch.setattr("bella.particles.planner.Prover", None)  # nothing is proven anew
     assert torch.equal(again(x), expected[0])
     assert torch.equal(again(one), expected[1])
     assert str(again.plan()) == str(posterior.plan())
     with pytest.raises(bella.BellaError, match="folding"):
-        made(make(), folding="never").passes.restore(kept)
+        made(make(), folding="never").passes.planner.restore(kept)
     kept["plans"] = {kind: plan | {"how": "guessed"} for kind, plan in kept["plans"].items()}
     with pytest.raises(bella.BellaError, match="damaged"):
-        again.passes.restore(kept)  # before anything runs by it
+        again.passes.planner.restore(kept)  # before anything runs by it
     assert torch.equal(again(x), expected[0])

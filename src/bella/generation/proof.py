@@ -21,8 +21,9 @@ from torch import Tensor
 from bella.errors import BellaError
 from bella.generation.speaker import Speaker, answering, writer_of
 from bella.particles.axis import IdleError
+from bella.particles.evidence import REFUSALS, independent, layers_of, not_foldable, short
 from bella.particles.plan import Plan, describe
-from bella.particles.proof import FEW, FEWER, REFUSALS, Prover, short
+from bella.particles.proof import FEW, FEWER, Prover
 from bella.particles.roles import MixedError, Role, examples, map_roles, roles_of
 from bella.trees import structure
 
@@ -58,34 +59,36 @@ def plan_of(posterior: Any, inputs: dict[str, Any], each: bool) -> TextPlan:
         inputs: of its network, by name.
         each: whether each particle writes an answer of its own.
     """
-    passes = posterior.passes
+    planner = posterior.passes.planner
     mask = inputs.get("attention_mask")
     padded = mask is not None and not bool(mask.all())  # without padding generate drops the mask
     kind = ("text", each, padded, structure(inputs))
-    plan = passes.texts.get(kind)
+    plan = planner.texts.get(kind)
     if plan is None:
         plan = _find(posterior, inputs, each)
         what = "each its own" if each else "one of all"
         plan.words = f"answers, {what}, {describe((), inputs, False).partition(', ')[2]}"
-        passes.texts[kind] = plan
+        planner.texts[kind] = plan
     return plan
 
 
 def _find(posterior: Any, inputs: dict[str, Any], each: bool) -> TextPlan:
-    passes = posterior.passes
-    if passes.by_design or (passes.folding == "never" and not passes.needs_examples):
-        return TextPlan("looped", passes.by_design or "folding='never'")
-    if posterior.particles == 1 and not passes.needs_examples:
+    planner = posterior.passes.planner
+    if planner.by_design or (planner.folding == "never" and not planner.needs_examples):
+        return TextPlan("looped", planner.by_design or "folding='never'")
+    if posterior.particles == 1 and not planner.needs_examples:
         return TextPlan("looped")
-    with passes.turns:
+    with planner.turns:
         try:
-            plan = TextProver(passes).prove_text(inputs, each)
+            batch, candidates = planner.candidates((), inputs)
+            prover = planner.prover(TextProver)
+            plan = prover.prove_text(inputs, each, batch, candidates)
         except (torch.OutOfMemoryError, IdleError):
             raise
         except REFUSALS as error:
             plan = TextPlan("looped", short(error))
     if plan.how == "looped" and posterior.particles > 1:
-        if passes.folding == "always":
+        if planner.folding == "always":
             raise BellaError(
                 f"folding='always' cannot write these answers in one pass ({plan.why}): choose "
                 "'auto'."
@@ -103,17 +106,24 @@ def _find(posterior: Any, inputs: dict[str, Any], each: bool) -> TextPlan:
 class TextProver(Prover):
     """Proves that particles may write in one pass."""
 
-    def prove_text(self, inputs: dict[str, Any], each: bool) -> TextPlan:
+    def prove_text(
+        self,
+        inputs: dict[str, Any],
+        each: bool,
+        batch: int,
+        candidates: Sequence[tuple[Role, ...]],
+    ) -> TextPlan:
         """How such prompts may be answered.
 
         Args:
             inputs: of the network, by name.
             each: whether each particle writes an answer of its own.
+            batch: number of prompts.
+            candidates: which inputs may carry them, the likelier first.
 
         Raises:
             Exception: what the network raises on a few of these prompts.
         """
-        batch, candidates = self.passes.candidates((), inputs)
         few = min(batch, FEW)
         fewer = FEWER if few == FEW else few + 1
         order = _shortest_first(inputs.get("attention_mask"), batch)[:few]
@@ -127,7 +137,7 @@ class TextProver(Prover):
                 try:
                     first = self.see(partial(self.alone, some, few, 0, met))
                     second = self.see(partial(self.alone, less, fewer, 0, others))
-                    outputs = self.independent(first, second, few, fewer)
+                    outputs = independent(first, second, few, fewer)
                     calls = _roles_of_calls(met, others, few, fewer)
                     break
                 except MixedError as mixed:
@@ -140,13 +150,13 @@ class TextProver(Prover):
                 if not why:
                     raise failed
                 return TextPlan("looped", why)
-            layers = self.layers_of(first, second, few, fewer)
+            layers = layers_of(self.layers, first, second, few, fewer)
             plan = TextPlan("looped", "", inputs=roles, outputs=outputs, layers=layers, calls=calls)
             self.notice_idle(first)
             if not self.fold:
                 return plan
             other = self.see(partial(self.alone, some, few, 1, []))
-            plan.why = self.not_foldable(layers, first, other)
+            plan.why = not_foldable(layers, first, other)
             if not plan.why:
                 write = self.each_its_own if each else self.together
                 plan.why = self.compare(

@@ -23,7 +23,7 @@ from bella.interop.adapters import Adapter
 from bella.interop.hub import local_folder
 from bella.particles import targets
 from bella.particles.copies import Copies
-from bella.particles.passes import BatchAxes, Folding
+from bella.particles.planner import BatchAxes, Folding
 from bella.particles.surgery import undone_if_refused
 from bella.posterior import Posterior
 from bella.posteriors.low_rank.convolution import LowRankConv

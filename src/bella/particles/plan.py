@@ -40,6 +40,7 @@ class Plan:
         in_place: whether the network may change its inputs.
         sort: what kinds of things arrive at the entrance; see `Stream.sort`.
         others: plans for the same inputs where other things arrive.
+        not_shared: what stood in the way of a shared prefix; empty where nothing did.
     """
 
     how: How
@@ -53,6 +54,7 @@ class Plan:
     in_place: bool = True
     sort: tuple[str, ...] = ()
     others: dict[tuple[str, ...], Plan] = field(default_factory=dict)
+    not_shared: str = ""
 
     @property
     def folds(self) -> bool:

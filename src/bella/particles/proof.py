@@ -19,16 +19,28 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from bella.errors import BellaError
-from bella.particles.axis import Pass
+from bella.particles.axis import ParticleAxis, Pass
 from bella.particles.copies import Copies
+from bella.particles.evidence import (
+    REFUSALS,
+    Seen,
+    clean,
+    independent,
+    layers_of,
+    not_foldable,
+    short,
+    split,
+    telling,
+)
 from bella.particles.layer import ParticleLayer
 from bella.particles.plan import Plan
+from bella.particles.prefix import SharedPrefix, Turns
 from bella.particles.roles import (
     Layer,
     MixedError,
@@ -37,49 +49,36 @@ from bella.particles.roles import (
     differ,
     examples,
     map_roles,
-    role_of,
-    roles_of,
-    with_roles,
 )
 from bella.particles.sober import Sober, Watch, seed_all, undisturbed
 from bella.particles.stream import Places, Stream, others_now, places_of
 from bella.trees import fresh, map_tensors, tensors_of
 
-if TYPE_CHECKING:
-    from bella.particles.passes import Passes
-
 FEW, FEWER = 3, 2
 """Examples of the two calls that show which tensors follow the batch."""
-
-REFUSALS = (BellaError, MixedError, RuntimeError, ValueError, IndexError, TypeError, KeyError)
-"""What may go wrong in a pass that is only tried (but for a lack of memory)."""
-
-
-class Seen:
-    """What one pass of one particle shows.
-
-    Attributes:
-        outputs: the network's.
-        calls: for each particle layer, the tensors of its calls' arguments and of what they return.
-        dependent: particle layers whose rows may depend on the data.
-    """
-
-    def __init__(self) -> None:
-        self.outputs: Any = None
-        self.calls: dict[str, list[tuple[list[Tensor], list[Tensor]]]] = {}
-        self.dependent: set[str] = set()
 
 
 class Prover:
     """Proves kinds of passes of one posterior.
 
     Args:
-        passes: whose network, axis and prefix they are.
+        network: with its particle layers in place.
+        axis: their axis.
+        prefix: what may run once for all particles; ``None`` where nothing may.
+        turns: held while the network is hooked.
+        tell_idle: told the layers that did not run, and refuses if none did.
     """
 
-    def __init__(self, passes: Passes):
-        self.passes = passes
-        self.network, self.axis = passes.network, passes.axis
+    def __init__(
+        self,
+        network: nn.Module,
+        axis: ParticleAxis,
+        prefix: SharedPrefix | None,
+        turns: Turns,
+        tell_idle: Callable[[list[str]], None],
+    ):
+        self.network, self.axis = network, axis
+        self.prefix, self.turns, self.tell_idle = prefix, turns, tell_idle
         self.layers: dict[str, ParticleLayer] = {
             name: module
             for name, module in self.network.named_modules()
@@ -94,13 +93,26 @@ class Prover:
 
     # ------------------------------------------------------------ whole proofs
 
-    def prove(self, args: tuple, kwargs: dict[str, Any], kind: Any) -> Plan:
+    def prove(
+        self,
+        args: tuple,
+        kwargs: dict[str, Any],
+        kind: Any,
+        batch: int,
+        candidates: Sequence[tuple[Role, ...]],
+    ) -> Plan:
         """How passes like this one may run.
+
+        Args:
+            args: inputs by position.
+            kwargs: inputs by name.
+            kind: of the pass.
+            batch: number of examples.
+            candidates: which inputs may carry them, the likelier first.
 
         Raises:
             Exception: what the network raises on a few of these examples.
         """
-        batch, candidates = self.passes.candidates(args, kwargs)
         few = min(batch, FEW)
         fewer = FEWER if few == FEW else few + 1
         inputs = map_tensors(clean, (args, kwargs))
@@ -120,7 +132,7 @@ class Prover:
                 try:
                     first = self.see(partial(self.single, *take(roles, 0), few, 0))
                     second = self.see(partial(self.single, *take(roles, 1), fewer, 0))
-                    outputs = self.independent(first, second, few, fewer)
+                    outputs = independent(first, second, few, fewer)
                     break
                 except MixedError as mixed:
                     why = why or str(mixed)
@@ -132,14 +144,14 @@ class Prover:
                 if not why:
                     raise failed
                 return Plan("looped", why)
-            layers = self.layers_of(first, second, few, fewer)
+            layers = layers_of(self.layers, first, second, few, fewer)
             plan = Plan("looped", "", inputs=roles, outputs=outputs, layers=layers)
             plan.in_place = self.in_place
             self.notice_idle(first)
             some = take(roles, 0)
             other = self.see(lambda: self.single(*some, few, 1)) if self.fold else first
-            plan.why = self.not_foldable(layers, first, other)
-            if self.passes.prefix is not None:
+            plan.why = not_foldable(layers, first, other)
+            if self.prefix is not None:
                 self.prove_sharing(plan, some, take(roles, 2), (few, few + 1), kind, first, other)
             if self.fold and not plan.why:
                 truths = first.outputs, other.outputs
@@ -165,7 +177,7 @@ class Prover:
         other: Seen,
     ) -> None:
         """Whether what comes before the entrance may run once; notes it in the plan."""
-        prefix = self.passes.prefix
+        prefix = self.prefix
         assert prefix is not None
         try:
             raw, streams = Places(kind, plan.inputs), []
@@ -181,7 +193,7 @@ class Prover:
         except torch.OutOfMemoryError:
             raise
         except REFUSALS as error:
-            self.passes.not_shared = str(error)
+            plan.not_shared = str(error)
             return
         truths = first.outputs, other.outputs
         tried = plan.why
@@ -203,14 +215,14 @@ class Prover:
             other.outputs,
         )
         if alone:
-            self.passes.not_shared = tried or alone
+            plan.not_shared = tried or alone
         else:
             plan.how, plan.places = "shared, looped", places
             plan.why = tried
 
     def prove_resuming(self, stream: Stream) -> Plan:
         """How second halves from a stream like this one may run, whoever made the stream."""
-        prefix = self.passes.prefix
+        prefix = self.prefix
         assert prefix is not None
         few = min(stream.batch, FEW)
         fewer = FEWER if few == FEW else few + 1
@@ -225,8 +237,8 @@ class Prover:
             try:
                 first = self.see(lambda: single(some, 0))
                 second = self.see(lambda: single(less, 0))
-                plan.outputs = self.independent(first, second, few, fewer)
-                plan.layers = self.layers_of(first, second, few, fewer)
+                plan.outputs = independent(first, second, few, fewer)
+                plan.layers = layers_of(self.layers, first, second, few, fewer)
             except MixedError as mixed:
                 plan.why = str(mixed)
                 return plan
@@ -234,7 +246,7 @@ class Prover:
             if not self.fold:
                 return plan
             other = self.see(lambda: single(some, 1))
-            plan.why = self.not_foldable(plan.layers, first, other) or self.compare(
+            plan.why = not_foldable(plan.layers, first, other) or self.compare(
                 lambda which, fill: prefix.resume(
                     some.again(), self.one(few, (0, 1), which, plan.layers), fill
                 ),
@@ -338,7 +350,7 @@ class Prover:
         dtypes = {p.dtype for p in self.network.parameters() if p.is_floating_point()}
         device = next(iter(self.network.parameters()), torch.empty(0)).device.type
         with ExitStack() as stack:
-            stack.enter_context(self.passes.turns)
+            stack.enter_context(self.turns)
             if dtypes == {torch.float32}:  # what a row means does not depend on how it is rounded
                 stack.enter_context(torch.autocast(device, enabled=False))
             stack.enter_context(undisturbed(self.network))
@@ -352,93 +364,7 @@ class Prover:
                 stack.callback(setattr, norm, "training", True)
             yield
 
-    # ------------------------------------------------------------ what they show
-
-    def independent(self, first: Seen, second: Seen, few: int, fewer: int) -> tuple[Role, ...]:
-        """Roles of the outputs, if each example's are its own.
-
-        Raises:
-            MixedError: they are not.
-        """
-        try:
-            roles = roles_of(first.outputs, second.outputs, few, fewer)
-        except MixedError as mixed:
-            raise MixedError(f"an output mixes the examples: it {mixed}") from None
-        common = min(few, fewer)
-        pairs = zip(tensors_of(first.outputs), tensors_of(second.outputs), roles, strict=True)
-        for x, y, role in pairs:
-            if role is not None:
-                x, y = begin(x, role, few, common), begin(y, role, fewer, common)
-            if differ(x, y):
-                raise MixedError(
-                    "what an example gets depends on which others are in its batch, or their rows "
-                    "do not stand together"
-                )
-        return roles
-
-    def layers_of(self, first: Seen, second: Seen, few: int, fewer: int) -> dict[str, Layer]:
-        """What each particle layer meets, from two passes on other numbers of examples."""
-        found = {}
-        for name, layer in self.layers.items():
-            calls, others = first.calls.get(name, []), second.calls.get(name, [])
-            if name in first.dependent:
-                found[name] = Layer(why_not=f"which rows {name} gets depends on the data")
-                continue
-            if len(calls) != len(others):
-                found[name] = Layer(
-                    why_not=f"how often {name} runs depends on the number of examples"
-                )
-                continue
-            met = set()
-            try:
-                for (x, y), (x2, y2) in zip(calls, others, strict=True):
-                    roles = tuple(
-                        role_of(a.shape, b.shape, few, fewer) for a, b in zip(x, x2, strict=True)
-                    )
-                    outputs = tuple(
-                        role_of(a.shape, b.shape, few, fewer) for a, b in zip(y, y2, strict=True)
-                    )
-                    by_example = not layer.needs_examples or (
-                        roles[0] == 0
-                        and not differ(
-                            begin(x[0], 0, few, min(few, fewer)),
-                            begin(x2[0], 0, fewer, min(few, fewer)),
-                        )
-                    )
-                    met.add(Layer(roles, outputs, by_example))
-            except MixedError as mixed:
-                found[name] = Layer(why_not=f"the input of {name} {mixed}", by_example=False)
-                continue
-            if not met:
-                continue
-            one, *more = met
-            if not all(layer.by_example for layer in met):
-                one = Layer(
-                    by_example=False,
-                    why_not=f"the rows that {name} gets are not one example after another",
-                )
-            elif more:
-                one = Layer(why_not=f"{name} is called with inputs of several kinds")
-            elif one.inputs[:1] != (0,):
-                where = "no axis" if one.inputs[:1] in ((None,), ()) else f"axis {one.inputs[0]}"
-                one = replace(
-                    one, why_not=f"the input of {name} has the examples on {where}, not the first"
-                )
-            found[name] = one
-        return found
-
-    def not_foldable(self, layers: dict[str, Layer], first: Seen, other: Seen) -> str:
-        """Why particle layers could not tell whose rows they hold; empty if they can."""
-        for name, layer in layers.items():
-            if layer.why_not:
-                return layer.why_not
-            shapes = [
-                [[x.shape for x in call[0]] for call in seen.calls.get(name, [])]
-                for seen in (first, other)
-            ]
-            if shapes[0] != shapes[1]:
-                return f"the rows of {name} depend on the particle"
-        return ""
+    # ------------------------------------------------------------ ways against the truth
 
     def compare(
         self,
@@ -498,58 +424,9 @@ class Prover:
         Raises:
             BellaError: none did.
         """
-        self.passes.tell_idle(sorted(set(self.layers) - seen.calls.keys()))
-
-
-def telling(inputs: Any, roles: Sequence[Role], batch: int, few: int) -> Tensor:
-    """A few examples that show what the data may decide: shortest and longest masks come first."""
-    wanted: list[int] = []
-    for x, role in with_roles(inputs, roles):
-        if role is not None and not x.is_floating_point() and not x.is_complex():
-            sums = x.movedim(role, 0).reshape(x.shape[role], -1).long().sum(1)
-            if len(sums) == batch:
-                wanted = [int(sums.argmin()), *wanted, int(sums.argmax())]
-    picked = list(dict.fromkeys([*wanted, *range(min(batch, few))]))[:few]
-    return torch.tensor(sorted(picked))
-
-
-def begin(x: Tensor, role: int, batch: int, common: int) -> Tensor:
-    """The part of the first examples of a batch."""
-    return x.narrow(role, 0, x.shape[role] // batch * common)
-
-
-def split(outputs: Any, roles: Sequence[Role], width: int) -> list[list[Tensor]]:
-    """Each output tensor's parts, one for each particle.
-
-    Raises:
-        MixedError: its rows are not so many particles'.
-    """
-    found = []
-    tensors = tensors_of(outputs)
-    if len(tensors) != len(roles):
-        raise MixedError(f"there are {len(tensors)} outputs where {len(roles)} were expected")
-    for x, role in zip(tensors, roles, strict=True):
-        if role is None:
-            found.append([x] * width)
-        elif x.dim() <= role or x.shape[role] % width:
-            raise MixedError(f"an output of shape {tuple(x.shape)} does not carry the particles")
-        else:
-            found.append(list(x.chunk(width, role)))
-    return found
+        self.tell_idle(sorted(set(self.layers) - seen.calls.keys()))
 
 
 def versions(inputs: Any) -> list[int | None]:
     """How often each tensor was changed in place; ``None`` where torch does not count."""
     return [None if x.is_inference() else x._version for x in tensors_of(inputs)]
-
-
-def clean(x: Tensor) -> Tensor:
-    """Finite numbers in place of NaN and infinities: bad data prove nothing."""
-    if not x.is_floating_point() or bool(x.isfinite().all()):
-        return x
-    return x.nan_to_num(0.0, 0.0, 0.0)
-
-
-def short(error: Exception) -> str:
-    """An error's first line."""
-    return str(error).strip().split("\n")[0].rstrip(".")

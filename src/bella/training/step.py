@@ -195,7 +195,7 @@ class Step:
             "step": self.number,
             "move": self.move.state_dict(),
             "movers": [mover.state_dict() for mover in self.movers[:-1]],
-            "passes": self.posterior.passes.state(),
+            "passes": self.posterior.passes.planner.state(),
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -209,7 +209,7 @@ class Step:
             self.move.load_state_dict(state["move"])
             for mover, known in movers:
                 mover.load_state_dict(known)
-            self.posterior.passes.restore(state["passes"])
+            self.posterior.passes.planner.restore(state["passes"])
             self.number = int(state["step"])
         except (KeyError, TypeError, ValueError) as error:
             if isinstance(error, BellaError):

@@ -20,8 +20,8 @@ from bella.particles import architectures, surgery, targets
 from bella.particles.axis import ParticleAxis
 from bella.particles.copies import copies_of, why_no_head
 from bella.particles.layer import ParticleLayer
-from bella.particles.passes import BatchAxes, Folding
 from bella.particles.plan import Plan
+from bella.particles.planner import BatchAxes, Folding
 from bella.particles.statistics import keep_statistics, moved_by
 from bella.particles.stream import Stream
 from bella.posterior import Posterior, check_prefix

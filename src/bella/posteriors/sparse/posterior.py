@@ -20,7 +20,7 @@ from bella.errors import BellaError, nearest
 from bella.particles import architectures, surgery, targets
 from bella.particles.axis import ParticleAxis
 from bella.particles.linearity import described, family
-from bella.particles.passes import BatchAxes, Folding
+from bella.particles.planner import BatchAxes, Folding
 from bella.posterior import Posterior, check_prefix
 from bella.posteriors.sparse.active import decode, encode
 from bella.posteriors.sparse.criteria import CRITERIA

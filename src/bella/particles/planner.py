@@ -1,0 +1,316 @@
+"""How each kind of pass runs: proven once, decided by what is asked for, remembered by a run.
+
+n passes of one particle are right for every network. Folding the particles into the batch, and
+running a shared prefix once, are faster; each is used for a kind of pass (structure of the inputs,
+dtypes, mode, flags, which axes have length 1; never other sizes) once `bella.particles.proof` has
+seen it give the same. What is not proven loops, and one warning says why and what it costs.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Mapping
+from typing import Any, Literal, TypeVar
+
+import torch
+from torch import Tensor, nn
+
+from bella.errors import BellaError
+from bella.particles.axis import IdleError, ParticleAxis
+from bella.particles.evidence import REFUSALS, short
+from bella.particles.layer import ParticleLayer
+from bella.particles.plan import BEGIN_ANEW, Plan, Plans, describe
+from bella.particles.prefix import SharedPrefix, Turns
+from bella.particles.proof import Prover
+from bella.particles.roles import Role
+from bella.particles.stream import Stream
+from bella.trees import structure, tensors_of
+
+Proves = TypeVar("Proves", bound=Prover)
+Folding = Literal["auto", "never", "always"]
+BatchAxes = Mapping[str | int, int | None]
+"""By an argument's name or position, the axis of its tensors that carries the batch; ``None`` for
+an argument that is the same whatever the batch."""
+
+
+class Planner:
+    """The plans of one posterior's passes.
+
+    Args:
+        network: with its particle layers in place.
+        axis: their axis.
+        prefix: what may run once for all particles; ``None`` where nothing may.
+        turns: held while a proof hooks the network.
+        folding: ``auto``, ``never``, or ``always``: fold without the proof.
+        batch_axes: for a caller who knows better; see `BatchAxes`.
+        by_design: why particles loop whatever is asked, without a warning.
+        run_anyway: runs inputs that no proof could run, so that bad ones fail with the network's
+            own error.
+
+    Attributes:
+        needs_examples: whether a layer has to know which rows are one example's, also where one
+            particle runs.
+
+    Raises:
+        BellaError: an unknown ``folding``.
+    """
+
+    def __init__(
+        self,
+        network: nn.Module,
+        axis: ParticleAxis,
+        prefix: SharedPrefix | None,
+        turns: Turns,
+        *,
+        folding: Folding,
+        batch_axes: BatchAxes | None,
+        by_design: str,
+        run_anyway: Callable[[tuple, dict[str, Any]], Any],
+    ):
+        if folding not in ("auto", "never", "always"):
+            raise BellaError(f"folding={folding!r}: choose 'auto', 'never' or 'always'.")
+        self.network = network
+        self.axis = axis
+        self.prefix = prefix
+        self.entrances = () if prefix is None else prefix.entrances
+        self.turns = turns
+        self.folding = folding
+        self.batch_axes = {str(key): value for key, value in (batch_axes or {}).items()}
+        self.by_design = by_design
+        self.run_anyway = run_anyway
+        self.needs_examples = False
+        self.plans: dict[Any, Plan] = {}
+        self.resumes: dict[Any, Plan] = {}
+        self.texts: dict[Any, Plan] = {}  # how answers are written, see `bella.generation.proof`
+        self.kept: dict[str, dict[str, Any]] = {}  # plans of an earlier session, by their kind
+        self.idle: set[str] = set()
+
+    def kind(self, args: tuple, kwargs: dict[str, Any]) -> Any:
+        """What decides how a pass runs."""
+        return structure((args, kwargs)), self.network.training
+
+    def known(self) -> Plans:
+        """All plans so far."""
+        plans = (*self.plans.values(), *self.resumes.values(), *self.texts.values())
+        return Plans(other for plan in plans for other in (plan, *plan.others.values()))
+
+    def state(self) -> dict[str, Any]:
+        """All plans as JSON values: a run that goes on takes them instead of proving anew."""
+        plans = {repr(kind): plan for kind, plan in (self.plans | self.resumes).items()}
+        return {
+            "folding": self.folding,
+            "plans": self.kept | {kind: plan.to_json() for kind, plan in plans.items()},
+        }
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Run as the session that `state` was taken in.
+
+        Raises:
+            BellaError: it ran with another ``folding``, or is damaged.
+        """
+        folding, plans = state.get("folding"), state.get("plans")
+        if folding not in ("auto", "never", "always") or not isinstance(plans, dict):
+            raise BellaError(f"The plans of passes are damaged: {BEGIN_ANEW}.")
+        if folding != self.folding:
+            raise BellaError(
+                f"The run was begun with folding={folding!r} and this posterior has "
+                f"folding={self.folding!r}: make it with the same."
+            )
+        modules = {name for name, _ in self.network.named_modules()}
+        for kept in plans.values():
+            Plan.from_json(kept, None).check_names(modules, {*self.entrances, ""})
+        self.kept = dict(plans)
+        self.plans, self.resumes = {}, {}
+
+    def remembered(self, kind: Any, places_kind: Any) -> Plan | None:
+        """The plan of an earlier session for a kind of pass."""
+        kept = self.kept.get(repr(kind))
+        return None if kept is None else Plan.from_json(kept, places_kind)
+
+    def plan(self, args: tuple, kwargs: dict[str, Any]) -> Plan:
+        """How such a pass runs; proven first where that is not known yet.
+
+        Raises:
+            BellaError: no layer with particles ran.
+        """
+        kind = self.kind(args, kwargs)
+        known = self.plans.get(kind)
+        return self.prove(kind, args, kwargs) if known is None else known
+
+    @torch.compiler.disable(
+        reason="call posterior.prove(inputs) before compiling with fullgraph=True"
+    )
+    def prove(self, kind: Any, args: tuple, kwargs: dict[str, Any]) -> Plan:
+        """Prove a kind of pass, or remember what was proven, and keep the plan."""
+        plan = self.remembered(kind, kind)
+        if plan is None:
+            plan = self.find(kind, args, kwargs)
+        else:
+            plan.check_inputs([x.dim() for x in tensors_of((args, kwargs))])
+        self.plans[kind] = plan
+        plan.words = describe(args, kwargs, self.network.training)
+        return plan
+
+    def find(self, kind: Any, args: tuple, kwargs: dict[str, Any]) -> Plan:
+        """A plan for a kind of pass."""
+        if self.by_design or (self.folding == "never" and not self.needs_examples):
+            return Plan("looped", self.by_design or "folding='never'")
+        batch, candidates = self.candidates(args, kwargs)
+        with self.turns:
+            try:
+                plan = self.prover(Prover).prove(args, kwargs, kind, batch, candidates)
+            except (torch.OutOfMemoryError, IdleError):
+                raise
+            except REFUSALS as error:
+                # Bad inputs fail in the looped passes as well, with the network's own error, and
+                # then no plan is kept.
+                self.run_anyway(args, kwargs)
+                plan = Plan("looped", short(error))
+        return self.decide(plan)
+
+    def prover(self, sort: type[Proves]) -> Proves:
+        """One of this sort, for the network as it is now."""
+        return sort(self.network, self.axis, self.prefix, self.turns, self.tell_idle)
+
+    def decide(self, plan: Plan) -> Plan:
+        """What is done with what was found; tells what it costs.
+
+        Raises:
+            BellaError: ``folding="always"`` where the rows of particles cannot be found.
+        """
+        if self.folding == "never":
+            plan.how, plan.why = "looped", "folding='never'"
+            return plan
+        if self.folding == "always" and not plan.folds:
+            if not plan.layers or not plan.outputs:
+                raise BellaError(
+                    f"folding='always' cannot fold these inputs ({plan.why}): choose 'auto', or "
+                    "say in batch_axes which arguments carry the batch."
+                )
+            plan.how, plan.from_inputs = "folded", True
+            return plan
+        if self.axis.particles == 1:
+            return plan
+        if not plan.folds:
+            places = f" from {plan.entrance} on" if plan.shares else ""
+            warnings.warn(
+                f"The particles of this {type(self.network).__name__} run one after another"
+                f"{places}, because {plan.why}. All outputs are right, at the price of "
+                f"{self.axis.particles} passes instead of one; posterior.plan() lists what runs "
+                "how, and folding='never' accepts it.",
+                stacklevel=6,
+            )
+        elif self.prefix is not None and not plan.shares:
+            warnings.warn(
+                f"Nothing is shared between the particles: the axis cannot open at "
+                f"{' or '.join(self.entrances)} ({plan.not_shared}). "
+                "Pass shared_prefix=False to accept this, or name a module to open it at.",
+                stacklevel=6,
+            )
+        return plan
+
+    def plan_resuming(self, stream: Stream) -> Plan:
+        """How the second half from a stream runs."""
+        kind = (
+            stream.places.kind,
+            stream.entrance,
+            min(stream.batch, 2),
+            self.network.training,
+        )
+        known = self.resumes.get(kind)
+        if known is not None:
+            return known
+        plan = self.remembered(kind, stream.places.kind)
+        if plan is not None:
+            self.resumes[kind] = plan
+            return plan
+        made = self.plans.get((stream.places.kind[0], self.network.training))
+        same = made is not None and made.places is stream.places
+        if made is not None and same and (stream.batch == 1) == stream.places.single:
+            return made
+        if self.prefix is None:
+            raise BellaError("This posterior opens its particle axis at the inputs: no prefix.")
+        if self.folding == "never" and not self.needs_examples:
+            plan = Plan("shared, looped", "folding='never'", places=stream.places)
+        else:
+            with self.turns:
+                try:
+                    plan = self.prover(Prover).prove_resuming(stream)
+                except (torch.OutOfMemoryError, IdleError):
+                    raise
+                except REFUSALS as error:
+                    plan = Plan("shared, looped", short(error), places=stream.places)
+            if self.axis.particles > 1:
+                plan = self.decide(plan)
+        plan.words = f"{'training' if self.network.training else 'evaluation'}, from a prefix"
+        self.resumes[kind] = plan
+        return plan
+
+    def candidates(self, args: tuple, kwargs: dict[str, Any]) -> tuple[int, list[tuple[Role, ...]]]:
+        """The number of examples, and which tensors may carry them: what shapes propose.
+
+        The first tensor does, along its first axis. Others of the same length may, or may not.
+
+        Raises:
+            BellaError: there is no such tensor, or the batch is empty.
+        """
+        tensors: list[Tensor] = []
+        told: list[Any] = []  # the axis, None, or "?" where nobody says
+        for name, value in [*((str(i), x) for i, x in enumerate(args)), *kwargs.items()]:
+            for x in tensors_of(value):
+                tensors.append(x)
+                told.append(self.batch_axes.get(name, "?"))
+        leading = next((i for i, x in enumerate(tensors) if x.dim() and told[i] is not None), None)
+        if leading is None:
+            raise BellaError("A posterior needs at least one tensor whose first axis is the batch.")
+        axis = 0 if told[leading] == "?" else told[leading]
+        for x, role in zip(tensors, told, strict=True):
+            if role not in ("?", None) and not 0 <= role < x.dim():
+                raise BellaError(
+                    f"batch_axes names axis {role} of a tensor of shape {tuple(x.shape)}: count "
+                    "its axes from 0, or give None for one that is the same for any batch."
+                )
+        batch = tensors[leading].shape[axis]
+        if not batch:
+            raise BellaError("The batch is empty: give at least one example.")
+
+        def proposed(others: bool) -> tuple[Role, ...]:
+            roles = []
+            for number, (x, role) in enumerate(zip(tensors, told, strict=True)):
+                same = x.dim() > 0 and x.shape[0] == batch and (others or number == leading)
+                roles.append((0 if same else None) if role == "?" else role)
+            return tuple(roles)
+
+        return batch, list(dict.fromkeys([proposed(True), proposed(False)]))
+
+    def tell_idle(self, idle: list[str]) -> None:
+        """Warn of particle layers that did not run.
+
+        Raises:
+            BellaError: none did.
+        """
+        fresh = set(idle) - self.idle
+        if not fresh:
+            return
+        said = (
+            f"Layers with particles that did not run: {', '.join(idle)}. Does the network read "
+            "their weight without calling them? Then their particles make no difference."
+        )
+        layers = [m for m in self.network.modules() if isinstance(m, ParticleLayer)]
+        if len(idle) == len(layers):
+            raise IdleError(said)
+        self.idle |= fresh
+        warnings.warn(said, stacklevel=8)
+
+    def withdraw(self, plan: Plan, error: Exception) -> None:
+        """A pass met what its proof had not: from now on its kind loops.
+
+        Raises:
+            BellaError: it was to be folded without a proof.
+        """
+        if self.folding == "always":
+            raise BellaError(
+                f"folding='always' cannot fold this pass ({short(error)}): choose 'auto'."
+            ) from error
+        plan.how, plan.why, plan.from_inputs = "looped", short(error), False
+        self.decide(plan)
