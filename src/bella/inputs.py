@@ -4,13 +4,27 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from bella.errors import BellaError
 from bella.trees import map_tensors
+
+
+class Weighed(NamedTuple):
+    """A batch, or an example, that says what it weighs in the loss (see `bella.nll`).
+
+    Attributes:
+        inputs: a tensor, a tuple of arguments or a mapping of named ones.
+        labels: as ever.
+        weights: one number an example.
+    """
+
+    inputs: Any
+    labels: Any
+    weights: Any
 
 
 def arguments(inputs: Any) -> tuple[tuple, dict[str, Any]]:
@@ -25,10 +39,11 @@ def arguments(inputs: Any) -> tuple[tuple, dict[str, Any]]:
 def split(batch: Any, network: nn.Module | None = None) -> tuple[tuple, dict[str, Any], Tensor]:
     """A batch as (args, kwargs, labels): from (inputs, labels), or a mapping with ``labels``.
 
-    Labels that are a list of numbers or a NumPy array become a tensor.
+    Labels that are a list of numbers or a NumPy array become a tensor. What each example weighs
+    is left out: `weights_of` has it.
 
     Args:
-        batch: as a loader makes it.
+        batch: as a loader makes it; `Weighed`, or a mapping with ``weights``, weighs its examples.
         network: the network that it is for. One that makes its decoder's inputs from the labels
             gets them, where it is an encoder-decoder network and the batch does not bring them.
 
@@ -44,9 +59,12 @@ def split(batch: Any, network: nn.Module | None = None) -> tuple[tuple, dict[str
                 "collate_fn that makes tensors, or the data set as tensors (with_format('torch'))."
             )
         labels = kwargs.pop("labels", kwargs.pop("label", None))
+        kwargs.pop("weights", None)
         if labels is not None:
             labels = _numbers(labels)
             return (), _with_decoder_inputs(network, kwargs, labels), labels
+    elif isinstance(batch, Weighed):
+        return split((batch.inputs, batch.labels), network)
     elif isinstance(batch, tuple | list) and len(batch) == 2:
         inputs, labels = batch[0], _numbers(batch[1])
         if isinstance(inputs, Mapping):
@@ -56,6 +74,17 @@ def split(batch: Any, network: nn.Module | None = None) -> tuple[tuple, dict[str
         "A batch must be a pair (inputs, labels) or a mapping with 'labels': change the data set's "
         "items or the loader's collate_fn."
     )
+
+
+def weights_of(batch: Any) -> Tensor | None:
+    """What each example of a batch weighs in the loss, (batch,), if the batch says it.
+
+    Raises:
+        BellaError: weights that are no numbers.
+    """
+    weights = batch.get("weights") if isinstance(batch, Mapping) else None
+    weights = batch.weights if isinstance(batch, Weighed) else weights
+    return None if weights is None else _numbers(weights)
 
 
 def check_names(network: nn.Module, kwargs: Mapping[str, Any]) -> None:

@@ -17,11 +17,16 @@ from bella import metrics
 from bella.classes import ClassAxis
 from bella.data.loaders import check_collate, opened
 from bella.errors import BellaError
+from bella.evaluation.several import label_figures, number_figures, shifted_number_figures
 from bella.inputs import check_names, split, to
-from bella.likelihood import likelihood_of_outputs, resolve, targets_of
+from bella.likelihood import Likelihood, by_name, likelihood_of_outputs, of_posterior
+from bella.likelihood.scoring import beside
 from bella.posterior import Posterior
+from bella.prediction.labels import MultiLabelPredictive
+from bella.prediction.numbers import GaussianPredictive
 from bella.prediction.predict import NotFiniteError, particles_at_once, predict
 from bella.prediction.predictive import IGNORED, Predictive
+from bella.prediction.said import Said
 
 PATIENCE = 2.0
 """Seconds after which a bar is worth showing."""
@@ -33,12 +38,12 @@ def collect(
     *,
     batch_size: int = 32,
     collate_fn: Callable[[list], Any] | None = None,
-    likelihood: str = "auto",
+    likelihood: str | Likelihood = "auto",
     progress: Progress | None = None,
     class_axis: int | ClassAxis | None = None,
     ignore_index: int = IGNORED,
     **options: Any,
-) -> tuple[Predictive, Tensor]:
+) -> tuple[Any, Tensor]:
     """Predict all data.
 
     Args:
@@ -48,8 +53,8 @@ def collect(
             as it is. Batches of no example are passed over.
         batch_size: examples a batch, where no loader was given.
         collate_fn: puts examples into a batch, where no loader was given.
-        likelihood: what the labels are, see `bella.likelihood`; ``auto``: as the network's own
-            loss takes them.
+        likelihood: what the labels are, see `bella.nll`; ``auto``: as the network's own loss
+            takes them.
         progress: a display to show a bar in, from the second second on.
         class_axis: see `bella.predict`; found on the first batch and kept.
         ignore_index: label of examples, tokens or pixels that do not count.
@@ -59,12 +64,12 @@ def collect(
     Returns:
         The predictive and the labels of all that counts, on the CPU: of examples, or of their
         tokens or pixels one after another (`Predictive.lengths` says how many each example has);
-        labels stand at the positions that are scored on them.
+        labels stand at the positions that are scored on them. Several labels or numbers an example
+        stay side by side, (examples, labels), and so do those that do not count.
 
     Raises:
         BellaError: there are no data or data of another form, or nothing in them counts; labels
-            that do not fit; inputs or logits that are not finite, named by batch and row; a
-            network that predicts no classes.
+            that do not fit; inputs or logits that are not finite, named by batch and row.
     """
     loader = opened(data, batch_size, shuffle=False, collate_fn=collate_fn)
     device = next(posterior.parameters()).device
@@ -74,7 +79,7 @@ def collect(
     parts, labels = [], []
     axis = ClassAxis.of(class_axis)
     network = getattr(posterior, "network", posterior)
-    kind = resolve(likelihood, network)
+    kind = of_posterior(posterior, likelihood)
     for number, batch in enumerate(loader):
         args, kwargs, y = split(batch, network)
         if y.shape[:1] == (0,):
@@ -84,12 +89,13 @@ def collect(
         if options.get("particles_per_pass") == "auto":
             size = particles_at_once(posterior, inputs, options.pop("memory", None))
             options["particles_per_pass"] = size
-        y = targets_of(y, kind) if kind == "tokens" else y
+        y = y if kind is None else kind.targets(y, ignore_index)
         try:
             with outputs_of(posterior) as heard:
                 predictive = predict(
                     posterior,
                     inputs,
+                    likelihood=likelihood if kind is None else kind,
                     class_axis=axis,
                     labels=y,
                     ignore_index=ignore_index,
@@ -98,21 +104,26 @@ def collect(
         except NotFiniteError as error:
             raise NotFiniteError(f"Batch {number}: {error}") from None
         if kind is None:  # only the outputs tell
-            kind = likelihood_of_outputs(heard[0])
-            y = targets_of(y, kind) if kind == "tokens" else y
-        counted, y = predictive.cpu().counted(y.cpu(), ignore_index)
-        parts.append(counted)
+            kind = by_name(likelihood_of_outputs(heard[0]))
+            y = kind.targets(y, ignore_index)
+        predictive, y = predictive.cpu(), y.cpu()
+        if kind.several:
+            y = beside(y, predictive.logits, kind, own=False)[0]
+        else:
+            predictive, y = predictive.counted(y, ignore_index)
+        parts.append(predictive)
         labels.append(y)
         if progress and task is not None:
             progress.update(task, advance=1, visible=time.monotonic() - start > PATIENCE)
     if progress and task is not None:
         progress.remove_task(task)
-    if parts and not any(map(len, labels)):
+    if parts and kind is not None and not any(kind.counted(y, ignore_index).any() for y in labels):
+        none, foreign = (ignore_index, "-1") if kind.of_classes else ("NaN", "infinity")
         raise BellaError(
-            f"Nothing in the data counts: all labels are {ignore_index}. Label examples that have "
-            "none with -1, which foreign data may."
+            f"Nothing in the data counts: all labels are {none}. Label examples that have none "
+            f"with {foreign}, which foreign data may."
         )
-    return Predictive.cat(parts), torch.cat(labels)
+    return (type(parts[0]) if parts else Predictive).cat(parts), torch.cat(labels)
 
 
 @contextmanager
@@ -146,7 +157,8 @@ def evaluate(
         loader: in-distribution data, in any form that `bella.fit` takes.
         ood: shifted or foreign data, or a mapping of names to such. Their labels may be out of
             range (-1) where there are none.
-        temperature: divide all logits by it.
+        temperature: of each particle's predictive, see `fit_temperature`: divide all logits by
+            it; multiply the variances of numbers by it.
         batch_size: examples a batch, of data without a loader.
         collate_fn: puts examples into a batch, of data without a loader.
         progress: a display to show bars in.
@@ -155,7 +167,7 @@ def evaluate(
 
     Returns:
         The figures of `evaluate_predictive`, over all examples; where each has several answers,
-        over all tokens or pixels whose label counts.
+        over all tokens, pixels, labels or numbers whose label counts.
 
     Raises:
         BellaError: no data, or labels that do not fit the classes.
@@ -163,7 +175,7 @@ def evaluate(
     check_collate(collate_fn, loader, *(ood.values() if isinstance(ood, Mapping) else (ood,)))
     named = ood if isinstance(ood, Mapping) else {} if ood is None else {"ood": ood}
 
-    def run(data: Any) -> tuple[Predictive, Tensor]:
+    def run(data: Any) -> tuple[Any, Tensor]:
         predictive, labels = collect(
             posterior,
             data,
@@ -181,10 +193,10 @@ def evaluate(
 
 
 def evaluate_predictive(
-    predictive: Predictive,
+    predictive: Said,
     labels: Tensor,
     *,
-    ood: Mapping[str, tuple[Predictive, Tensor]] | None = None,
+    ood: Mapping[str, tuple[Said, Tensor]] | None = None,
 ) -> dict[str, float]:
     """All figures of what `collect` returned, so that nothing is run twice.
 
@@ -204,6 +216,9 @@ def evaluate_predictive(
         are the AUROCs of mutual information where no particle disputes anything: one network has
         no such score, and .5 would look like a measurement.
 
+        Of several labels at once all these are of single labels; beside them `label_figures`. Of
+        numbers: `number_figures` and `shifted_number_figures`, by the same rule of names.
+
     Raises:
         BellaError: no data, or labels that do not fit the classes.
     """
@@ -214,12 +229,36 @@ def evaluate_predictive(
     return found
 
 
-def known_figures(predictive: Predictive, labels: Tensor) -> dict[str, float]:
+def headline(predictive: Said, labels: Tensor) -> dict[str, float]:
+    """What a training is watched by: ``nll``, and ``accuracy`` or, of numbers, ``rmse``.
+
+    Raises:
+        BellaError: no data, or labels that do not fit.
+    """
+    counted, labels = predictive.counted(labels)
+    found = {"nll": float(counted.nll(labels))}
+    if isinstance(counted, GaussianPredictive):
+        return found | {"rmse": metrics.regression.rmse(counted.mean, labels)}
+    assert isinstance(counted, Predictive)
+    return found | {"accuracy": float(metrics.accuracy(counted.probs, labels))}
+
+
+def known_figures(predictive: Said, labels: Tensor) -> dict[str, float]:
     """The figures of `evaluate_predictive` on in-distribution data.
 
     Raises:
         BellaError: no data, or labels that do not fit the classes.
     """
+    if isinstance(predictive, GaussianPredictive):
+        return number_figures(predictive, labels)
+    if isinstance(predictive, MultiLabelPredictive):
+        return class_figures(predictive, labels) | label_figures(predictive, labels)
+    assert isinstance(predictive, Predictive)
+    return class_figures(predictive, labels)
+
+
+def class_figures(predictive: Predictive, labels: Tensor) -> dict[str, float]:
+    """The figures of `evaluate_predictive` of what is told by classes."""
     predictive, labels = predictive.counted(labels)
     probs, mi = predictive.probs, predictive.mutual_information
     metrics.check(probs, labels)
@@ -244,7 +283,7 @@ def known_figures(predictive: Predictive, labels: Tensor) -> dict[str, float]:
 
 
 def shifted_figures(
-    predictive: Predictive, labels: Tensor, other: Predictive, truth: Tensor
+    predictive: Said, labels: Tensor, other: Said, truth: Tensor
 ) -> dict[str, float]:
     """The figures of one other set of data.
 
@@ -259,6 +298,10 @@ def shifted_figures(
         means ``entropy`` and ``mutual_information``; with labels also ``accuracy``, ``nll`` and
         ``ece``. ``auroc_mi`` is NaN where nobody disputes anything.
     """
+    if isinstance(predictive, GaussianPredictive) and isinstance(other, GaussianPredictive):
+        return shifted_number_figures(predictive, labels, other, truth)
+    assert isinstance(predictive, Predictive)
+    assert isinstance(other, Predictive)
     predictive, labels = predictive.counted(labels)
     other, truth = other.counted(truth)
     mi, other_mi = predictive.mutual_information, other.mutual_information

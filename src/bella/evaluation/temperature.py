@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float, Integer
+from jaxtyping import Float, Num
 from torch import Tensor
 
 from bella.errors import BellaError
-from bella.metrics import check_labels
+from bella.metrics import check_labels, regression
+from bella.prediction.numbers import GaussianPredictive
 from bella.prediction.predictive import IGNORED
+from bella.prediction.said import Said
 
 COLDEST, HOTTEST = 0.01, 100.0
 """Bounds of the temperature: without errors among the labels the best one would be 0."""
@@ -20,24 +23,29 @@ COLDEST, HOTTEST = 0.01, 100.0
 @torch.inference_mode(False)
 @torch.enable_grad()
 def fit_temperature(
-    logits: Float[Tensor, "*particles_batch classes"], labels: Integer[Tensor, "*batch"]
+    logits: Float[Tensor, "*particles_batch classes"] | Said, labels: Num[Tensor, "*batch"]
 ) -> float:
     """The temperature T that minimises the NLL of softmax(logits / T) on validation data.
 
-    L-BFGS on log T in float64, T from 0.01 to 100.
+    L-BFGS on log T in float64, T from 0.01 to 100. Of numbers every variance is multiplied by T:
+    in both cases each particle's distribution is taken to the power 1 / T.
 
     Args:
         logits: of one network, (batch, ..., classes), or of every particle,
             (particles, batch, ..., classes): then all are divided by the same T and their
-            probabilities averaged.
-        labels: class numbers (batch, ...); what has the label -100 does not count.
+            probabilities averaged. Or a predictive; of numbers it has to be one.
+        labels: class numbers (batch, ...); what has the label -100 does not count. Or numbers.
 
     Source:
-        Guo et al. 2017, On calibration of modern neural networks, section 4.2.
+        Guo et al. 2017, On calibration of modern neural networks, section 4.2; Laves et al. 2020,
+        Well-calibrated regression uncertainty in medical imaging, for numbers.
 
     Raises:
         BellaError: logits that are not finite, labels of another shape or out of range, no data.
     """
+    if isinstance(logits, GaussianPredictive):
+        return _of_numbers(logits, labels)
+    logits = logits.logits if isinstance(logits, Said) else logits
     own = labels.dim() + 1
     fit = logits.dim() in (own, own + 1) and logits.shape[-own:-1] == labels.shape
     if not (fit and own > 1 and bool((labels.long() != IGNORED).any())):
@@ -53,6 +61,28 @@ def fit_temperature(
     target = labels.to("cpu", torch.long, copy=True).flatten()
     scores = scores.reshape(-1, len(target), logits.shape[-1])[:, target != IGNORED]
     target = target[target != IGNORED]
+
+    def loss(temperature: Tensor) -> Tensor:
+        log_probs = torch.log_softmax(scores / temperature, -1).logsumexp(0)
+        return F.nll_loss(log_probs, target)
+
+    return _least(loss)
+
+
+def _of_numbers(predictive: GaussianPredictive, labels: Tensor) -> float:
+    counted, y = predictive.counted(labels)
+    regression.check(counted.mean, y)
+    mean, variance = counted.particle_means.double(), counted.particle_variances.double()
+    weights = counted.weights
+
+    def loss(temperature: Tensor) -> Tensor:
+        return -regression.log_density(y.double(), mean, temperature * variance, weights).mean()
+
+    return _least(loss)
+
+
+def _least(loss: Callable[[Tensor], Tensor]) -> float:
+    """The temperature of the least loss."""
     log_t = torch.zeros((), dtype=torch.double, requires_grad=True)
     optimizer = torch.optim.LBFGS(
         [log_t],
@@ -67,10 +97,9 @@ def fit_temperature(
 
     def closure() -> Tensor:
         optimizer.zero_grad()
-        log_probs = torch.log_softmax(scores / temperature(), -1).logsumexp(0)
-        loss = F.nll_loss(log_probs, target)
-        loss.backward()
-        return loss
+        value = loss(temperature())
+        value.backward()
+        return value
 
     optimizer.step(closure)
     return temperature().item()

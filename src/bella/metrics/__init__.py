@@ -1,5 +1,10 @@
-"""Pure figures: functions of tensors, a file for each kind of answer."""
+"""Pure figures: functions of tensors, a file for each kind of answer.
 
+Those of classes stand here; those of numbers in `bella.metrics.regression`, of several labels at
+once in `bella.metrics.labels`.
+"""
+
+from bella.metrics import labels, regression
 from bella.metrics.classification import (
     Labels,
     ParticleProbs,
@@ -75,6 +80,7 @@ __all__ = [
     "holm",
     "human_confidence",
     "kl",
+    "labels",
     "mutual_information",
     "nll",
     "normalised",
@@ -82,6 +88,7 @@ __all__ = [
     "paired_test",
     "particle_similarity",
     "precise",
+    "regression",
     "reliability",
     "risk_coverage",
     "token_nll",

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import nullcontext
-from typing import Any, Literal
+from typing import Any, Literal, overload
 
 import torch
 from torch import Tensor
@@ -16,19 +16,43 @@ from bella import metrics
 from bella.classes import ClassAxis
 from bella.errors import BellaError
 from bella.inputs import arguments
-from bella.likelihood import check_logits, check_predicts_classes, logits_of
+from bella.likelihood import Likelihood, by_name, likelihood_of_outputs, logits_of, of_posterior
 from bella.memory import at_once, parts
 from bella.particles.sober import evaluating
 from bella.particles.stream import Stream
 from bella.posterior import Posterior
+from bella.prediction.labels import MultiLabelPredictive
+from bella.prediction.numbers import GaussianPredictive
 from bella.prediction.predictive import IGNORED, Average, Predictive, agree, early_weights
+from bella.prediction.said import Said
 from bella.trees import tensors_of
 
+PREDICTIVES: dict[str, type[Said]] = {
+    "classes": Predictive,
+    "tokens": Predictive,
+    "bernoulli": MultiLabelPredictive,
+    "gaussian": GaussianPredictive,
+}
+"""What is predicted, by the name of its likelihood."""
 
+
+@overload
 def predict(
+    posterior: Posterior, inputs: Any, *, likelihood: Literal["gaussian"], **options: Any
+) -> GaussianPredictive: ...
+@overload
+def predict(
+    posterior: Posterior, inputs: Any, *, likelihood: Literal["bernoulli"], **options: Any
+) -> MultiLabelPredictive: ...
+@overload
+def predict(
+    posterior: Posterior, inputs: Any, *, likelihood: str | Likelihood = "auto", **options: Any
+) -> Predictive: ...
+def predict(  # type: ignore[misc]  # the options stand here alone
     posterior: Posterior,
     inputs: Any,
     *,
+    likelihood: str | Likelihood = "auto",
     draws: int = 1,
     particles_per_pass: int | Literal["auto"] | None = None,
     memory: int | None = None,
@@ -38,13 +62,14 @@ def predict(
     class_axis: int | ClassAxis | None = None,
     labels: Tensor | None = None,
     ignore_index: int = IGNORED,
-) -> Predictive:
+) -> Any:
     """Predict a batch with every particle, or with as many as the examples need.
 
     Args:
         posterior: any posterior; left in the mode it was in.
         inputs: a tensor, a tuple of arguments, a mapping of named ones, or a stream from
             ``posterior.prefix``.
+        likelihood: what the outputs are, see `bella.nll`; ``auto``: what the network's kind says.
         draws: samples of the weights of a stochastic posterior; they count as further particles,
             draw by draw. Point particles say the same each time and are run once.
         particles_per_pass: run so many particles at once, for less memory; ``auto`` for as many as
@@ -64,15 +89,17 @@ def predict(
         ignore_index: label of positions that do not count.
 
     Returns:
-        The predictive, (particles, batch, positions..., classes) whatever the network's own order.
+        The predictive by `PREDICTIVES`: of classes and tokens a `Predictive`, (particles, batch,
+        positions..., classes) whatever the network's own order; of several labels a
+        `MultiLabelPredictive`, of numbers a `GaussianPredictive`.
 
     Raises:
         BellaError: an empty batch; ``draws``, ``particles_per_pass`` or ``first`` out of range;
-            outputs that are no logits of classes or not finite (rows of the inputs that are not
-            are named); a class axis that nothing decides; several draws together with ``stop``; or
-            a ``memory`` too small for one particle.
+            outputs that do not fit the likelihood or are not finite (rows of the inputs that are
+            not are named); a class axis that nothing decides; several draws together with ``stop``,
+            or ``stop`` for numbers; or a ``memory`` too small for one particle.
     """
-    check_predicts_classes(posterior)
+    kind = of_posterior(posterior, likelihood, scoring=False)
     if draws < 1:
         raise BellaError(f"draws={draws}: give a whole number of at least 1.")
     if particles_per_pass not in (None, "auto") and particles_per_pass < 1:  # type: ignore[operator]
@@ -85,6 +112,8 @@ def predict(
         raise BellaError(f"stop={stop}: give a bound in nats, of at least 0.")
     if stop is not None and first < 2:
         raise BellaError(f"first={first}: one particle agrees with itself, so give at least 2.")
+    if stop is not None and kind is not None and not kind.of_classes:
+        raise BellaError("stop compares probabilities of classes, and numbers have none: leave it.")
     draws = draws if posterior.stochastic else 1
     if stop is not None and draws > 1:
         raise BellaError("stop skips particles and not draws: leave out draws, or stop.")
@@ -108,21 +137,22 @@ def predict(
             labels: Tensor | None,
             numbers: Sequence[int] | None = None,
         ) -> Tensor:
+            nonlocal kind
             logits = []
             for part in parts(particles, size):
                 alone = len(part) == len(everyone)
                 with nullcontext() if alone else posterior.subset(part):
                     outputs = posterior(*args, **kwargs)
-                    logits.append(axis.place(logits_of(outputs), outputs, labels))
-            check_logits(logits[0])
+                    if kind is None:
+                        kind = by_name(likelihood_of_outputs(outputs))
+                    logits.append(kind.scores(logits_of(outputs), outputs, labels, axis))
             joined = metrics.precise(torch.cat(logits))
             refuse_not_finite(joined, (args, kwargs), numbers)
             return joined
 
         if not stop or first >= len(everyone):
-            return Predictive(
-                torch.cat([said(everyone, args, kwargs, labels) for _ in range(draws)]), average
-            )
+            drawn = [said(everyone, args, kwargs, labels) for _ in range(draws)]
+            return _predictive(kind)(torch.cat(drawn), average)
         begin = said(everyone[:first], args, kwargs, labels)
         counted = None if labels is None else labels.long() != ignore_index
         early = agree(begin, stop, counted=counted)
@@ -136,7 +166,12 @@ def predict(
                 some = None if labels is None else labels.to(doubtful.device)[doubtful]
                 rest[:, doubtful] = said(everyone[first:], *fewer, some, doubtful.tolist())
         logits = torch.cat((begin, rest))
-        return Predictive(logits, average, early_weights(logits, early, first))
+        return _predictive(kind)(logits, average, early_weights(logits, early, first))
+
+
+def _predictive(kind: Likelihood | None) -> type[Said]:
+    assert kind is not None  # the first pass has told
+    return PREDICTIVES[kind.name]
 
 
 class NotFiniteError(BellaError):

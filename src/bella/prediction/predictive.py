@@ -12,25 +12,23 @@ another.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Literal
+from typing import ClassVar
 
 import torch
 from jaxtyping import Bool, Float, Int, Integer
 from torch import Tensor
 
 from bella import metrics
-from bella.errors import BellaError
+from bella.likelihood import IGNORED
+from bella.prediction.said import Average, Said, reduced
 
-Average = Literal["probs", "logits"]
-IGNORED = -100
-"""Label of positions that do not count, as torch's cross_entropy has it."""
+__all__ = ["IGNORED", "Average", "Predictive", "agree", "early_weights"]
 
 
 @dataclass(frozen=True, eq=False)
-class Predictive:
+class Predictive(Said):
     """The predictive distribution of a batch, from every particle's logits.
 
     Attributes:
@@ -48,24 +46,7 @@ class Predictive:
         BellaError: logits of another shape, or not finite.
     """
 
-    logits: Float[Tensor, "particles *batch classes"]
-    average: Average = "probs"
-    weights: metrics.Weights = None
-    lengths: Int[Tensor, " examples"] | None = None
-
-    def __post_init__(self) -> None:
-        if self.logits.dim() < 3:
-            raise BellaError(
-                f"Logits of shape {tuple(self.logits.shape)} are not (particles, batch, classes) "
-                "or (particles, batch, positions..., classes)."
-            )
-        if self.average not in ("probs", "logits"):
-            raise BellaError(f"average={self.average!r}: choose 'probs' or 'logits'.")
-        object.__setattr__(self, "logits", metrics.precise(self.logits))
-        if not torch.isfinite(self.logits).all():
-            raise BellaError(
-                "The network's logits are not finite: are the inputs, and did training converge?"
-            )
+    likelihood: ClassVar[str] = "classes"
 
     @cached_property
     def particle_log_probs(self) -> Float[Tensor, "particles *batch classes"]:
@@ -119,22 +100,6 @@ class Predictive:
         """The largest probability of each example."""
         return self.probs.amax(-1)
 
-    @property
-    def saved(self) -> float:
-        """Share of the passes of a particle over an example that were skipped."""
-        if self.weights is None:
-            return 0.0
-        return self.by_example((self.weights == 0).double().mean(0)).nanmean().item()
-
-    def by_example(self, values: Float[Tensor, "*batch"]) -> Float[Tensor, " examples"]:
-        """The mean of a figure, such as `entropy`, over each example's positions.
-
-        Of those that count, after `counted`; NaN for an example that has none.
-        """
-        if self.lengths is None:
-            return values.flatten(1).mean(1) if values.dim() > 1 else values
-        return reduced(values, self.lengths, "sum") / self.lengths
-
     def stopped(self, bound: float, first: int = 2) -> Predictive:
         """What `predict` says with ``stop=bound``, told from what all particles said."""
         early = agree(self.logits[:first], bound, lengths=self.lengths)
@@ -153,121 +118,9 @@ class Predictive:
         counted, labels = self.counted(labels)
         return metrics.nll(counted.log_probs, labels)
 
-    def counted(
-        self, labels: Integer[Tensor, "*batch"], ignore_index: int = IGNORED
-    ) -> tuple[Predictive, Int[Tensor, " counted"]]:
-        """Only what counts, one after another: the predictive and its labels.
-
-        Args:
-            labels: class numbers, of any integer type.
-            ignore_index: the label of what does not count.
-
-        Raises:
-            BellaError: labels of another shape or type.
-        """
-        if labels.is_floating_point() or labels.is_complex():
-            raise BellaError(f"Labels are {labels.dtype}: give class numbers as integers.")
-        if labels.shape != self.logits.shape[1:-1]:
-            raise BellaError(
-                f"Labels of shape {tuple(labels.shape)} do not fit predictions of shape "
-                f"{tuple(self.logits.shape[1:])}, whose last axis holds the classes."
-            )
-        labels = labels.long()
-        mask = labels != ignore_index
-        if labels.dim() == 1 and bool(mask.all()):
-            return self, labels
-        return self.positions(mask), labels[mask]
-
-    def positions(self, mask: Bool[Tensor, "*batch"]) -> Predictive:
-        """Only these positions, one after another, with the `lengths` of the examples.
-
-        An attention mask, say, where there are no labels to say what counts.
-
-        Raises:
-            BellaError: a mask of another shape.
-        """
-        if mask.shape != self.logits.shape[1:-1]:
-            raise BellaError(
-                f"A mask of shape {tuple(mask.shape)} does not fit predictions of shape "
-                f"{tuple(self.logits.shape[1:])}, whose last axis holds the classes."
-            )
-        mask = mask.bool().to(self.logits.device)
-        lengths = None
-        if self.lengths is not None:
-            lengths = reduced(mask.long(), self.lengths, "sum")
-        elif mask.dim() > 1:
-            lengths = mask.flatten(1).sum(1)
-        weights = None if self.weights is None else self.weights[:, mask]
-        return Predictive(self.logits[:, mask], self.average, weights, lengths)
-
-    def tempered(self, temperature: float) -> Predictive:
-        """The same logits divided by a temperature (see `bella.evaluation.temperature`).
-
-        Raises:
-            BellaError: the temperature is not above 0.
-        """
-        if not temperature > 0:
-            raise BellaError(f"temperature={temperature}: give a number above 0.")
-        return replace(self, logits=self.logits / temperature)
-
-    def cpu(self) -> Predictive:
-        """The same on the CPU."""
-        weights = None if self.weights is None else self.weights.cpu()
-        lengths = None if self.lengths is None else self.lengths.cpu()
-        return Predictive(self.logits.cpu(), self.average, weights, lengths)
-
-    def __len__(self) -> int:
-        return self.logits.shape[1]
-
-    @staticmethod
-    def cat(parts: Iterable[Predictive]) -> Predictive:
-        """Join batches.
-
-        Raises:
-            BellaError: there are none, or they differ in particles, classes, average, or in the
-                lengths of their examples while nobody has said which positions count.
-        """
-        parts = list(parts)
-        if not parts:
-            raise BellaError("There is nothing to predict: the data are empty.")
-        kinds = {(p.logits.shape[0], p.logits.shape[-1], p.average) for p in parts}
-        if len(kinds) > 1:
-            raise BellaError(
-                f"Batches of different (particles, classes, average) cannot be joined: "
-                f"{sorted(kinds)}."
-            )
-        shapes = {tuple(part.logits.shape[2:-1]) for part in parts}
-        if len(shapes) > 1:
-            raise BellaError(
-                f"Batches whose examples have different positions {sorted(shapes)} cannot be "
-                "joined: keep those that count first, by .counted(labels) or .positions(mask)."
-            )
-        weights = lengths = None
-        if any(part.weights is not None for part in parts):
-            weights = torch.cat([part.all_weights() for part in parts], 1)
-        if any(part.lengths is not None for part in parts):
-            lengths = torch.cat([part.all_lengths() for part in parts])
-        logits = torch.cat([part.logits for part in parts], 1)
-        return Predictive(logits, parts[0].average, weights, lengths)
-
-    def all_weights(self) -> Float[Tensor, "particles ..."]:
-        """The weights, where all particles count the same too."""
-        if self.weights is not None:
-            return self.weights
-        return self.logits.new_full(self.logits.shape[:-1], 1 / len(self.logits))
-
-    def all_lengths(self) -> Int[Tensor, " examples"]:
-        """The lengths, where each entry of the batch axis is an example too."""
-        if self.lengths is not None:
-            return self.lengths
-        return torch.ones(len(self), dtype=torch.long, device=self.logits.device)
-
-
-def reduced(values: Tensor, lengths: Tensor, reduce: str) -> Tensor:
-    """The sum or ``amax`` of values (positions,) over each example's; 0 for one without any."""
-    owner = torch.arange(len(lengths), device=values.device).repeat_interleave(lengths)
-    zeros = values.new_zeros(len(lengths))
-    return zeros.scatter_reduce(0, owner, values, reduce, include_self=True)
+    def at_temperature(self, temperature: float) -> Tensor:
+        """The logits divided by it."""
+        return self.logits / temperature
 
 
 def agree(

@@ -31,7 +31,7 @@ from torch.utils.data import (
 from bella.data.collate import collate
 from bella.data.loaders import Data, opened
 from bella.errors import BellaError
-from bella.inputs import split, to
+from bella.inputs import Weighed, split, to, weights_of
 from bella.particles.roles import with_roles
 from bella.particles.stream import Stream, placeholder
 from bella.posterior import Posterior
@@ -125,7 +125,7 @@ class CachedPrefix(Dataset):
             multiprocessing_context=loader.multiprocessing_context,
             timeout=loader.timeout,
         )
-        labels = []
+        labels, weights = [], []
         start = 0
         for chunk, batch in zip(chunks, batches, strict=True):
             args, kwargs, y = split(batch, posterior.network)
@@ -145,11 +145,14 @@ class CachedPrefix(Dataset):
             for kept, new in zip(self.kept, stream.carried(), strict=True):
                 kept[start : start + len(chunk)].copy_(new)
             labels.append(y)
+            weights.append(weights_of(batch))
             start += len(chunk)
             yield len(chunk)
         if len({y.shape[1:] for y in labels}) > 1:
             raise UnevenError(_uneven("labels of several shapes"))
         self.labels = torch.cat(labels)
+        known = [w for w in weights if w is not None]
+        self.weights = torch.cat(known) if len(known) == len(weights) else None
 
     def _allocate(self, stream: Stream) -> None:
         carried = stream.carried()
@@ -191,8 +194,9 @@ class CachedPrefix(Dataset):
     def __getitem__(self, index: int) -> int:
         return index
 
-    def batch(self, positions: Sequence[int]) -> tuple[Stream, Tensor]:
-        """The stream and labels of the examples at ``positions``: a loader's collate function.
+    def batch(self, positions: Sequence[int]) -> tuple[Stream, Tensor] | Weighed:
+        """The stream and labels of the examples at ``positions``, and what they weigh if the data
+        say it: a loader's collate function.
 
         Raises:
             BellaError: one of them is not among those that were kept.
@@ -203,7 +207,12 @@ class CachedPrefix(Dataset):
                 "The sampler draws examples that it did not show when the prefix was cached: pass "
                 "cache_prefix=False."
             )
-        return self.template.with_carried([x[rows] for x in self.kept]), self.labels[rows]
+        stream, labels = self.template.with_carried([x[rows] for x in self.kept]), self.labels[rows]
+        return (
+            (stream, labels)
+            if self.weights is None
+            else Weighed(stream, labels, self.weights[rows])
+        )
 
     def loader(self, like: DataLoader) -> DataLoader:
         """A loader of streams and labels in the batches that the loader ``like`` would give: with

@@ -23,8 +23,7 @@ from bella.errors import BellaError
 from bella.files import shortened
 from bella.folders import held
 from bella.host import device_named
-from bella.inputs import check_names, split
-from bella.likelihood import IGNORED
+from bella.inputs import check_names, split, weights_of
 from bella.particles.recompute import recompute
 from bella.posterior import Posterior
 from bella.training.annealing import kl_weight
@@ -40,7 +39,7 @@ from bella.training.batches import (
 from bella.training.cache import cached
 from bella.training.checkpoint import forget, read_checkpoint, write_checkpoint
 from bella.training.checks import MEND, DivergedError, check_can_train, check_particles
-from bella.training.gradients import Gradients, Loss
+from bella.training.gradients import Batch, Gradients, Loss
 from bella.training.identity import identity_of
 from bella.training.kept import Kept
 from bella.training.optimizer import MakeOptimizer, begin, make_optimizer, make_schedule
@@ -207,6 +206,8 @@ class Run:
             posterior,
             self.move,
             likelihood=settings.likelihood,
+            mean_over=settings.mean_over,
+            class_weights=settings.class_weights,
             minibatches=settings.minibatches,
             particles_per_pass=settings.particles_per_pass,
             memory_budget=settings.memory_budget,
@@ -359,7 +360,8 @@ class Run:
                 bar.update(task, description=describe(said, settings.epochs))
         if not count:
             raise BellaError(
-                f"Nothing in the training data counts: all labels are {IGNORED}; check collate_fn."
+                "Nothing in the training data counts: all labels are -100 (numbers: NaN), or all "
+                "weights 0; check collate_fn."
             )
         return {
             "epoch": epoch + 1,
@@ -370,8 +372,10 @@ class Run:
 
     def update(self, group: list[Any]) -> Loss:
         """One step, from one or more batches."""
-        batches = [split(batch, self.posterior.network) for batch in group]
-        for _, kwargs, _ in batches:
+        batches: list[Batch] = [
+            (*split(batch, self.posterior.network), weights_of(batch)) for batch in group
+        ]
+        for _, kwargs, *_ in batches:
             check_names(self.posterior.network, kwargs)
         try:
             loss = self.step(batches)

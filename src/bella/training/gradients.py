@@ -16,8 +16,9 @@ from bella.posterior import Posterior
 from bella.training.precision import Precision
 from bella.transport.base import Transport
 
-Batch = tuple[tuple, dict[str, Any], Tensor]
-"""Positional inputs, named inputs and labels, see `bella.inputs.split`."""
+Batch = tuple[tuple, dict[str, Any], Tensor] | tuple[tuple, dict[str, Any], Tensor, Tensor | None]
+"""Positional inputs, named inputs and labels, see `bella.inputs.split`; perhaps what each example
+weighs, (batch,), or (particles, batch) where each particle has its own."""
 
 
 class Loss(NamedTuple):
@@ -25,7 +26,7 @@ class Loss(NamedTuple):
 
     Attributes:
         mean: each particle's mean over the labels that count, in nats, (particles,).
-        counted: how many labels that was, a mean over particles.
+        counted: how many labels that was, or the sum of their weights; a mean over particles.
     """
 
     mean: Tensor
@@ -35,7 +36,8 @@ class Loss(NamedTuple):
 class Gradients:
     """Adds the gradients of batches to the particles' ``.grad``.
 
-    Several batches are one batch: every label that counts weighs the same, in whichever it is.
+    Several batches are one batch: every label that counts weighs what it weighs, in whichever it
+    is.
     Particles run in chunks, each of which goes backward before the next one runs, so that only one
     chunk's activations are held.
 
@@ -43,6 +45,8 @@ class Gradients:
         posterior: whose particles train.
         move: told what it listens to in a pass.
         likelihood: a name in `bella.likelihood.LIKELIHOODS`; ``auto``: the network's own.
+        mean_over: all ``labels`` that count, or ``examples``; see `bella.nll`.
+        class_weights: see `bella.nll`.
         minibatches: all particles see the ``shared`` batch, or each its ``own``: inputs and labels
             (particles, batch, ...).
         particles_per_pass: run so many at once; ``auto`` for as many as fit into
@@ -64,6 +68,8 @@ class Gradients:
         move: Transport,
         *,
         likelihood: str = "auto",
+        mean_over: likelihoods.Mean = "labels",
+        class_weights: Sequence[float] | None = None,
         minibatches: Literal["shared", "own"] = "shared",
         particles_per_pass: int | Literal["auto"] | None = None,
         memory_budget: int | None = None,
@@ -72,6 +78,7 @@ class Gradients:
         self.posterior = posterior
         self.move = move
         self.likelihood = likelihoods.resolve(likelihood, posterior.network)
+        self.weighing: dict[str, Any] = {"mean_over": mean_over, "class_weights": class_weights}
         self.own = minibatches == "own"
         self.class_axis = ClassAxis()
         self.budget = memory_budget
@@ -83,18 +90,25 @@ class Gradients:
         """Of the batches of one step, each moved to the device when its turn comes."""
         counts = [self.count(batch) for batch in batches]
         counted = torch.stack(counts).sum(0)
-        whole = counted.clamp_min(1)
+        whole = torch.where(counted > 0, counted, 1)
         total = torch.zeros(self.posterior.particles, device=device)
-        for (args, kwargs, labels), count in zip(batches, counts, strict=True):
+        for (args, kwargs, labels, *more), count in zip(batches, counts, strict=True):
             # A force that enters in every backward pass is shared out as the labels are.
             share = float(count.sum() / whole.sum())
             self.move.accumulate = 1 / share if share else float("inf")
             self.move.loss_scale = self.precision.scale
-            args, kwargs, labels = to((args, kwargs, labels), device)
-            total += self.add_one(args, kwargs, labels, whole.to(device))
+            args, kwargs, labels, *more = to((args, kwargs, labels, *more), device)
+            total += self.add_one(args, kwargs, labels, whole.to(device), *more)
         return Loss(total, float(counted.double().mean()))
 
-    def add_one(self, args: tuple, kwargs: dict[str, Any], labels: Tensor, whole: Tensor) -> Tensor:
+    def add_one(
+        self,
+        args: tuple,
+        kwargs: dict[str, Any],
+        labels: Tensor,
+        whole: Tensor,
+        weights: Tensor | None = None,
+    ) -> Tensor:
         """Of one batch of a step in which ``whole`` (particles,) labels count.
 
         Returns:
@@ -102,7 +116,7 @@ class Gradients:
         """
         posterior = self.posterior
         if self.at_once is None:
-            self.at_once = self.choose_at_once(args, kwargs, labels)
+            self.at_once = self.choose_at_once(args, kwargs, labels, weights)
         at_once = self.at_once
         if at_once > 1 and not self.own and self.move.separates:
             with self.precision.autocast():
@@ -116,13 +130,18 @@ class Gradients:
                     args, kwargs = posterior.begun(*args, **kwargs)
                 self.move.prepare(*args, **kwargs)
         for chunk in chunks:
-            share = self.losses(chunk, args, kwargs, labels) / whole[chunk]
+            share = self.losses(chunk, args, kwargs, labels, weights) / whole[chunk]
             self.precision.backward(share.sum())
             shares.append(share.detach())
         return torch.cat(shares)
 
     def losses(
-        self, chunk: list[int], args: tuple, kwargs: dict[str, Any], labels: Tensor
+        self,
+        chunk: list[int],
+        args: tuple,
+        kwargs: dict[str, Any],
+        labels: Tensor,
+        weights: Tensor | None = None,
     ) -> Tensor:
         """The losses of some particles on a batch, summed over its labels: (chunk,)."""
         posterior = self.posterior
@@ -134,26 +153,38 @@ class Gradients:
                 named = {key: value[chunk] for key, value in kwargs.items()}
                 with posterior.own_inputs():
                     outputs, labels = posterior(*own, **named), labels[chunk]
+                weights = None if weights is None else weights[chunk]
             sums, _ = likelihoods.losses(
                 outputs,
                 labels,
                 likelihood=self.likelihood,
                 own=self.own,
                 class_axis=self.class_axis,
+                weights=weights,
+                **self.weighing,
             )
             return sums
 
     def count(self, batch: Batch) -> Tensor:
-        """How many labels of a batch count for each particle, (particles,), where they are."""
-        args, kwargs, labels = batch
+        """How many labels of a batch count for each particle, or the sum of their weights,
+        (particles,), where they are."""
+        args, kwargs, labels, *more = batch
         if self.likelihood is None:
             self.likelihood = self.find_likelihood(args, kwargs)
-        counted = likelihoods.targets_of(labels, self.likelihood) != likelihoods.IGNORED
+        targets = self.likelihood.targets(labels)
+        weighed = likelihoods.weigh(
+            targets,
+            self.likelihood,
+            weights=more[0] if more else None,
+            batch_axis=int(self.own),
+            **self.weighing,
+        )
+        counted = self.likelihood.counted(targets) if weighed is None else weighed
         n = self.posterior.particles
         return counted.flatten(1).sum(1) if self.own else counted.sum().expand(n)
 
     @torch.no_grad()
-    def find_likelihood(self, args: tuple, kwargs: dict[str, Any]) -> str:
+    def find_likelihood(self, args: tuple, kwargs: dict[str, Any]) -> likelihoods.Likelihood:
         """The likelihood by the type of the outputs: one pass of one particle, once."""
         posterior, device = self.posterior, next(self.posterior.parameters()).device
         args, kwargs = to((args, kwargs), device)
@@ -162,10 +193,14 @@ class Gradients:
                 args = tuple(x[:1] for x in args)
                 kwargs = {key: value[:1] for key, value in kwargs.items()}
                 with posterior.own_inputs():
-                    return likelihoods.likelihood_of_outputs(posterior(*args, **kwargs))
-            return likelihoods.likelihood_of_outputs(posterior(*args, **kwargs))
+                    outputs = posterior(*args, **kwargs)
+            else:
+                outputs = posterior(*args, **kwargs)
+            return likelihoods.by_name(likelihoods.likelihood_of_outputs(outputs))
 
-    def choose_at_once(self, args: tuple, kwargs: dict[str, Any], labels: Tensor) -> int:
+    def choose_at_once(
+        self, args: tuple, kwargs: dict[str, Any], labels: Tensor, weights: Tensor | None = None
+    ) -> int:
         """How many particles fit into the budget with this batch."""
         posterior = self.posterior
         if not self.own:
@@ -173,6 +208,6 @@ class Gradients:
                 posterior.prove(*args, **kwargs)
 
         def loss() -> Tensor:
-            return self.losses(list(posterior.axis.chosen), args, kwargs, labels).sum()
+            return self.losses(list(posterior.axis.chosen), args, kwargs, labels, weights).sum()
 
         return memory.at_once(posterior, memory.training_step(posterior, loss), self.budget)

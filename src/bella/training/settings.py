@@ -10,7 +10,7 @@ from pydantic import AliasChoices, BaseModel, ConfigDict, Field, ValidationError
 
 from bella.errors import BellaError
 from bella.files import count_values, read_bytes, shown
-from bella.likelihood import Name
+from bella.likelihood import Mean, Name
 
 LARGEST_YAML = 2**20
 """Bytes of a configuration."""
@@ -35,7 +35,11 @@ class Settings(BaseModel):
         precision: ``no`` (as the parameters are), ``bf16`` or ``fp16``.
         likelihood: what the labels are (a name in `bella.likelihood.LIKELIHOODS`), or ``auto``: as
             the network's own loss takes them.
-        accumulate: batches a step. Every label that counts weighs the same in it.
+        mean_over: the ``labels`` of a step that count, or its ``examples``, each by the mean over
+            its own labels; see `bella.nll`.
+        class_weights: what labels of each class weigh, or of several labels each; see `bella.nll`.
+            What each example weighs comes with the data (docs/data.md).
+        accumulate: batches a step. They are one batch: labels weigh in it what they weigh.
         particles_per_pass: run so many particles at once (less memory, the same gradients);
             ``auto`` for as many as fit into ``memory_budget``, measured on the first batch.
         memory_budget: bytes for what a step makes and drops again, beside parameters, gradients and
@@ -72,6 +76,8 @@ class Settings(BaseModel):
     clip: float | None = Field(1.0, gt=0)
     precision: Literal["no", "bf16", "fp16"] = "no"
     likelihood: Name = "auto"
+    mean_over: Mean = "labels"
+    class_weights: list[float] | None = Field(None, min_length=1)
     accumulate: int = Field(1, ge=1)
     particles_per_pass: PerPass = None
     memory_budget: int | None = Field(None, ge=1)

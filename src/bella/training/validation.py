@@ -9,7 +9,7 @@ import torch
 
 from bella.errors import BellaError
 from bella.inputs import split
-from bella.likelihood import IGNORED
+from bella.likelihood import by_name
 from bella.posterior import Posterior
 from bella.training.checks import finite_predictions
 from bella.training.gradients import Gradients
@@ -41,27 +41,28 @@ class Validation:
         Raises:
             BellaError: it cannot.
         """
+        kind = self.gradients.likelihood or by_name("classes")
         for batch in self.data:
-            if bool((split(batch)[2].long() != IGNORED).any()):
+            if bool(kind.counted(split(batch)[2]).any()):
                 try:
                     self.run([batch])
                 except BellaError as error:
                     raise BellaError(f"The validation data do not work: {error}") from error
                 return
         raise BellaError(
-            f"The validation data are empty, or all of their labels are {IGNORED}: leave them out."
+            "The validation data are empty, or none of their labels counts: leave them out."
         )
 
     @torch.no_grad()
     def run(self, batches: Iterable[Any] | None = None) -> dict[str, float]:
-        """NLL (nats) and accuracy of the predictive on all data, or on some batches of them.
+        """NLL (nats) and accuracy (of numbers RMSE) of the predictive on all data, or on some
+        batches of them.
 
         Raises:
             DivergedError: finite particles make infinite predictions.
             BellaError: the data do not fit the network or the likelihood.
         """
-        from bella.evaluation.evaluate import collect
-        from bella.metrics import accuracy
+        from bella.evaluation.evaluate import collect, headline
 
         with self.gradients.precision.autocast(), finite_predictions(self.posterior):
             predictive, labels = collect(
@@ -71,7 +72,4 @@ class Validation:
                 # Before the first step nobody knows how many particles fit: then one at a time.
                 particles_per_pass=self.gradients.at_once or 1,
             )
-        return {
-            "validation_nll": float(predictive.nll(labels)),
-            "validation_accuracy": float(accuracy(predictive.probs, labels)),
-        }
+        return {f"validation_{name}": v for name, v in headline(predictive, labels).items()}

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from bella.classes import ClassAxis
 from bella.errors import BellaError
-from bella.likelihood import logits_of
+from bella.likelihood import logits_of, of_posterior
 from bella.posterior import Posterior
 from bella.transport import kernels
 from bella.transport.base import Transport
@@ -55,6 +55,13 @@ class Function(Transport):
         **options: Any,
     ):
         super().__init__(posterior, **options)
+        kind = of_posterior(posterior, scoring=False)
+        likelihood = None if kind is None else kind.name
+        if likelihood in ("bernoulli", "gaussian"):
+            raise BellaError(
+                "transport='function' compares the particles' probabilities of classes, and this "
+                f"network's likelihood is {likelihood!r}: choose 'ensemble', 'repulsive' or 'svgd'."
+            )
         self.axis = ClassAxis(class_axis)
         self.spread = Spread(self.groups)
         self.kernel = kernels.kernel_named(kernel)

@@ -24,13 +24,14 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from bella.classes import ClassAxis
 from bella.errors import BellaError
 from bella.inputs import split, to
-from bella.likelihood import logits_of
+from bella.likelihood import Likelihood, logits_of
+from bella.likelihood.scoring import beside
 from bella.particles.layer import ParticleLayer
 from bella.posterior import Posterior
 from bella.posteriors.laplace.kronecker import Jacobian, Outer
-from bella.posteriors.laplace.likelihoods import Likelihood
 from bella.posteriors.laplace.maps import LinearMap
 from bella.posteriors.laplace.second_moments import Moment
 
@@ -185,7 +186,7 @@ def accumulate(
         with torch.enable_grad():
             passed = run(posterior, maps, args, kwargs)
         logits = passed.logits.detach().to(torch.promote_types(passed.logits.dtype, torch.float32))
-        log_likelihood += float(likelihood.log(logits, labels))
+        log_likelihood += log_of(likelihood, logits, labels)
         examples += len(logits)
         inputs = passed.inputs()
         felt = [a.new_zeros(a.shape[:2], dtype=torch.bool) for a in inputs]
@@ -201,3 +202,15 @@ def accumulate(
     if not torch.isfinite(torch.tensor(log_likelihood)):
         raise BellaError("The network's logits are not finite: are the inputs, and did it train?")
     return list(sums.values()), log_likelihood
+
+
+def log_of(likelihood: Likelihood, outputs: Tensor, labels: Tensor) -> float:
+    """Σ log p(label | outputs) of one particle's outputs (batch, outputs), in nats.
+
+    Raises:
+        BellaError: labels that do not fit.
+    """
+    scores = likelihood.scores(outputs.unsqueeze(0), outputs, labels, ClassAxis(-1))
+    return float(
+        likelihood.log(scores[0], beside(likelihood.targets(labels), scores, likelihood)[0])
+    )

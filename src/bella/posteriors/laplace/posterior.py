@@ -27,18 +27,19 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from bella.classes import ClassAxis
 from bella.errors import BellaError
 from bella.inputs import arguments
-from bella.likelihood import check_predicts_classes, likelihood_of, logits_of
+from bella.likelihood import Gaussian, Likelihood, by_name, likelihood_of, logits_of
 from bella.particles.sober import evaluating
 from bella.particles.stream import Stream
 from bella.posterior import Posterior
 from bella.posteriors.laplace import gauss_newton, priors
 from bella.posteriors.laplace.kronecker import KroneckerGaussian
-from bella.posteriors.laplace.likelihoods import LIKELIHOODS
 from bella.posteriors.laplace.maps import LinearMap, maps_of
 from bella.posteriors.laplace.second_moments import FullMoment, Moment, SketchedMoment
-from bella.prediction.predictive import Predictive
+from bella.prediction.predict import PREDICTIVES
+from bella.prediction.said import Said
 from bella.trees import map_tensors, tensors_of
 
 How = Literal["linearised", "probit", "weights"]
@@ -56,7 +57,9 @@ class LaplacePosterior(Posterior):
         around: the trained posterior of one particle; its network is shared, not copied.
         predictive: ``linearised``: draws of N(f_MAP, JΣJᵀ); ``probit``: f_MAP / √(1 + π/8 diag
             JΣJᵀ); ``weights``: the network run with drawn weights.
-        likelihood: ``softmax``, or ``gaussian`` with noise of variance 1.
+        likelihood: ``classes`` (or ``softmax``, as it was called), ``bernoulli`` or ``gaussian``.
+        variance: of the noise around numbers, whose outputs are the means alone; ``None``: the
+            network's outputs are means and log variances.
         prior_precision: τ.
         log_likelihood: of the training data at the particle, in nats.
         full_up_to: Kronecker factors of so many rows are held whole.
@@ -75,6 +78,7 @@ class LaplacePosterior(Posterior):
         *,
         predictive: How = "linearised",
         likelihood: str = "softmax",
+        variance: float | None = 1.0,
         prior_precision: float = 1.0,
         log_likelihood: float = 0.0,
         full_up_to: int = 1024,
@@ -85,8 +89,8 @@ class LaplacePosterior(Posterior):
             raise BellaError(
                 f"predictive={predictive!r}: choose 'linearised', 'probit' or 'weights'."
             )
-        if likelihood not in LIKELIHOODS:
-            raise BellaError(f"likelihood={likelihood!r}: choose 'softmax' or 'gaussian'.")
+        scored = by_name("classes" if likelihood == "softmax" else likelihood)
+        scored = Gaussian(variance) if scored.name == "gaussian" else scored
         if full_up_to < 0 or factor_rank < 1:
             raise BellaError(
                 f"full_up_to={full_up_to} and factor_rank={factor_rank}: give at least 0 and 1."
@@ -95,6 +99,7 @@ class LaplacePosterior(Posterior):
             "around": {"kind": around.kind, "settings": around.settings},
             "predictive": predictive,
             "likelihood": likelihood,
+            **({"variance": variance} if scored.name == "gaussian" else {}),
             "prior_precision": prior_precision,
             "log_likelihood": log_likelihood,
             "full_up_to": full_up_to,
@@ -103,6 +108,7 @@ class LaplacePosterior(Posterior):
         super().__init__(around.network, around.axis, settings, shared_prefix=False)
         self._around = [around]  # in a list it is no second owner of the network's parameters
         self.maps = maps
+        self.likelihood: Likelihood = scored
         self.prior_precision = prior_precision
         self.stochastic = predictive != "probit"
         self.curvature = nn.ModuleList(self._gaussian(linear) for linear in maps)
@@ -160,10 +166,9 @@ class LaplacePosterior(Posterior):
         Raises:
             BellaError: see `gauss_newton.accumulate`.
         """
-        likelihood = LIKELIHOODS[self.settings["likelihood"]]
         with evaluating(self.around):
             sums, log_likelihood = gauss_newton.accumulate(
-                self.around, self.maps, loader, likelihood, self._sums
+                self.around, self.maps, loader, self.likelihood, self._sums
             )
         for (_, gaussian), total in zip(self.gaussians(), sums, strict=True):
             values, vectors = total.inputs.eigen()
@@ -231,15 +236,12 @@ class LaplacePosterior(Posterior):
         return mean, covariances
 
     @torch.no_grad()
-    def predictives(
-        self, inputs: Any, prior_precisions: list[float], draws: int
-    ) -> Iterator[Predictive]:
+    def predictives(self, inputs: Any, prior_precisions: list[float], draws: int) -> Iterator[Said]:
         """The predictive of one batch under several prior precisions, from the same noise.
 
         Raises:
-            BellaError: the outputs are no logits of classes.
+            BellaError: the outputs do not fit the likelihood.
         """
-        check_predicts_classes(self)
         args, kwargs = arguments(inputs)
         linear = self.settings["predictive"] != "weights"
         mean, covariances = (
@@ -256,7 +258,8 @@ class LaplacePosterior(Posterior):
                         self.prior_precision = tau
                         runs = [logits_of(self(*args, **kwargs)) for _ in range(draws)]
                         logits = torch.cat(runs)
-                yield Predictive(logits)
+                scores = self.likelihood.scores(logits, logits, None, ClassAxis(-1))
+                yield PREDICTIVES[self.likelihood.name](scores)
         finally:
             self.prior_precision = own
 
@@ -309,7 +312,8 @@ def laplace(
     prior_precision: float | Literal["marginal_likelihood", "validation"] = "marginal_likelihood",
     validation: Any = None,
     predictive: How = "linearised",
-    likelihood: str = "softmax",
+    likelihood: str = "auto",
+    variance: float | None = None,
     full_up_to: int = 1024,
     factor_rank: int = 10,
 ) -> LaplacePosterior:
@@ -324,7 +328,9 @@ def laplace(
             NLL on ``validation``.
         validation: a loader, for that.
         predictive: see `LaplacePosterior`; draws are counted by ``bella.predict(draws=...)``.
-        likelihood: see `LaplacePosterior`.
+        likelihood: ``classes``, ``bernoulli`` or ``gaussian``; ``auto``: the network's own.
+        variance: of the noise around numbers, where the network gives their means alone; 1 if
+            nothing is said. Not for one that gives their log variances too.
         full_up_to: see `LaplacePosterior`.
         factor_rank: see `LaplacePosterior`.
 
@@ -340,17 +346,28 @@ def laplace(
             f"prior_precision={prior_precision!r}: give a number above 0, 'marginal_likelihood' or "
             "'validation'."
         )
-    if likelihood == "softmax" and likelihood_of(posterior.network) == "tokens":
+    own = likelihood_of(posterior.network)
+    if likelihood == "auto":
+        likelihood = own or "classes"
+    if likelihood == "tokens":
         raise BellaError(
             f"{type(posterior.network).__name__} is trained on the next token, and laplace scores "
-            "each position on its own label: it has no likelihood of tokens yet."
+            "each example on one label: it has no likelihood of tokens."
         )
+    if own == "gaussian" and variance is not None:
+        raise BellaError(
+            f"variance={variance}: this network gives a log variance beside each mean, so leave it "
+            "out."
+        )
+    if likelihood == "gaussian" and own != "gaussian":
+        variance = 1.0 if variance is None else variance
     if chosen == "validation" and validation is None:
         raise BellaError("prior_precision='validation' needs validation=, a loader of such data.")
     made = LaplacePosterior(
         posterior,
         predictive=predictive,
         likelihood=likelihood,
+        variance=variance,
         prior_precision=1.0 if isinstance(prior_precision, str) else prior_precision,
         full_up_to=full_up_to,
         factor_rank=factor_rank,

@@ -298,21 +298,7 @@ def test_evaluation_scores_the_tokens_that_training_scores(wrapped):
 
 @pytest.mark.parametrize(
     ("network", "words"),
-    [
-        (
-            lambda: hf.BertForSequenceClassification(
-                hf.BertConfig(**SIZE, problem_type="multi_label_classification", num_labels=3)
-            ),
-            "multi_label_classification",
-        ),
-        (
-            lambda: hf.BertForSequenceClassification(
-                hf.BertConfig(**SIZE, problem_type="regression", num_labels=2)
-            ),
-            "regression",
-        ),
-        (lambda: hf.BertForQuestionAnswering(hf.BertConfig(**SIZE)), "a loss of its own"),
-    ],
+    [(lambda: hf.BertForQuestionAnswering(hf.BertConfig(**SIZE)), "a loss of its own")],
 )
 def test_networks_whose_loss_does_not_exist_here_are_refused_before_training(network, words):
     posterior = bella.low_rank(network(), 2, 2, ("query",))
@@ -327,22 +313,6 @@ def test_networks_whose_loss_does_not_exist_here_are_refused_before_training(net
         assert torch.equal(value, before[name])
     with pytest.raises(bella.BellaError):
         bella.evaluate(posterior, torch.utils.data.DataLoader(data, 2))
-
-
-@pytest.mark.parametrize("outputs", [1, 2])
-def test_a_gaussian_posterior_predicts_no_classes(outputs):
-    network = nn.Sequential(nn.Linear(5, 4), nn.Tanh(), nn.Linear(4, outputs))
-    x = torch.randn(8, 5)
-    trained = bella.low_rank(network, 1, 1, ("0",), modules_to_save=("2",))
-    posterior = bella.laplace(trained, [(x, x[:, :outputs])], likelihood="gaussian")
-    for call in (
-        lambda: bella.predict(posterior, x, draws=3),
-        lambda: bella.evaluate(posterior, [(x, torch.zeros(8, dtype=torch.long))]),
-        lambda: next(posterior.predictives(x, [1.0], 2)),
-    ):
-        with pytest.raises(bella.BellaError, match="Gaussian"):
-            call()
-    assert posterior(x).shape == (1, 8, outputs)
 
 
 def test_a_laplace_approximation_of_a_causal_model_is_refused():
@@ -435,7 +405,7 @@ def test_tokens_are_scored_one_place_before_theirs():
     labels = torch.tensor([[1, 2, -100, 3]])
     assert targets_of(labels, "tokens").tolist() == [[2, -100, 3, -100]]
     assert targets_of(labels, "classes").tolist() == labels.tolist()
-    assert set(LIKELIHOODS) == {"classes", "tokens"}
+    assert set(LIKELIHOODS) == {"classes", "tokens", "bernoulli", "gaussian"}
 
 
 def test_a_tuple_that_may_begin_with_features_is_refused():
