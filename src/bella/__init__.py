@@ -13,12 +13,12 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:  # what editors and type checkers see; at run time `__getattr__` imports the same
-    from bella import data, metrics, models, report, transport
+    from bella import data, likelihood, metrics, models, report, transport
     from bella.errors import BellaError
     from bella.evaluation.cost import cost
     from bella.evaluation.evaluate import evaluate
     from bella.interop.peft import from_peft, to_peft
-    from bella.likelihood import nll
+    from bella.likelihood import nll, with_variance
     from bella.memory import chunks
     from bella.particles.recompute import checkpoint, recompute
     from bella.posterior import Point, Posterior
@@ -28,6 +28,8 @@ if TYPE_CHECKING:  # what editors and type checkers see; at run time `__getattr_
     from bella.posteriors.low_rank.posterior import low_rank
     from bella.posteriors.rank1.posterior import rank1
     from bella.posteriors.sparse.posterior import sparse_subspace
+    from bella.prediction.labels import MultiLabelPredictive
+    from bella.prediction.numbers import GaussianPredictive
     from bella.prediction.predict import predict
     from bella.prediction.predictive import Predictive
     from bella.training.fit import fit
@@ -47,8 +49,11 @@ _PLACES = {
     "Point": "bella.posterior",
     "load": "bella.posteriors.loading",
     "nll": "bella.likelihood",
+    "with_variance": "bella.likelihood",
     "predict": "bella.prediction.predict",
     "Predictive": "bella.prediction.predictive",
+    "GaussianPredictive": "bella.prediction.numbers",
+    "MultiLabelPredictive": "bella.prediction.labels",
     "evaluate": "bella.evaluation.evaluate",
     "cost": "bella.evaluation.cost",
     "chunks": "bella.memory",
@@ -61,10 +66,12 @@ _PLACES = {
 }
 """The module that each public name lives in.
 A name stands here, in the imports above and in ``__all__``; tests/test_public.py compares them."""
-_MODULES = ("transport", "metrics", "data", "models", "report")
+_MODULES = ("transport", "likelihood", "metrics", "data", "models", "report")
 
 __all__ = [
     "BellaError",
+    "GaussianPredictive",
+    "MultiLabelPredictive",
     "Point",
     "Posterior",
     "Predictive",
@@ -77,6 +84,7 @@ __all__ = [
     "from_peft",
     "full",
     "laplace",
+    "likelihood",
     "load",
     "low_rank",
     "metrics",
@@ -89,6 +97,7 @@ __all__ = [
     "sparse_subspace",
     "to_peft",
     "transport",
+    "with_variance",
 ]
 
 if not TYPE_CHECKING:  # a type checker would otherwise take every misspelt name for Any

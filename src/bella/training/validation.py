@@ -50,7 +50,8 @@ class Validation:
                     raise BellaError(f"The validation data do not work: {error}") from error
                 return
         raise BellaError(
-            "The validation data are empty, or none of their labels counts: leave them out."
+            "The validation data are empty, or all of their labels are -100 (numbers: NaN): leave "
+            "them out."
         )
 
     @torch.no_grad()
