@@ -38,6 +38,8 @@ CHECKED = (
     "bella.posteriors.sparse.criteria",
     "bella.posteriors.sparse.topology",
     "bella.evaluation.temperature",
+    "bella.evaluation.conformal",
+    "bella.evaluation.abstention",
 )
 install_import_hook(CHECKED, "shapes.checked")
 

@@ -78,9 +78,13 @@ def test_figures_have_the_names_of_the_contract():
     found = evaluate(LinearParticles(), loader_of(X, Y), ood={"far": loader_of(FAR, FAR_Y)})
     inside = (
         "accuracy nll ece adaptive_ece brier auroc_errors_entropy auroc_errors_mi aurc entropy "
-        "mutual_information mi_correct mi_wrong diversity disagreement"
+        "fpr95_errors_entropy fpr95_errors_mi mutual_information mi_correct mi_wrong diversity "
+        "disagreement"
     )
-    far = "auroc_{0}_entropy auroc_{0}_mi entropy_{0} mi_{0} accuracy_{0} nll_{0} ece_{0}"
+    far = (
+        "auroc_{0}_entropy auroc_{0}_mi fpr95_{0}_entropy fpr95_{0}_mi entropy_{0} mi_{0} "
+        "accuracy_{0} nll_{0} ece_{0}"
+    )
     assert set(found) == {*inside.split(), *far.format("far").split()}
     assert all(isinstance(value, float) and math.isfinite(value) for value in found.values())
 
@@ -156,6 +160,8 @@ def test_a_set_without_labels_has_only_uncertainties():
     assert {name for name in found if "far" in name} == {
         "auroc_far_entropy",
         "auroc_far_mi",
+        "fpr95_far_entropy",
+        "fpr95_far_mi",
         "entropy_far",
         "mi_far",
     }

@@ -2,7 +2,7 @@
 
 A preprocessing is one box and one affine map: choose a box of the picture (all of it, its centre,
 or a random part while training), resample that box to the network's size in a single step, and
-normalise its pixels.
+normalise its pixels. Between the two stands the corruption, of those that measure a shift.
 
 Files may be anybody's: only the usual formats are decoded (PIL knows some that start programs),
 nothing is decoded that would be larger than ``PIL.Image.MAX_IMAGE_PIXELS``, and whatever a decoder
@@ -25,6 +25,7 @@ import torch
 from PIL import Image, ImageOps
 from torch import Tensor
 
+from bella.data.corruptions import Corruption
 from bella.errors import BellaError, nearest
 from bella.files import check_ordinary, shortened, shown
 
@@ -114,6 +115,7 @@ class Preprocess:
             (timm's squash with a ``crop_pct``).
         interpolation: a name of PIL's ``Image.Resampling``.
         augment: random crops and flips on top; see :meth:`plain`.
+        corruption: of the resampled picture; see `bella.data.corruptions`.
 
     Raises:
         BellaError: an argument is out of its range.
@@ -126,6 +128,7 @@ class Preprocess:
     interpolation: str = "bilinear"
     augment: Augment | None = None
     squeeze: float = 1.0
+    corruption: Corruption | None = None
 
     def __post_init__(self) -> None:
         # One form inside, so that equal preprocessings compare equal and survive JSON.
@@ -161,6 +164,10 @@ class Preprocess:
             )
         if not isinstance(self.augment, Augment | None):
             raise BellaError(f"augment={shown(self.augment)} must be an Augment, or None.")
+        if not isinstance(self.corruption, Corruption | None):
+            raise BellaError(f"corruption={shown(self.corruption)} must be a Corruption, or None.")
+        if self.corruption is not None and self.corruption.side is None:
+            self.corruption.check_size(min(self.height, self.width))
 
     @property
     def height(self) -> int:
@@ -187,6 +194,11 @@ class Preprocess:
 
     def __call__(self, image: Image.Image) -> Tensor:
         """The tensor of one picture."""
+        pixels = torch.from_numpy(np.array(self.picture(image)))
+        return self._normalised(pixels.permute(2, 0, 1).to(torch.float32))
+
+    def picture(self, image: Image.Image) -> Image.Image:
+        """What the network sees of one picture, before its pixels are normalised."""
         box = self._box(*image.size)
         mirror = False
         if self.augment is not None:
@@ -194,11 +206,44 @@ class Preprocess:
         # Rounding must not push the box over the picture's edge.
         box = (max(box[0], 0), max(box[1], 0), min(box[2], image.width), min(box[3], image.height))
         method = Image.Resampling[self.interpolation.upper()]
-        image = to_rgb(image).resize((self.width, self.height), method, box=box)
+        image = to_rgb(image).resize(self._corrupted_at(), method, box=box)
         if mirror:
             image = ImageOps.mirror(image)
-        pixels = torch.from_numpy(np.array(image)).permute(2, 0, 1).to(torch.float32)
-        return ((pixels - self._channels("mean")) / self._channels("std")).contiguous()
+        if self.corruption is not None:
+            image = self.corruption(image).resize((self.width, self.height), method)
+        return image
+
+    def _corrupted_at(self) -> tuple[int, int]:
+        """Width and height of the box when it is corrupted; the network's where it is not."""
+        if self.corruption is None or self.corruption.side is None:
+            return self.width, self.height
+        scale = self.corruption.side / min(self.width, self.height)
+        return round(scale * self.width), round(scale * self.height)
+
+    def _normalised(self, pixels: Tensor) -> Tensor:
+        mean, std = (self._channels(name).to(pixels) for name in ("mean", "std"))
+        return ((pixels - mean) / std).contiguous()
+
+    def normalised(self, unit: Tensor) -> Tensor:
+        """The network's inputs (..., 3, height, width) from pixels in 0..1; differentiable."""
+        return self._normalised(255 * unit)
+
+    def unit(self, inputs: Tensor) -> Tensor:
+        """Pixels in 0..1 from a network's inputs: `normalised` undone, up to rounding.
+
+        Raises:
+            BellaError: what comes out lies outside 0..1, so that the inputs were normalised in
+                another way.
+        """
+        mean, std = (self._channels(name).to(inputs) for name in ("mean", "std"))
+        unit = (inputs * std + mean) / 255
+        low, high = float(unit.min()), float(unit.max())
+        if not -1e-3 < low <= high < 1 + 1e-3:
+            raise BellaError(
+                f"These inputs would be pixels from {low:.3g} to {high:.3g} and not 0..1: they are "
+                "not normalised by this preprocessing."
+            )
+        return unit.clamp(0, 1)
 
     def plain(self) -> Preprocess:
         """The same without augmentation: what every part but the training part wants."""
@@ -206,7 +251,10 @@ class Preprocess:
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values for JSON."""
-        return dataclasses.asdict(self)
+        values = dataclasses.asdict(self)
+        if self.corruption is None:  # as it was written before there were any
+            del values["corruption"]
+        return values
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Preprocess:
@@ -219,6 +267,8 @@ class Preprocess:
             values = dict(values)
             if values.get("augment") is not None:
                 values["augment"] = Augment(**values["augment"])
+            if values.get("corruption") is not None:
+                values["corruption"] = Corruption(**values["corruption"])
             return cls(**values)
         except BellaError:
             raise

@@ -209,12 +209,14 @@ def evaluate_predictive(
         ``accuracy``, ``nll``, ``brier`` (0 to 2), ``ece``, ``adaptive_ece``; mean ``entropy`` and
         ``mutual_information`` (nats), the latter also of correct answers (``mi_correct``) and of
         wrong ones (``mi_wrong``); ``auroc_errors_entropy`` and ``auroc_errors_mi``, how well each
-        uncertainty tells errors; ``aurc``, by entropy; ``diversity`` and ``disagreement``.
-        For each other set also ``auroc_NAME_entropy``, ``auroc_NAME_mi``, ``entropy_NAME``,
-        ``mi_NAME`` and, where all its labels are valid, ``accuracy_NAME``, ``nll_NAME`` and
-        ``ece_NAME``. A figure of what does not occur (``mi_wrong`` without errors) is NaN, and so
-        are the AUROCs of mutual information where no particle disputes anything: one network has
-        no such score, and .5 would look like a measurement.
+        uncertainty tells errors, and ``fpr95_errors_entropy`` and ``fpr95_errors_mi``, the false
+        alarms where 95% of the errors are noticed; ``aurc``, by entropy; ``diversity`` and
+        ``disagreement``. For each other set also ``auroc_NAME_entropy``, ``auroc_NAME_mi``,
+        ``fpr95_NAME_entropy``, ``fpr95_NAME_mi``, ``entropy_NAME``, ``mi_NAME`` and, where all its
+        labels are valid, ``accuracy_NAME``, ``nll_NAME`` and ``ece_NAME``. A figure of what does
+        not occur (``mi_wrong`` without errors) is NaN, and so are the figures of mutual information
+        as a score where no particle disputes anything: one network has no such score, and .5 would
+        look like a measurement.
 
         Of several labels at once all these are of single labels; beside them `label_figures`. Of
         numbers: `number_figures` and `shifted_number_figures`, by the same rule of names.
@@ -276,6 +278,8 @@ def class_figures(predictive: Predictive, labels: Tensor) -> dict[str, float]:
         "mi_wrong": _mean(mi[wrong]),
         "auroc_errors_entropy": metrics.auroc_errors(probs, labels, predictive.entropy),
         "auroc_errors_mi": metrics.auroc_errors(probs, labels, mi) if disputed else math.nan,
+        "fpr95_errors_entropy": metrics.fpr_at_tpr(predictive.entropy, wrong),
+        "fpr95_errors_mi": metrics.fpr_at_tpr(mi, wrong) if disputed else math.nan,
         "aurc": metrics.aurc(probs, labels, predictive.entropy),
         "diversity": metrics.diversity(predictive.particle_probs, predictive.weights),
         "disagreement": metrics.disagreement(predictive.particle_probs, predictive.weights),
@@ -294,9 +298,11 @@ def shifted_figures(
         truth: their labels; out of range where there are none.
 
     Returns:
-        ``auroc_entropy`` and ``auroc_mi``, how well each uncertainty tells the two sets apart; the
-        means ``entropy`` and ``mutual_information``; with labels also ``accuracy``, ``nll`` and
-        ``ece``. ``auroc_mi`` is NaN where nobody disputes anything.
+        ``auroc_entropy`` and ``auroc_mi``, how well each uncertainty tells the two sets apart;
+        ``fpr95_entropy`` and ``fpr95_mi``, the false alarms where 95% of the other data are
+        noticed; the means ``entropy`` and ``mutual_information``; with labels also ``accuracy``,
+        ``nll`` and ``ece``. The scores of mutual information are NaN where nobody disputes
+        anything.
     """
     if isinstance(predictive, GaussianPredictive) and isinstance(other, GaussianPredictive):
         return shifted_number_figures(predictive, labels, other, truth)
@@ -306,9 +312,14 @@ def shifted_figures(
     other, truth = other.counted(truth)
     mi, other_mi = predictive.mutual_information, other.mutual_information
     disputed = bool((mi > 0).any()) or bool((other_mi > 0).any())
+    outside = torch.arange(len(mi) + len(other_mi)) >= len(mi)
+    entropies = torch.cat([predictive.entropy.cpu(), other.entropy.cpu()])
+    mis = torch.cat([mi.cpu(), other_mi.cpu()])
     found = {
         "auroc_entropy": metrics.auroc_between(predictive.entropy, other.entropy),
         "auroc_mi": metrics.auroc_between(mi, other_mi) if disputed else math.nan,
+        "fpr95_entropy": metrics.fpr_at_tpr(entropies, outside),
+        "fpr95_mi": metrics.fpr_at_tpr(mis, outside) if disputed else math.nan,
         "entropy": float(other.entropy.mean()),
         "mutual_information": float(other_mi.mean()),
     }
@@ -324,6 +335,8 @@ def flat_name(part: str, figure: str) -> str:
     special = {
         "auroc_entropy": f"auroc_{part}_entropy",
         "auroc_mi": f"auroc_{part}_mi",
+        "fpr95_entropy": f"fpr95_{part}_entropy",
+        "fpr95_mi": f"fpr95_{part}_mi",
         "mutual_information": f"mi_{part}",
     }
     return special.get(figure, f"{figure}_{part}")
