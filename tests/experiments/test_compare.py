@@ -83,17 +83,26 @@ def small_task(skips=False):
     )
 
 
+HEADED = [name for name in METHODS if name != "untrained"]
+"""What a network with a fresh head is compared in."""
+
+
+def test_a_network_with_a_fresh_head_has_no_row_before_it_is_trained(tmp_path):
+    with pytest.raises(BellaError, match="a head that nobody trained"):
+        compare(small_task(), ["untrained"], seeds=1, folder=tmp_path, progress=False)
+
+
 @pytest.fixture(scope="module")
 def ran(tmp_path_factory):
     folder = tmp_path_factory.mktemp("compare")
-    results = compare(small_task(), list(METHODS), seeds=2, folder=folder, progress=False)
+    results = compare(small_task(), list(HEADED), seeds=2, folder=folder, progress=False)
     return folder, results
 
 
 def test_every_method_has_every_figure(ran):
     folder, results = ran
     assert json.loads((folder / "results.json").read_text()) == results
-    assert list(results["methods"]) == list(METHODS)
+    assert list(results["methods"]) == list(HEADED)
     for method in results["methods"].values():
         assert {"accuracy", "nll", "ece"} <= set(method["figures"])
         assert {"auroc_mi", "auroc_entropy", "nll", "accuracy"} <= set(method["parts"]["shift"])
@@ -118,7 +127,7 @@ def test_every_method_has_every_figure(ran):
 def test_what_ran_is_not_run_again(ran, monkeypatch):
     folder, results = ran
     monkeypatch.setattr(engine, "fit", None)  # a second training would fail
-    again = compare(small_task(), list(METHODS), seeds=2, folder=folder, progress=False)
+    again = compare(small_task(), list(HEADED), seeds=2, folder=folder, progress=False)
     assert again["methods"] == results["methods"]
 
 

@@ -16,7 +16,6 @@ from typing import Any
 import torch
 from rich.progress import Progress
 from safetensors.torch import load_file
-from torch import Tensor
 from torch.utils.data import DataLoader, default_collate
 
 import bella
@@ -26,6 +25,7 @@ from bella.experiments.methods.base import Costs, Outputs
 from bella.experiments.tasks.task import Task
 from bella.files import read_json
 from bella.models import Opened
+from bella.models.language import OpenedLanguage
 from bella.posterior import Posterior
 from bella.prediction.predict import predict
 from bella.recipes import Plan, Recipe, linear_head
@@ -39,12 +39,13 @@ from bella.training.probe import (
     fit_probe,
     head_inputs,
 )
+from bella.trees import map_tensors, tensors_of
 
 Batches = Callable[[list[int]], Any]
 
 COSTS = ("trainable", "bytes_on_disk", "seconds_training", "mb_training", "ms_predicting")
 TIMED = 32
-"""Images of the batch whose prediction is timed."""
+"""Examples of the batch whose prediction is timed."""
 
 
 class Bench:
@@ -179,7 +180,12 @@ class Bench:
         return self.probes[seed, count]
 
     def plan(
-        self, recipe: Recipe, particles: int, seed: int, options: Mapping[str, Any], opened: Opened
+        self,
+        recipe: Recipe,
+        particles: int,
+        seed: int,
+        options: Mapping[str, Any],
+        opened: Opened | OpenedLanguage,
     ) -> Plan:
         """What a recipe is told of this task: the heads of a pre-trained network start from probes,
         where it has one Linear.
@@ -206,8 +212,8 @@ class Bench:
         )
 
     @cached_property
-    def few_images(self) -> Tensor:
-        """A batch of images."""
+    def few_images(self) -> Any:
+        """The inputs of a few examples."""
         images = next(iter(self.task.pools.values()))
         inputs, _ = default_collate([images[i] for i in range(min(TIMED, len(images)))])
         return inputs
@@ -216,10 +222,11 @@ class Bench:
         """Time to predict one of `few_images`, from the image on: the best of three."""
         best = math.inf
         for _ in range(3):
+            inputs = map_tensors(torch.clone, self.few_images)  # none may be remembered
             begun = time.perf_counter()
-            predict(posterior, self.few_images.clone(), draws=draws)  # none may be remembered
+            predict(posterior, inputs, draws=draws)
             best = min(best, time.perf_counter() - begun)
-        return 1000 * best / len(self.few_images)
+        return 1000 * best / len(tensors_of(self.few_images)[0])
 
     # ------------------------------------------------------------ earlier runs
 

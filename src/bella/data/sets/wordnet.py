@@ -156,6 +156,7 @@ def _asked(senses: list[Sense]) -> Questions:
     words: dict[str, list[str]] = {}
     for sense in senses:
         words.setdefault(sense.category, []).append(sense.words[0])
+    known = {category: set(others) for category, others in words.items()}
     generator = torch.Generator().manual_seed(0)
 
     def draw(below: int) -> int:
@@ -164,7 +165,7 @@ def _asked(senses: list[Sense]) -> Questions:
     questions, options, labels = [], [], []
     for sense in senses:
         others = words[sense.category]
-        if len(set(others) - set(sense.words)) < CHOICES - 1:
+        if len(known[sense.category]) - len(known[sense.category] & set(sense.words)) < CHOICES - 1:
             continue
         wrong: list[str] = []
         while len(wrong) < CHOICES - 1:

@@ -8,12 +8,21 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from bella.errors import BellaError, nearest
-from bella.experiments.methods import derived, full, laplace, low_rank, probe, rank1, sparse
+from bella.experiments.methods import (
+    derived,
+    full,
+    laplace,
+    low_rank,
+    probe,
+    rank1,
+    sparse,
+    untrained,
+)
 from bella.experiments.methods.base import Costs, Method, Outputs
 
 __all__ = ["DEMO", "METHODS", "Costs", "Method", "Outputs", "methods_named"]
 
-FAMILIES = (probe, full, low_rank, laplace, rank1, sparse, derived)
+FAMILIES = (untrained, probe, full, low_rank, laplace, rank1, sparse, derived)
 
 METHODS: dict[str, Method] = {row.name: row for family in FAMILIES for row in family.ROWS}
 

@@ -10,6 +10,7 @@ from bella.experiments.tasks.fashion_mnist import fashion_task
 from bella.experiments.tasks.folder import folder_task
 from bella.experiments.tasks.from_scratch import fashion_mlp_task, fashion_resnet_task
 from bella.experiments.tasks.task import Gallery, Place, Task, Words
+from bella.experiments.tasks.wordnet import wordnet_task
 
 __all__ = ["TASKS", "Gallery", "Place", "Task", "Words", "folder_task", "task_named"]
 
@@ -18,6 +19,7 @@ TASKS: dict[str, Callable[[], Task]] = {
     "fashion-mnist": fashion_task,
     "fashion-resnet": fashion_resnet_task,
     "fashion-mlp": fashion_mlp_task,
+    "wordnet": wordnet_task,
 }
 
 

@@ -6,12 +6,13 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from bella.data.labelled import LabelledImages
+from bella.data.labelled import Labelled, Some
 from bella.models import Opened, open_network
+from bella.models.language import OpenedLanguage
 from bella.prediction.predictive import Predictive
 
 Place = tuple[str, list[int]]
-"""A pool of images and positions in it."""
+"""A pool of examples and positions in it."""
 
 
 @dataclass(frozen=True)
@@ -59,7 +60,7 @@ class Task:
         name: for file names.
         title: for people.
         open: a fresh network for a seed.
-        pools: images by name; what the shared prefix makes of them is computed once.
+        pools: examples by name; what the shared prefix makes of them is computed once.
         split: for a seed, where ``train``, ``validation``, ``test`` and the shifted parts are.
         shifts: the shifted parts, by the name that their figures carry; each is told from ``test``.
         settings: of `bella.fit`, for every method alike; chosen on validation data.
@@ -73,8 +74,8 @@ class Task:
 
     name: str
     title: str
-    open: Callable[[int], Opened]
-    pools: Mapping[str, LabelledImages]
+    open: Callable[[int], Opened | OpenedLanguage]
+    pools: Mapping[str, Labelled]
     split: Callable[[int], dict[str, Place]]
     shifts: Mapping[str, str] = field(default_factory=dict)
     settings: Mapping[str, Any] = field(default_factory=dict)
@@ -89,24 +90,24 @@ class Task:
         """Names of the classes."""
         return next(iter(self.pools.values())).classes
 
-    def part(self, name: str, seed: int) -> LabelledImages:
-        """The images of one part."""
+    def part(self, name: str, seed: int) -> Labelled:
+        """The examples of one part."""
         pool, positions = self.split(seed)[name]
         return self.pools[pool].select(positions)
 
 
-def whole(pool: str, images: LabelledImages) -> Place:
-    """All images of a pool."""
+def whole(pool: str, images: Labelled) -> Place:
+    """All examples of a pool."""
     return pool, list(range(len(images)))
 
 
-def fixed(parts: Mapping[str, LabelledImages]) -> Callable[[int], dict[str, Place]]:
+def fixed(parts: Mapping[str, Labelled]) -> Callable[[int], dict[str, Place]]:
     """The same parts for every seed, each a pool of its own."""
     return lambda seed: {name: whole(name, images) for name, images in parts.items()}
 
 
-def at_most(count: int, images: LabelledImages) -> LabelledImages:
-    """A stratified choice of so many images, the same each time; all if there are fewer."""
+def at_most(count: int, images: Some) -> Some:
+    """A stratified choice of so many examples, the same each time; all if there are fewer."""
     share = count / len(images)
     return images if share >= 1 else images.split({"in": share, "out": 1 - share}, 0)["in"]
 
