@@ -1,4 +1,4 @@
-"""One run at a time in a folder.
+"""One run at a time in a folder, and the folder of what is made once for all runs.
 
 A folder is held by a lock of the system on the folder itself: nothing is written for it, and it is
 gone with the process that held it, however that ended. Reading does not ask for it.
@@ -20,6 +20,17 @@ except ImportError:  # Windows has no such locks
 
 _held: set[int] = set()
 """Open handles of folders that this process holds."""
+
+
+def cache_folder() -> Path:
+    """Where what is made once is kept: ``BELLA_CACHE``, else ``bella`` in the user's cache folder.
+
+    Everything in it can be made again.
+    """
+    if own := os.environ.get("BELLA_CACHE"):
+        return Path(own).expanduser()
+    home = os.environ.get("XDG_CACHE_HOME")
+    return (Path(home) if home else Path.home() / ".cache") / "bella"
 
 
 @contextmanager

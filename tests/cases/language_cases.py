@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
 import torch
 import transformers as hf
 from tokenizers import Tokenizer, models, pre_tokenizers
 
 import bella
+from bella.models import language
 
 TEXT = (
     "what is the capital of France Italy Spain Norway Paris Rome Madrid Oslo a city in where who "
@@ -19,9 +24,9 @@ TEMPLATE = (
 )
 
 
-def small_tokenizer() -> hf.PreTrainedTokenizerFast:
+def small_tokenizer(words: Sequence[str] = WORDS) -> hf.PreTrainedTokenizerFast:
     """A token a word."""
-    vocabulary = {word: n for n, word in enumerate(["<pad>", "<unk>", "<end>", *WORDS])}
+    vocabulary = {word: n for n, word in enumerate(["<pad>", "<unk>", "<end>", *words])}
     tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
     tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
     return hf.PreTrainedTokenizerFast(
@@ -33,11 +38,11 @@ def small_tokenizer() -> hf.PreTrainedTokenizerFast:
     )
 
 
-def small_language_model(seed: int = 0) -> hf.LlamaForCausalLM:
+def small_language_model(seed: int = 0, words: int = len(WORDS)) -> hf.LlamaForCausalLM:
     """Llama's architecture with 10,000 random weights, of a size at which they count."""
     torch.manual_seed(seed)
     config = hf.LlamaConfig(
-        vocab_size=len(WORDS) + 3,
+        vocab_size=words + 3,
         hidden_size=24,
         num_hidden_layers=3,
         num_attention_heads=2,
@@ -55,6 +60,16 @@ def small_language_model(seed: int = 0) -> hf.LlamaForCausalLM:
             if parameter.dim() > 1:
                 parameter.normal_(0, parameter.shape[1] ** -0.5)
     return network
+
+
+def stand_in(
+    name: str, page: str, monkeypatch: pytest.MonkeyPatch, folder: Path, *targets: str
+) -> None:
+    """Put a small network that knows a page's words behind a name that opens a large one."""
+    words = list(dict.fromkeys(page.split()))
+    small_language_model(words=len(words)).save_pretrained(folder)
+    small_tokenizer(words).save_pretrained(folder)
+    monkeypatch.setitem(language.LANGUAGE, name, (lambda: folder, targets or ("q_proj", "up_proj")))
 
 
 def small_writers(particles: int = 3, **options) -> bella.Posterior:

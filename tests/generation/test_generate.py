@@ -286,6 +286,8 @@ def test_full_copies_and_deterministic_components_write():
         ({"cache_implementation": "static"}, "caches of their own"),
         ({"output_scores": True}, "come with their figures"),
         ({"past_key_values": hf.DynamicCache()}, "caches of their own"),
+        ({"do_sample": True, "temperature": -1.0}, "transformers' generate refuses this"),
+        ({"max_new_tokens": 0}, "transformers' generate refuses this"),
         ({"colour": 3}, "colour is no option"),
         ({"attention_mask": torch.tensor([[1, 1, 0]])}, "padding on the left"),
         ({"attention_mask": torch.tensor([[1, 1]])}, "padding on the left"),

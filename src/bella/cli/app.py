@@ -18,6 +18,7 @@ from bella.cli.demo import demo
 from bella.cli.evaluate import evaluate
 from bella.cli.export import export
 from bella.cli.fit import fit
+from bella.cli.generate import generate
 from bella.cli.predict import predict
 from bella.errors import BellaError, MissingExtraError
 from bella.host import keep_freed_memory
@@ -28,7 +29,7 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-for command in (demo, fit, evaluate, predict, compare, data, export, cost):
+for command in (demo, fit, evaluate, predict, generate, compare, data, export, cost):
     app.command()(command)
 
 

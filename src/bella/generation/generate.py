@@ -17,6 +17,7 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 from bella.errors import BellaError
+from bella.files import shortened
 from bella.generation.answers import Answers, Figures
 from bella.generation.proof import TextPlan, plan_of
 from bella.generation.score import check_writes, score_tokens
@@ -178,9 +179,18 @@ def _each_its_own(
 def _write(
     twin: Any, inputs: dict[str, Any], options: dict[str, Any], listener: Listener
 ) -> Tensor:
-    """What transformers' own loop writes, with the prompts before it."""
+    """What transformers' own loop writes, with the prompts before it.
+
+    Raises:
+        BellaError: an option has a value that transformers refuses.
+    """
     own = {name: value for name, value in options.items() if name != "stopping_criteria"}
-    return twin.generate(**inputs, **own, stopping_criteria=[listener])
+    try:
+        return twin.generate(**inputs, **own, stopping_criteria=[listener])
+    except ValueError as error:
+        if isinstance(error, BellaError):
+            raise
+        raise BellaError(f"transformers' generate refuses this ({shortened(error)}).") from error
 
 
 class Listener:
