@@ -29,6 +29,8 @@ CHECKED = (
     "bella.metrics",
     "bella.likelihood",
     "bella.transport",
+    "bella.prediction.mixture",
+    "bella.prediction.pool",
     "bella.prediction.predictive",
     "bella.posteriors.divergences",
     "bella.posteriors.full",
@@ -37,9 +39,9 @@ CHECKED = (
     "bella.posteriors.sparse.active",
     "bella.posteriors.sparse.criteria",
     "bella.posteriors.sparse.topology",
-    "bella.evaluation.temperature",
     "bella.evaluation.conformal",
     "bella.evaluation.abstention",
+    "bella.prediction.temperature",
 )
 install_import_hook(CHECKED, "shapes.checked")
 

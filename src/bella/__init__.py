@@ -24,15 +24,17 @@ if TYPE_CHECKING:  # what editors and type checkers see; at run time `__getattr_
     from bella.posterior import Point, Posterior
     from bella.posteriors.full import full
     from bella.posteriors.laplace.posterior import laplace
-    from bella.posteriors.loading import load
+    from bella.posteriors.loading import load, load_mixture
     from bella.posteriors.low_rank.posterior import low_rank
     from bella.posteriors.rank1.posterior import rank1
     from bella.posteriors.sparse.posterior import sparse_subspace
     from bella.prediction.labels import MultiLabelPredictive
+    from bella.prediction.mixture import Mixture
     from bella.prediction.numbers import GaussianPredictive
     from bella.prediction.predict import predict
     from bella.prediction.predictive import Predictive
     from bella.training.fit import fit
+    from bella.training.mixture import mixture
 
 __version__ = "0.1.0"
 
@@ -48,12 +50,14 @@ _PLACES = {
     "Posterior": "bella.posterior",
     "Point": "bella.posterior",
     "load": "bella.posteriors.loading",
+    "load_mixture": "bella.posteriors.loading",
     "nll": "bella.likelihood",
     "with_variance": "bella.likelihood",
     "predict": "bella.prediction.predict",
     "Predictive": "bella.prediction.predictive",
     "GaussianPredictive": "bella.prediction.numbers",
     "MultiLabelPredictive": "bella.prediction.labels",
+    "Mixture": "bella.prediction.mixture",
     "evaluate": "bella.evaluation.evaluate",
     "cost": "bella.evaluation.cost",
     "chunks": "bella.memory",
@@ -62,6 +66,7 @@ _PLACES = {
     "fit": "bella.training.fit",
     "from_peft": "bella.interop.peft",
     "to_peft": "bella.interop.peft",
+    "mixture": "bella.training.mixture",
     "BellaError": "bella.errors",
 }
 """The module that each public name lives in.
@@ -71,6 +76,7 @@ _MODULES = ("transport", "likelihood", "metrics", "data", "models", "report")
 __all__ = [
     "BellaError",
     "GaussianPredictive",
+    "Mixture",
     "MultiLabelPredictive",
     "Point",
     "Posterior",
@@ -86,8 +92,10 @@ __all__ = [
     "laplace",
     "likelihood",
     "load",
+    "load_mixture",
     "low_rank",
     "metrics",
+    "mixture",
     "models",
     "nll",
     "predict",

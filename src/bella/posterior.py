@@ -57,6 +57,8 @@ class Posterior(nn.Module):
     trains_base: ClassVar[bool] = False
     """Whether what the particles share trains too; then it is saved with them, and its batch norm
     learns its statistics."""
+    keeps_base: ClassVar[bool] = False
+    """Whether the network that the particles began as is still there, frozen, see `run_base`."""
     loops_by_design: ClassVar[str] = ""
     """Why its particles run one after another whatever the network; empty where they need not."""
     settles_passes: ClassVar[bool] = True
@@ -184,6 +186,22 @@ class Posterior(nn.Module):
             stream = args[0]
             return (stream.with_carried([x[rows] for x in stream.carried()]),), {}
         return self.passes.some(args, kwargs, rows)
+
+    def run_base(self, *args: Any, **kwargs: Any) -> Any:
+        """One pass of the network that all particles began as, at Δ = 0; a stream may stand for the
+        inputs. Its heads are the first particle's: what arrives at them is the base's.
+
+        Raises:
+            BellaError: this kind of posterior keeps no frozen base, or parts of it have trained.
+        """
+        if not self.keeps_base or self.trained_outside():
+            raise BellaError(
+                f"Of a {self.kind} posterior"
+                f"{' whose base was unfrozen' if self.keeps_base else ''} no frozen activations "
+                "are left to read: leave out what reads them (anchors=(), distance=None)."
+            )
+        values = {key: x for layer in self.layers().values() for key, x in layer.at_base().items()}
+        return self.passes.base(values, args, kwargs)
 
     @property
     def shared(self) -> SharedPrefix | None:

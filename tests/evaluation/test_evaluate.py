@@ -20,9 +20,9 @@ from bella.evaluation.evaluate import (
     known_figures,
     shifted_figures,
 )
-from bella.evaluation.temperature import fit_temperature
 from bella.prediction.predict import predict
 from bella.prediction.predictive import Predictive
+from bella.prediction.temperature import fit_temperature
 
 
 def data_of(batch: int, seed: int, scale: float = 1.0) -> tuple[torch.Tensor, torch.Tensor]:
@@ -78,11 +78,11 @@ def test_figures_have_the_names_of_the_contract():
     found = evaluate(LinearParticles(), loader_of(X, Y), ood={"far": loader_of(FAR, FAR_Y)})
     inside = (
         "accuracy nll ece adaptive_ece brier auroc_errors_entropy auroc_errors_mi aurc entropy "
-        "fpr95_errors_entropy fpr95_errors_mi mutual_information mi_correct mi_wrong diversity "
-        "disagreement"
+        "fpr95_errors_entropy fpr95_errors_mi auroc_errors_confidence mutual_information "
+        "mi_correct mi_wrong diversity disagreement"
     )
     far = (
-        "auroc_{0}_entropy auroc_{0}_mi fpr95_{0}_entropy fpr95_{0}_mi entropy_{0} mi_{0} "
+        "auroc_{0}_entropy auroc_{0}_mi auroc_{0}_novelty fpr95_{0}_entropy fpr95_{0}_mi entropy_{0} mi_{0} "
         "accuracy_{0} nll_{0} ece_{0}"
     )
     assert set(found) == {*inside.split(), *far.format("far").split()}
@@ -160,6 +160,7 @@ def test_a_set_without_labels_has_only_uncertainties():
     assert {name for name in found if "far" in name} == {
         "auroc_far_entropy",
         "auroc_far_mi",
+        "auroc_far_novelty",
         "fpr95_far_entropy",
         "fpr95_far_mi",
         "entropy_far",

@@ -18,7 +18,7 @@ from transformers import (
 
 import bella
 from bella.evaluation.evaluate import collect
-from bella.evaluation.temperature import fit_temperature
+from bella.prediction.temperature import fit_temperature
 
 N, LABELS = 3, 3
 

@@ -10,11 +10,11 @@ from torch import nn
 
 import bella
 from bella.evaluation.evaluate import collect, evaluate_predictive
-from bella.evaluation.temperature import fit_temperature
 from bella.likelihood import nll, with_variance
 from bella.metrics import regression
 from bella.prediction.labels import MultiLabelPredictive
 from bella.prediction.numbers import GaussianPredictive
+from bella.prediction.temperature import fit_temperature
 
 
 @pytest.fixture

@@ -24,7 +24,13 @@ from bella.likelihood.scoring import beside
 from bella.posterior import Posterior
 from bella.prediction.labels import MultiLabelPredictive
 from bella.prediction.numbers import GaussianPredictive
-from bella.prediction.predict import NotFiniteError, particles_at_once, predict
+from bella.prediction.predict import (
+    Combined,
+    NotFiniteError,
+    particles_at_once,
+    particles_of,
+    predict,
+)
 from bella.prediction.predictive import IGNORED, Predictive
 from bella.prediction.said import Said
 
@@ -33,7 +39,7 @@ PATIENCE = 2.0
 
 
 def collect(
-    posterior: Posterior,
+    posterior: Posterior | Combined,
     data: Any,
     *,
     batch_size: int = 32,
@@ -47,7 +53,7 @@ def collect(
     """Predict all data.
 
     Args:
-        posterior: any posterior.
+        posterior: any posterior or mixture.
         data: what `bella.fit` takes: a data set of (inputs, label) or of mappings with ``labels``,
             a list of such, a pair of tensors, a stream, a loader; or any iterable of batches, used
             as it is. Batches of no example are passed over.
@@ -91,7 +97,7 @@ def collect(
             options["particles_per_pass"] = size
         y = y if kind is None else kind.targets(y, ignore_index)
         try:
-            with outputs_of(posterior) as heard:
+            with outputs_of(particles_of(posterior)) as heard:
                 predictive = predict(
                     posterior,
                     inputs,
@@ -140,7 +146,7 @@ def outputs_of(posterior: nn.Module) -> Iterator[list[Any]]:
 
 
 def evaluate(
-    posterior: Posterior,
+    posterior: Posterior | Combined,
     loader: Any,
     *,
     ood: Any = None,
@@ -153,7 +159,7 @@ def evaluate(
     """All figures of a posterior.
 
     Args:
-        posterior: any posterior.
+        posterior: any posterior or mixture.
         loader: in-distribution data, in any form that `bella.fit` takes.
         ood: shifted or foreign data, or a mapping of names to such. Their labels may be out of
             range (-1) where there are none.
@@ -210,13 +216,15 @@ def evaluate_predictive(
         ``mutual_information`` (nats), the latter also of correct answers (``mi_correct``) and of
         wrong ones (``mi_wrong``); ``auroc_errors_entropy`` and ``auroc_errors_mi``, how well each
         uncertainty tells errors, and ``fpr95_errors_entropy`` and ``fpr95_errors_mi``, the false
-        alarms where 95% of the errors are noticed; ``aurc``, by entropy; ``diversity`` and
-        ``disagreement``. For each other set also ``auroc_NAME_entropy``, ``auroc_NAME_mi``,
-        ``fpr95_NAME_entropy``, ``fpr95_NAME_mi``, ``entropy_NAME``, ``mi_NAME`` and, where all its
-        labels are valid, ``accuracy_NAME``, ``nll_NAME`` and ``ece_NAME``. A figure of what does
-        not occur (``mi_wrong`` without errors) is NaN, and so are the figures of mutual information
-        as a score where no particle disputes anything: one network has no such score, and .5 would
-        look like a measurement.
+        alarms where 95% of the errors are noticed; ``auroc_errors_confidence``, how well 1 - max p
+        tells errors; ``aurc``, by entropy; ``diversity`` and ``disagreement``. For each other set
+        also ``auroc_NAME_entropy``, ``auroc_NAME_mi``, ``fpr95_NAME_entropy``, ``fpr95_NAME_mi``,
+        ``auroc_NAME_novelty``, by the score that a mixture with a distance has for it, else by
+        entropy, and of such a mixture ``auroc_NAME_distance``; ``entropy_NAME``, ``mi_NAME`` and,
+        where all its labels are valid, ``accuracy_NAME``, ``nll_NAME`` and ``ece_NAME``. A figure
+        of what does not occur (``mi_wrong`` without errors) is NaN, and so are the figures of
+        mutual information as a score where no particle disputes anything: one network has no such
+        score, and .5 would look like a measurement.
 
         Of several labels at once all these are of single labels; beside them `label_figures`. Of
         numbers: `number_figures` and `shifted_number_figures`, by the same rule of names.
@@ -280,6 +288,7 @@ def class_figures(predictive: Predictive, labels: Tensor) -> dict[str, float]:
         "auroc_errors_mi": metrics.auroc_errors(probs, labels, mi) if disputed else math.nan,
         "fpr95_errors_entropy": metrics.fpr_at_tpr(predictive.entropy, wrong),
         "fpr95_errors_mi": metrics.fpr_at_tpr(mi, wrong) if disputed else math.nan,
+        "auroc_errors_confidence": metrics.auroc_errors(probs, labels, 1 - predictive.confidence),
         "aurc": metrics.aurc(probs, labels, predictive.entropy),
         "diversity": metrics.diversity(predictive.particle_probs, predictive.weights),
         "disagreement": metrics.disagreement(predictive.particle_probs, predictive.weights),
@@ -302,7 +311,8 @@ def shifted_figures(
         ``fpr95_entropy`` and ``fpr95_mi``, the false alarms where 95% of the other data are
         noticed; the means ``entropy`` and ``mutual_information``; with labels also ``accuracy``,
         ``nll`` and ``ece``. The scores of mutual information are NaN where nobody disputes
-        anything.
+        anything. Also ``auroc_novelty`` (see `novelty_of`) and, of a mixture with a distance,
+        ``auroc_distance``.
     """
     if isinstance(predictive, GaussianPredictive) and isinstance(other, GaussianPredictive):
         return shifted_number_figures(predictive, labels, other, truth)
@@ -323,11 +333,19 @@ def shifted_figures(
         "entropy": float(other.entropy.mean()),
         "mutual_information": float(other_mi.mean()),
     }
+    if predictive.distance is not None and other.distance is not None:
+        found["auroc_distance"] = metrics.auroc_between(predictive.distance, other.distance)
+    found["auroc_novelty"] = metrics.auroc_between(novelty_of(predictive), novelty_of(other))
     if bool(((truth >= 0) & (truth < other.probs.shape[-1])).all()):
         found["accuracy"] = metrics.accuracy(other.probs, truth)
         found["nll"] = other.nll(truth)
         found["ece"] = metrics.ece(other.probs, truth)
     return found
+
+
+def novelty_of(predictive: Predictive) -> Tensor:
+    """The score by which a predictive tells what is new to it: its own, or the entropy."""
+    return predictive.entropy if predictive.novelty is None else predictive.novelty
 
 
 def flat_name(part: str, figure: str) -> str:
@@ -337,6 +355,8 @@ def flat_name(part: str, figure: str) -> str:
         "auroc_mi": f"auroc_{part}_mi",
         "fpr95_entropy": f"fpr95_{part}_entropy",
         "fpr95_mi": f"fpr95_{part}_mi",
+        "auroc_distance": f"auroc_{part}_distance",
+        "auroc_novelty": f"auroc_{part}_novelty",
         "mutual_information": f"mi_{part}",
     }
     return special.get(figure, f"{figure}_{part}")

@@ -115,6 +115,11 @@ class ParticleLayer(nn.Module, ABC):
             for p in site.parameters
         }
 
+    def at_base(self) -> dict[int, Tensor]:
+        """Values of stacked parameters with which one particle computes what the frozen base does,
+        by their ``id``, each (1, ...); empty where the base plays no part."""
+        return {}
+
     @abstractmethod
     def merged(self, particle: int | None) -> nn.Module:
         """A plain layer: one particle's, or the average of their weights for ``None``."""

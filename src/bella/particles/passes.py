@@ -3,7 +3,7 @@ says that it gives the same."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from functools import partial
 from typing import Any
 
@@ -206,6 +206,18 @@ class Passes:
                 for i in chosen
             ]
         )
+
+    def base(self, values: Mapping[int, Tensor], args: tuple, kwargs: dict[str, Any]) -> Any:
+        """One pass of one particle with these values in place of its own, from the inputs or from
+        a stream on; its outputs as the network makes them."""
+        one = Pass((0,), 1, is_open=True, values=values, variants=(0,))
+        if args and isinstance(args[0], Stream):
+            assert self.prefix is not None
+            one.batch, one.is_open = args[0].batch, False
+            return self.prefix.resume(args[0].again(), one)
+        with self.axis.run(one):
+            args, kwargs = fresh((args, kwargs))
+            return self.network(*args, **kwargs)
 
     def loop(
         self, plan: Plan, args: tuple, kwargs: dict[str, Any], *, own: list[Any] | None = None

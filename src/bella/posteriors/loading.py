@@ -21,6 +21,8 @@ from bella.files import shown
 from bella.particles.surgery import undone_if_refused
 from bella.posterior import Posterior
 from bella.posteriors.laplace.posterior import How, LaplacePosterior
+from bella.prediction import mixture
+from bella.prediction.mixture import Mixture
 from bella.storage import (
     DTYPES,
     NAMES,
@@ -58,6 +60,21 @@ def load(folder: str | Path, network: nn.Module) -> Posterior:
         _unfreeze(posterior, saved)
         fill(posterior, saved)
     return posterior
+
+
+def load_mixture(folder: str | Path, network: nn.Module) -> Mixture:
+    """Give ``network`` the particles of a saved mixture, and put around them what belongs to it.
+
+    Args:
+        folder: what `Mixture.save` wrote, or a run folder; it may be a stranger's.
+        network: a fresh copy of the network that it was made from; adapted in place.
+
+    Raises:
+        BellaError: see `load`; or no mixture there, a damaged one, or one of other particles.
+    """
+    if not mixture.is_there(folder):
+        raise BellaError(f"{folder} holds no mixture: {mixture.FILE} is missing.")
+    return mixture.read_mixture(folder, load(folder, network))
 
 
 def check_settings(kind: str, settings: Mapping[str, Any]) -> dict[str, Any]:

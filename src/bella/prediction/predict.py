@@ -5,12 +5,13 @@ Or as many particles as the examples need: where the first agree, the others are
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from contextlib import nullcontext
 from typing import Any, Literal, overload
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from bella import metrics
 from bella.classes import ClassAxis
@@ -36,6 +37,30 @@ PREDICTIVES: dict[str, type[Said]] = {
 """What is predicted, by the name of its likelihood."""
 
 
+class Combined(nn.Module, ABC):
+    """A posterior with more beside it, that predicts in a way of its own: `predict` asks it.
+
+    Attributes:
+        posterior: the particles.
+    """
+
+    posterior: Posterior
+
+    @abstractmethod
+    def predict(self, inputs: Any, **options: Any) -> Predictive:
+        """See `bella.predict`, whose options these are."""
+
+    @property
+    def network(self) -> nn.Module:
+        """The network that the particles share."""
+        return self.posterior.network
+
+
+def particles_of(posterior: Posterior | Combined) -> Posterior:
+    """The particles of a posterior, or of one that has more beside it."""
+    return posterior.posterior if isinstance(posterior, Combined) else posterior
+
+
 @overload
 def predict(
     posterior: Posterior, inputs: Any, *, likelihood: Literal["gaussian"], **options: Any
@@ -46,10 +71,14 @@ def predict(
 ) -> MultiLabelPredictive: ...
 @overload
 def predict(
-    posterior: Posterior, inputs: Any, *, likelihood: str | Likelihood = "auto", **options: Any
+    posterior: Posterior | Combined,
+    inputs: Any,
+    *,
+    likelihood: str | Likelihood = "auto",
+    **options: Any,
 ) -> Predictive: ...
 def predict(  # type: ignore[misc]  # the options stand here alone
-    posterior: Posterior,
+    posterior: Posterior | Combined,
     inputs: Any,
     *,
     likelihood: str | Likelihood = "auto",
@@ -66,7 +95,7 @@ def predict(  # type: ignore[misc]  # the options stand here alone
     """Predict a batch with every particle, or with as many as the examples need.
 
     Args:
-        posterior: any posterior; left in the mode it was in.
+        posterior: any posterior or mixture; left in the mode it was in.
         inputs: a tensor, a tuple of arguments, a mapping of named ones, or a stream from
             ``posterior.prefix``.
         likelihood: what the outputs are, see `bella.nll`; ``auto``: what the network's kind says.
@@ -97,8 +126,23 @@ def predict(  # type: ignore[misc]  # the options stand here alone
         BellaError: an empty batch; ``draws``, ``particles_per_pass`` or ``first`` out of range;
             outputs that do not fit the likelihood or are not finite (rows of the inputs that are
             not are named); a class axis that nothing decides; several draws together with ``stop``,
-            or ``stop`` for numbers; or a ``memory`` too small for one particle.
+            or ``stop`` for numbers; ``stop`` or ``average`` with a mixture; or a ``memory`` too
+            small for one particle.
     """
+    if isinstance(posterior, Combined):
+        if stop is not None or average != "probs":
+            raise BellaError(
+                "A mixture pools its members in its own way, all of them: leave out stop and "
+                "average, or predict with mixture.posterior."
+            )
+        return posterior.predict(
+            inputs,
+            likelihood=likelihood,
+            draws=draws,
+            particles_per_pass=particles_per_pass,
+            memory=memory,
+            class_axis=class_axis,
+        )
     kind = of_posterior(posterior, likelihood, scoring=False)
     if draws < 1:
         raise BellaError(f"draws={draws}: give a whole number of at least 1.")
@@ -216,12 +260,15 @@ def _rows(bad: Tensor, numbers: Sequence[int] | None, most: int = 5) -> tuple[st
     return f"Rows {named}{f' and {len(found) - most} more' if len(found) > most else ''}", "are"
 
 
-def particles_at_once(posterior: Posterior, inputs: Any, memory: int | None = None) -> int:
+def particles_at_once(
+    posterior: Posterior | Combined, inputs: Any, memory: int | None = None
+) -> int:
     """How many particles predict these inputs within a budget of memory, in equal passes.
 
     Raises:
         BellaError: ``memory`` is not enough for one particle, or an empty batch.
     """
+    posterior = particles_of(posterior)
     args, kwargs = _arguments(inputs)
     with evaluating(posterior), torch.no_grad():
         args, kwargs = posterior.begun(*args, **kwargs)

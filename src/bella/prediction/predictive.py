@@ -21,6 +21,7 @@ from jaxtyping import Bool, Float, Int, Integer
 from torch import Tensor
 
 from bella import metrics
+from bella.errors import BellaError
 from bella.likelihood import IGNORED
 from bella.prediction.said import Average, Said, reduced
 
@@ -41,12 +42,23 @@ class Predictive(Said):
         lengths: where the batch is a row of positions that count, how many of them each example
             has, in order: (examples,), some may be 0. ``None``: each entry of the batch axis is an
             example.
+        temperature: what the pooled distribution is tempered by, p^(1/T) over its sum, for each
+            example (*batch). The particles, and what they dispute, stay as they are.
+        distance: how far each example is from the training data, in standard deviations of
+            validation examples (*batch); of a mixture that has a distance.
+        novelty: score of being unlike the training data, (*batch): the distance and the
+            standardised log entropy added; of such a mixture.
 
     Raises:
         BellaError: logits of another shape, or not finite.
     """
 
+    temperature: Float[Tensor, "*batch"] | None = None
+    distance: Float[Tensor, "*batch"] | None = None
+    novelty: Float[Tensor, "*batch"] | None = None
+
     likelihood: ClassVar[str] = "classes"
+    beside: ClassVar[tuple[str, ...]] = ("temperature", "distance", "novelty")
 
     @cached_property
     def particle_log_probs(self) -> Float[Tensor, "particles *batch classes"]:
@@ -56,6 +68,14 @@ class Predictive(Said):
     @cached_property
     def log_probs(self) -> Float[Tensor, "*batch classes"]:
         """log p(y | x), by log-mean-exp."""
+        pooled = self._pooled
+        if self.temperature is None:
+            return pooled
+        return torch.log_softmax(pooled / self.temperature.unsqueeze(-1), -1)
+
+    @cached_property
+    def _pooled(self) -> Float[Tensor, "*batch classes"]:
+        """log p(y | x) before it is tempered."""
         if self.average == "logits":
             return torch.log_softmax(metrics.over_particles(self.logits, self.weights), -1)
         if self.weights is None:
@@ -86,7 +106,8 @@ class Predictive(Said):
     def mutual_information(self) -> Float[Tensor, "*batch"]:
         """H[mean_i p_i] - mean_i H[p_i] >= 0, in nats: what the particles dispute.
 
-        With averaged logits too: H[p] - mean_i H[p_i] may be negative there and is no information.
+        With averaged logits too, and before a pool is tempered: H[p] - mean_i H[p_i] may be
+        negative there and is no information.
         """
         return metrics.mutual_information(self.particle_probs, self.weights)
 
@@ -101,7 +122,14 @@ class Predictive(Said):
         return self.probs.amax(-1)
 
     def stopped(self, bound: float, first: int = 2) -> Predictive:
-        """What `predict` says with ``stop=bound``, told from what all particles said."""
+        """What `predict` says with ``stop=bound``, told from what all particles said.
+
+        Raises:
+            BellaError: the members of a mixture do not count the same, so the first of them do not
+                stand for the others.
+        """
+        if self.temperature is not None:
+            raise BellaError("A mixture does not stop early: ask its particles alone.")
         early = agree(self.logits[:first], bound, lengths=self.lengths)
         if first >= len(self.logits) or not early.any():
             return self

@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
-from typing import ClassVar, Literal, Self
+from typing import Any, ClassVar, Literal, Self
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -42,6 +42,8 @@ class Said(ABC):
     lengths: Int[Tensor, " examples"] | None = None
 
     likelihood: ClassVar[str]
+    beside: ClassVar[tuple[str, ...]] = ()
+    """Names of further tensors, each (*batch), that a kind of predictive may have."""
 
     def __post_init__(self) -> None:
         if self.logits.dim() < 3:
@@ -69,7 +71,7 @@ class Said(ABC):
         """Each particle's p_i(y | x) to the power 1 / temperature, made a distribution again.
 
         Of classes the same logits divided by it, of numbers the same means with variances times it
-        (see `bella.evaluation.temperature`).
+        (see `bella.prediction.temperature`).
 
         Raises:
             BellaError: the temperature is not above 0.
@@ -140,14 +142,34 @@ class Said(ABC):
             lengths = reduced(mask.long(), self.lengths, "sum")
         elif mask.dim() > 1:
             lengths = mask.flatten(1).sum(1)
-        weights = None if self.weights is None else self.weights[:, mask]
-        return replace(self, logits=self.logits[:, mask], weights=weights, lengths=lengths)
+        return replace(self._taken(mask), lengths=lengths)
+
+    def rows(self, index: Int[Tensor, " chosen"]) -> Self:
+        """Some examples of a batch without positions, by their numbers, in that order.
+
+        Raises:
+            BellaError: the examples have positions.
+        """
+        if self.logits.dim() > 3 or self.lengths is not None:
+            raise BellaError("Examples with positions are chosen by .positions(mask).")
+        return self._taken(index)
+
+    def _taken(self, chosen: Tensor) -> Self:
+        taken: dict[str, Any] = {"logits": self.logits[:, chosen]}
+        if self.weights is not None:
+            taken["weights"] = self.weights[:, chosen]
+        for name in self.beside:
+            if (values := getattr(self, name)) is not None:
+                taken[name] = values[chosen]
+        return replace(self, **taken)
 
     def cpu(self) -> Self:
         """The same on the CPU."""
-        weights = None if self.weights is None else self.weights.cpu()
-        lengths = None if self.lengths is None else self.lengths.cpu()
-        return replace(self, logits=self.logits.cpu(), weights=weights, lengths=lengths)
+        names = ("logits", "weights", "lengths", *self.beside)
+        moved: dict[str, Any] = {
+            name: x.cpu() for name in names if (x := getattr(self, name)) is not None
+        }
+        return replace(self, **moved)
 
     def __len__(self) -> int:
         return self.logits.shape[1]
@@ -157,8 +179,9 @@ class Said(ABC):
         """Join batches.
 
         Raises:
-            BellaError: there are none, or they differ in particles, classes, average, or in the
-                lengths of their examples while nobody has said which positions count.
+            BellaError: there are none, or they differ in particles, classes, average, in what each
+                example has beside its logits, or in the lengths of their examples while nobody has
+                said which positions count.
         """
         parts = list(parts)
         if not parts:
@@ -181,7 +204,14 @@ class Said(ABC):
         if any(part.lengths is not None for part in parts):
             lengths = torch.cat([part.all_lengths() for part in parts])
         logits = torch.cat([part.logits for part in parts], 1)
-        return replace(parts[0], logits=logits, weights=weights, lengths=lengths)
+        joined: dict[str, Any] = {}
+        for name in cls.beside:
+            values = [getattr(part, name) for part in parts]
+            if any(x is None for x in values) and not all(x is None for x in values):
+                raise BellaError(f"Some batches have a {name} and others have none: no join.")
+            if values[0] is not None:
+                joined[name] = torch.cat(values)
+        return replace(parts[0], logits=logits, weights=weights, lengths=lengths, **joined)
 
     def all_weights(self) -> Float[Tensor, "particles ..."]:
         """The weights, where all particles count the same too."""

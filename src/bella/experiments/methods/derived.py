@@ -11,9 +11,9 @@ import torch
 from safetensors.torch import load_file
 
 import bella
-from bella.evaluation.temperature import fit_temperature
 from bella.experiments.methods.base import Costs, Derived, Outputs
 from bella.posterior import Point, Posterior
+from bella.prediction.temperature import fit_temperature
 from bella.storage import TENSORS
 
 if TYPE_CHECKING:

@@ -137,6 +137,10 @@ class LowRankLayer(ParticleLayer):
 
     # ------------------------------------------------------------ what they share
 
+    def at_base(self) -> dict[int, Tensor]:
+        """B = 0: no change."""
+        return {id(self.B): torch.zeros_like(self.B[:1])}
+
     def start(
         self, particle: int, init: str, gain: float, b_std: float, generator: torch.Generator
     ) -> None:

@@ -36,6 +36,7 @@ class LowRankPosterior(Posterior):
     """n low-rank changes of one frozen network. Made by `low_rank`."""
 
     kind = "low_rank"
+    keeps_base = True
     _moved: tuple[str, ...] = ()
     _watched: frozenset[str] = frozenset()
 
