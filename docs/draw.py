@@ -45,7 +45,11 @@ KINDS = {  # the question that a room answers: edge, face, rooms
         "#e2ecf8",
         "data models training interop recipes report runs experiments cli",
     ),
-    "the ground": ("#5f676e", "#e9ebed", "errors trees files sealed patterns console host folders"),
+    "the ground": (
+        "#5f676e",
+        "#e9ebed",
+        "errors trees files sealed patterns console host folders parallel",
+    ),
 }
 
 

@@ -52,7 +52,8 @@ def processor() -> str:
 
 
 def device_named(name: str | torch.device | None) -> torch.device:
-    """A device that is there; for ``None`` the accelerator, or the CPU where there is none.
+    """A device that is there; for ``None`` the accelerator, or the CPU where there is none. Of
+    several processes that a launcher started each has an accelerator of its own.
 
     Raises:
         BellaError: no device is called so, or it is not in this machine.
@@ -60,7 +61,10 @@ def device_named(name: str | torch.device | None) -> torch.device:
     import torch
 
     if name is None:
-        return torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu")
+        found = torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu")
+        if found.type != "cpu" and int(os.environ.get("WORLD_SIZE", "1")) > 1:
+            return torch.device(found.type, int(os.environ.get("LOCAL_RANK", "0")))
+        return found
     try:
         device = torch.device(name)
         torch.empty(0, device=device)

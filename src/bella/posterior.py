@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from bella import generation, storage
 from bella.errors import BellaError, nearest
+from bella.parallel.ranks import ALONE, Ranks
 from bella.particles.axis import ParticleAxis
 from bella.particles.layer import ParticleLayer, Site
 from bella.particles.passes import Passes
@@ -99,6 +100,9 @@ class Posterior(nn.Module):
             layer.needs_examples for layer in self.layers().values()
         )
         self.mover: Any = None  # the transport that moves these particles now
+        self.ranks: Ranks = ALONE  # processes that hold the particles between them
+        self._total: int | None = None
+        self.known_base: dict[torch.dtype | None, str] = {}  # see `remember_base`
         self.recomputed: tuple[str, ...] = ()  # modules, see `bella.recompute`
         self.train(network.training)
 
@@ -106,8 +110,22 @@ class Posterior(nn.Module):
 
     @property
     def particles(self) -> int:
-        """Number of particles."""
+        """Number of particles, of those that this process holds."""
         return self.axis.particles
+
+    @property
+    def total(self) -> int:
+        """Number of particles of all processes that hold them between them; see
+        `bella.parallel.division`."""
+        return self.axis.particles if self._total is None else self._total
+
+    def hold(self, ranks: Ranks, total: int) -> None:
+        """Be told that these are this process's part of ``total`` particles.
+
+        The tensors are the caller's business, see `bella.parallel.division`.
+        """
+        self.axis.resize(len(ranks.part(total)))
+        self.ranks, self._total = ranks, total
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """Run the chosen particles; a `Stream` from `prefix` continues from there.
@@ -384,6 +402,11 @@ class Posterior(nn.Module):
     ) -> Path:
         """Write the particles to ``folder`` (safetensors and JSON); see `bella.storage.save`."""
         return storage.save(self, folder, dtype=dtype, check=check)
+
+    def remember_base(self) -> None:
+        """Take the base's fingerprints now: of one that is sharded afterwards no process has all."""
+        dtypes = (None, torch.bfloat16, torch.float16)
+        self.known_base = {dtype: storage.fingerprint(self, dtype) for dtype in dtypes}
 
     def packed(self, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
         """A file's tensors as they are stored; some kinds have a smaller form."""

@@ -188,9 +188,10 @@ def test_an_accelerator_of_the_callers_stays_as_it_is():
     accelerate.state.AcceleratorState._reset_state(reset_partial_state=True)
 
 
-def test_a_launcher_with_several_processes_is_refused(monkeypatch):
+def test_several_processes_that_no_launcher_started_are_refused(monkeypatch):
     monkeypatch.setenv("WORLD_SIZE", "2")
-    with pytest.raises(bella.BellaError, match="one process"):
+    monkeypatch.delenv("RANK", raising=False)
+    with pytest.raises(bella.BellaError, match="start them with torchrun"):
         fit(make())
 
 

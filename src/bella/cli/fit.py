@@ -114,6 +114,14 @@ def fit(
             help="Where to run: cpu, cuda, cuda:1, ...", show_default="the GPU if there is one"
         ),
     ] = None,
+    particle_processes: Annotated[
+        int | None,
+        typer.Option(
+            help="Under torchrun: so many processes share out the particles, the sets of them the "
+            "examples.",
+            show_default="1",
+        ),
+    ] = None,
     workers: Annotated[
         int | None, typer.Option(help="Processes that read images.", show_default="0")
     ] = None,
@@ -132,6 +140,7 @@ def fit(
 ) -> None:
     """Train a posterior on your own images; run it again to continue an interrupted run."""
     hush(quiet)
+    from bella.parallel.ranks import leads
     from bella.runs import read_config, train
 
     flags: dict[str, Any] = given(
@@ -155,6 +164,7 @@ def fit(
         patience=patience,
         precision=precision,
         device=device,
+        particle_processes=particle_processes,
         workers=workers,
         seed=seed,
     )
@@ -163,6 +173,8 @@ def fit(
     before = _epochs_done(out)
     with stopping(lambda: stopped(out, before, fresh)):
         found = train(asked, out, resume=not fresh, progress=shown, tell=tell if shown else None)
+    if not leads():
+        return
     if json:
         print_json(found)
     else:

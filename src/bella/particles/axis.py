@@ -96,8 +96,7 @@ class ParticleAxis:
             raise BellaError(
                 f"The number of particles is {particles!r}: give a whole number of at least 1."
             )
-        self.particles = particles
-        self.everyone = tuple(range(particles))
+        self.resize(particles)
         self._local = _Local()
 
     def __getstate__(self) -> dict[str, Any]:
@@ -106,6 +105,11 @@ class ParticleAxis:
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
         self._local = _Local()
+
+    def resize(self, particles: int) -> None:
+        """Have another number of particles from now on, as their stacked parameters do."""
+        self.particles = particles
+        self.everyone = tuple(range(particles))
 
     # ---------------------------------------------------------------- which particles
 

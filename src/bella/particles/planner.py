@@ -94,6 +94,10 @@ class Planner:
         plans = (*self.plans.values(), *self.resumes.values(), *self.texts.values())
         return Plans(other for plan in plans for other in (plan, *plan.others.values()))
 
+    def kinds(self) -> frozenset[str]:
+        """The kinds of passes that have a plan, by this session or an earlier one."""
+        return frozenset(self.kept) | {repr(kind) for kind in (*self.plans, *self.resumes)}
+
     def state(self) -> dict[str, Any]:
         """All plans as JSON values: a run that goes on takes them instead of proving anew."""
         plans = {repr(kind): plan for kind, plan in (self.plans | self.resumes).items()}

@@ -24,6 +24,7 @@ from bella.evaluation.evaluate import evaluate
 from bella.files import write_json, write_sealed_json, write_whole
 from bella.host import device_named
 from bella.models import Opened, open_network
+from bella.parallel.ranks import leads
 from bella.particles.architectures import AUTO
 from bella.posterior import Posterior
 from bella.recipes import Plan, linear_head, make, recipe_named
@@ -53,6 +54,8 @@ def train(
 ) -> dict[str, float]:
     """Train a posterior on a user's images and evaluate it on their test part.
 
+    Of several processes (torchrun) all train, and the first one speaks, evaluates and writes.
+
     Args:
         config: what to do.
         folder: the run folder.
@@ -61,7 +64,8 @@ def train(
         tell: called before the training with what was found: images, parameters, steps, time.
 
     Returns:
-        Figures on the test part by the names of `bella.evaluate`, also in ``figures.json``.
+        Figures on the test part by the names of `bella.evaluate`, also in ``figures.json``; none
+        in a process that is not the first.
 
     Raises:
         BellaError: the folder holds another run; or see `bella.fit`, `bella.recipes.make` and
@@ -69,6 +73,7 @@ def train(
     """
     config, folder = complete(config), Path(folder)
     device = device_named(config.device)
+    progress = progress and leads()
     recipe = recipe_named(config.method)
     classes = splits(config.data, Preprocess(32), seed=config.seed)["train"].classes
     opened = _open(config, len(classes))
@@ -81,7 +86,7 @@ def train(
     validation = DataLoader(parts["validation"], config.batch_size, num_workers=config.workers)
     few, _ = next(iter(DataLoader(parts["train"].select(range(min(4, len(parts["train"])))), 4)))
     posterior.to(device).prove(few.to(device))
-    if tell is not None:
+    if tell is not None and leads():
         tell(find(config, posterior, parts, started=len(probes)))
     steps = -(-len(loader) // config.accumulate) * config.epochs
     settings = config.fit_settings()
@@ -121,6 +126,8 @@ def train(
         before_save=before_save,
         **(settings | recipe.training(posterior, steps, settings)),
     )
+    if not leads():
+        return {}
     # What is laid around trained particles reads the same data once more, in their order.
     ordered = DataLoader(parts["train"], config.batch_size, num_workers=config.workers)
     with torch.random.fork_rng():

@@ -6,15 +6,15 @@ Everything here can be had without it: a transport, any torch optimiser and an o
 from __future__ import annotations
 
 import math
-import os
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from contextlib import ExitStack
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
 from rich.progress import Progress
+from torch import nn
 
 from bella import transport
 from bella.console import progress_bar
@@ -24,12 +24,17 @@ from bella.files import shortened
 from bella.folders import held
 from bella.host import device_named
 from bella.inputs import check_names, split, weights_of
+from bella.parallel.division import Division
+from bella.parallel.mesh import Mesh, mesh_of
+from bella.parallel.ranks import joined, local_rank
+from bella.parallel.sharding import is_sharded
 from bella.particles.recompute import recompute
 from bella.posterior import Posterior
 from bella.training.annealing import kl_weight
 from bella.training.batches import (
     batches_per_epoch,
     begin_epoch,
+    epoch_seed,
     examples_of,
     for_training,
     grouped,
@@ -76,6 +81,10 @@ def fit(
     they were, and one seed decides all of them inside. They belong to the process, so that runs in
     threads of one process wait for each other.
 
+    Started by a launcher (torchrun), the processes share out the examples of every batch, or the
+    particles, and come where one process comes, to rounding; the first of them writes and speaks.
+    All are given the same data and have all particles afterwards. See docs/scale.md.
+
     Args:
         posterior: what `bella.low_rank` (or another constructor) made; trained in place, on a GPU
             with CUDA if there is one, and else where it is.
@@ -107,15 +116,21 @@ def fit(
             then as it was), that another process trains in or that was moved meanwhile, a loss
             that the network has and bella has not, or training that left the finite numbers: the
             particles are then as in the best epoch before, and so in ``folder``, or as at the
-            start if there was none.
+            start if there was none; of several processes one has ended, or what is asked for is
+            defined in one alone.
     """
     chosen = checked(Settings, settings)
     check_can_train(posterior)
     with ExitStack() as inside:
         inside.enter_context(own_randomness())
         inside.enter_context(torch.enable_grad())
-        in_place = inside.enter_context(held(Path(folder))) if folder is not None else None
-        bar = inside.enter_context(progress_bar(progress))
+        world = inside.enter_context(joined())
+        mesh = mesh_of(world, chosen.particle_processes)
+        check_can_share(posterior, mesh, chosen, movers)
+        in_place = None
+        if folder is not None and world.leads:
+            in_place = inside.enter_context(held(Path(folder)))
+        bar = inside.enter_context(progress_bar(progress and world.leads))
         seed_all(chosen.seed)
         run = Run(
             posterior,
@@ -129,6 +144,7 @@ def fit(
             identity=identity,
             before_save=before_save,
             in_place=in_place,
+            mesh=mesh,
         )
         try:
             return run.execute(bar, resume=resume)
@@ -158,9 +174,10 @@ class Run:
         identity: Mapping[str, Any] | None = None,
         before_save: Callable[[], None] | None = None,
         in_place: Callable[[], None] | None = None,
+        mesh: Mesh | None = None,
     ):
-        if int(os.environ.get("WORLD_SIZE", "1")) > 1:
-            raise BellaError("bella.fit runs in one process: start it without a launcher.")
+        self.mesh = mesh or Mesh()
+        self.world = self.mesh.world
         self.settings = settings
         self.folder = folder
         self.before_save = before_save
@@ -168,6 +185,7 @@ class Run:
         self.posterior = posterior
         self.device = place_of(posterior, settings.device)
         posterior.to(self.device)
+        self.division = Division(posterior, self.mesh.particles)
         self.precision = Precision(settings.precision, self.device)
         if settings.checkpoint:
             named = settings.checkpoint
@@ -212,6 +230,7 @@ class Run:
             particles_per_pass=settings.particles_per_pass,
             memory_budget=settings.memory_budget,
             precision=self.precision,
+            mesh=self.mesh,
         )
         self.validation = (
             None
@@ -230,14 +249,16 @@ class Run:
         self.identity: dict[str, Any] = {}
         mover_names = [type(mover).__name__ for mover in movers]
         if folder is not None:
-            self.identity = identity_of(
-                posterior,
-                train=self.train,
-                validation=validated,
-                optimizer=self.optimizer,
-                settings=settings.model_dump(),
-                more={**({"movers": mover_names} if mover_names else {}), **(identity or {})},
-            )
+            with self.division.whole():
+                self.identity = identity_of(
+                    posterior,
+                    train=self.train,
+                    validation=validated,
+                    optimizer=self.optimizer,
+                    settings=settings.model_dump(),
+                    more={**({"movers": mover_names} if mover_names else {}), **(identity or {})},
+                )
+        self.world.check_same((self.steps, self.identity), "settings, network and data")
         self.validated: dict[str, float] = {}  # of the last epoch, for the bar
         self.resumed = False  # whether it goes on from a checkpoint
         self.writes = False  # whether the folder is this run's by now
@@ -263,9 +284,11 @@ class Run:
             if self.should_stop(epoch):
                 break
             begin_epoch(self.train, self.settings.seed, epoch)
+            self.gradients.apart.begin(epoch_seed(self.settings.seed, epoch))
             try:
                 figures = self.run_epoch(epoch, bar, task)
                 check_particles(self.posterior, f"in epoch {epoch + 1}")
+                self.mesh.data.check_same(checksum(self.posterior), "particles after an epoch")
                 if self.validation is not None:
                     self.validated = self.validation.run()
                     figures |= self.validated
@@ -280,6 +303,7 @@ class Run:
             bar.update(task, description=describe(figures, self.settings.epochs))
         bar.remove_task(task)
         self.kept.restore()
+        self.division.end()
         record.seconds = time.perf_counter() - begun
         self.finish(record)
         return record
@@ -288,7 +312,7 @@ class Run:
         """Write down the particles as they are now."""
         record.best_epoch = self.kept.best_epoch or len(record.history)
         self.posterior.eval()
-        if self.folder is not None:
+        if self.folder is not None and self.world.leads:
             self.begin_writing()
             self.posterior.save(self.folder)
             record.write()
@@ -296,6 +320,7 @@ class Run:
     def given_up(self, error: DivergedError, record: Record) -> BellaError:
         """Put the best finite particles back, in the folder too, and say so."""
         epochs = self.kept.restore()
+        self.division.end()
         if epochs:
             self.finish(record)
         kept = f"those of epoch {epochs}" if epochs else "as they were before training"
@@ -430,34 +455,106 @@ class Run:
         """Keep what the next epoch depends on, and particles that can be used if there is none."""
         if self.folder is None:
             return
-        self.begin_writing()
-        if self.kept.best_epoch in (None, epoch):
-            self.posterior.save(self.folder)
-        state = {
-            "identity": self.identity,
-            "finished": epoch == self.settings.epochs or self.should_stop(epoch),
-            "epoch": epoch,
-            **self.state.take(),
-            "history": record.history,
-            "trace": self.trace,
-            "seconds": record.seconds,
-        }
-        write_checkpoint(self.folder, state)
-        record.write()
+        with self.whole():
+            if not self.world.leads:
+                return
+            self.begin_writing()
+            if self.kept.best_epoch in (None, epoch):
+                self.posterior.save(self.folder)
+            state = {
+                "identity": self.identity,
+                "finished": epoch == self.settings.epochs or self.should_stop(epoch),
+                "epoch": epoch,
+                **self.state.take(),
+                "history": record.history,
+                "trace": self.trace,
+                "seconds": record.seconds,
+            }
+            write_checkpoint(self.folder, state)
+            record.write()
+
+    @contextmanager
+    def whole(self) -> Iterator[None]:
+        """Inside the block every process has what all of them have, to be written or read."""
+        with self.division.whole(self.optimizer, [self.kept.values]):
+            yield
+        self.kept.change(self.division.own(self.kept.values))
 
     def load_checkpoint(self, record: Record) -> int:
         """Continue from the folder's checkpoint, if it has one; returns the first epoch to run."""
         if self.folder is None:
             return 0
-        state = read_checkpoint(self.folder, self.identity, self.device)
+        state = None
+        if self.world.leads:
+            # What is told to other processes is read to where they can all have it.
+            place = self.device if self.world.size == 1 else torch.device("cpu")
+            state = read_checkpoint(self.folder, self.identity, place)
+        state = self.world.first(state)
         if state is None:
             return 0
         self.resumed = True
-        self.state.load(state, str(self.folder))
+        with self.whole():
+            self.state.load(state, str(self.folder))
         record.particles_per_pass = self.gradients.at_once
         record.history, record.seconds = state["history"], state["seconds"]
         record.trace = self.trace = state["trace"]
         return state["epoch"]
+
+
+def check_can_share(
+    posterior: Posterior, mesh: Mesh, settings: Settings, movers: Sequence[Mover]
+) -> None:
+    """Refuse what several processes cannot do as one does it.
+
+    Raises:
+        BellaError: something that looks at a batch as a whole, or draws for each particle.
+    """
+    if mesh.world.size == 1:
+        return
+    ways = "start one process"
+    if is_sharded(posterior):
+        if settings.particles_per_pass == "auto":
+            raise BellaError(
+                "particles_per_pass='auto' measures passes, and those of a sharded base need all "
+                "processes: give a number, or None."
+            )
+        if posterior.particles % mesh.particles.size:
+            raise BellaError(
+                f"Every pass of a sharded base needs all processes, and {posterior.particles} "
+                f"particles on {mesh.particles.size} are not as many each: choose a number that "
+                "particle_processes divides."
+            )
+    if settings.minibatches == "own":
+        raise BellaError(f"minibatches='own' is defined in one process: share them, or {ways}.")
+    if movers:
+        raise BellaError(
+            f"{type(movers[0]).__name__} moves by what a whole batch shows, and each process sees "
+            f"its part of it: {ways}."
+        )
+    if mesh.data.size == 1:
+        return
+    if settings.transport == "function":
+        raise BellaError(
+            "transport 'function' compares predictions of a whole batch: let the processes share "
+            f"the particles (particle_processes={mesh.world.size}), or {ways}."
+        )
+    learns = [
+        name
+        for name, module in posterior.train().network.named_modules()
+        if getattr(module, "normalises", False)
+        or (isinstance(module, nn.modules.batchnorm._BatchNorm) and module.training)
+    ]
+    if learns:
+        raise BellaError(
+            f"{learns[0]} is a batch norm that trains, and each process would see its part of a "
+            f"batch: freeze it, let the processes share the particles, or {ways}."
+        )
+
+
+def checksum(posterior: Posterior) -> list[float]:
+    """What tells whether two processes hold the same particles."""
+    own = posterior.stacked_parameters().values()
+    return [float(p.detach().double().sum()) for p in own]
 
 
 def place_of(posterior: Posterior, wanted: str | None = None) -> torch.device:
@@ -467,5 +564,5 @@ def place_of(posterior: Posterior, wanted: str | None = None) -> torch.device:
         return device_named(wanted)
     device = next(posterior.parameters()).device
     if torch.cuda.is_available() and device.type != "cuda":
-        return torch.device("cuda", torch.cuda.current_device())
+        return torch.device("cuda", local_rank(torch.cuda.current_device()))
     return device

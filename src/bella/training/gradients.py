@@ -12,8 +12,11 @@ from bella import likelihood as likelihoods
 from bella import memory
 from bella.classes import ClassAxis
 from bella.inputs import to
+from bella.parallel.mesh import Mesh
 from bella.posterior import Posterior
 from bella.training.precision import Precision
+from bella.training.randomness import Apart
+from bella.training.shares import share_of
 from bella.transport.base import Transport
 
 Batch = tuple[tuple, dict[str, Any], Tensor] | tuple[tuple, dict[str, Any], Tensor, Tensor | None]
@@ -53,10 +56,13 @@ class Gradients:
             ``memory_budget``, measured on the first batch; ``None`` for all.
         memory_budget: bytes, see `bella.memory.at_once`.
         precision: of the passes.
+        mesh: the processes that share the examples and the particles; each gets the same batches
+            and runs its part of them.
 
     Attributes:
         at_once: particles a pass; ``None`` until the first batch shows how many fit. It is part of
             a checkpoint, because free memory differs between runs.
+        apart: what passes draw random numbers from.
 
     Raises:
         BellaError: the network's own loss is none of ours.
@@ -74,8 +80,12 @@ class Gradients:
         particles_per_pass: int | Literal["auto"] | None = None,
         memory_budget: int | None = None,
         precision: Precision | None = None,
+        mesh: Mesh | None = None,
     ):
         self.posterior = posterior
+        self.mesh = mesh or Mesh()
+        self.apart = Apart(self.mesh.world.rank, self.mesh.world.size)
+        self.proven: frozenset[str] = frozenset()  # kinds of passes that all processes agree on
         self.move = move
         self.likelihood = likelihoods.resolve(likelihood, posterior.network)
         self.weighing: dict[str, Any] = {"mean_over": mean_over, "class_weights": class_weights}
@@ -87,9 +97,17 @@ class Gradients:
         self.at_once: int | None = None if wanted == "auto" else wanted
 
     def add(self, batches: Sequence[Batch], device: torch.device) -> Loss:
-        """Of the batches of one step, each moved to the device when its turn comes."""
+        """Of the batches of one step, each moved to the device when its turn comes.
+
+        Raises:
+            BellaError: examples that depend on each other cannot be shared out.
+        """
+        if self.mesh.data.size > 1:
+            batches = [self.share(batch, device) for batch in batches]
         counts = [self.count(batch) for batch in batches]
         counted = torch.stack(counts).sum(0)
+        self.mesh.data.sum([counted])
+        self.agree(batches, device)
         whole = torch.where(counted > 0, counted, 1)
         total = torch.zeros(self.posterior.particles, device=device)
         for (args, kwargs, labels, *more), count in zip(batches, counts, strict=True):
@@ -99,7 +117,45 @@ class Gradients:
             self.move.loss_scale = self.precision.scale
             args, kwargs, labels, *more = to((args, kwargs, labels, *more), device)
             total += self.add_one(args, kwargs, labels, whole.to(device), *more)
+        self.add_up(total)
+        total = self.mesh.particles.gather(total, self.posterior.total)
         return Loss(total, float(counted.double().mean()))
+
+    def share(self, batch: Batch, device: torch.device) -> Batch:
+        """This process's examples of a batch that all processes have."""
+        with self.precision.autocast():
+            return share_of(self.posterior, to(batch, device), self.mesh.data)
+
+    def agree(self, batches: Sequence[Batch], device: torch.device) -> None:
+        """Let all processes run a kind of pass the same way: as the first that met it proved it."""
+        world, planner = self.mesh.world, self.posterior.passes.planner
+        if world.size == 1 or self.own:
+            return
+        for args, kwargs, *_ in batches:
+            with self.precision.autocast():
+                self.posterior.prove(*to(args, device), **to(kwargs, device))
+        news = torch.tensor(int(planner.kinds() != self.proven))
+        world.sum([news])
+        if news:
+            states = world.everyone(planner.state())
+            plans = {kind: plan for state in states[::-1] for kind, plan in state["plans"].items()}
+            planner.restore(states[0] | {"plans": plans})
+            self.proven = planner.kinds()
+
+    def add_up(self, total: Tensor) -> None:
+        """Of the processes' parts of a step: over those with other examples all gradients, over
+        those with other particles the gradients of what all particles share."""
+        if self.mesh.world.size == 1:
+            return
+        stacked = {id(p) for p in self.posterior.stacked_parameters().values()}
+        trained = [p for p in self.posterior.parameters() if p.requires_grad]
+        for p in trained:
+            if p.grad is None:
+                p.grad = torch.zeros_like(p)
+        grads = [p.grad for p in trained if p.grad is not None]
+        self.mesh.data.sum([total, *grads, *self.move.heard()])
+        shared = [p.grad for p in trained if id(p) not in stacked and p.grad is not None]
+        self.mesh.particles.sum(shared)
 
     def add_one(
         self,
@@ -116,7 +172,8 @@ class Gradients:
         """
         posterior = self.posterior
         if self.at_once is None:
-            self.at_once = self.choose_at_once(args, kwargs, labels, weights)
+            chosen = self.choose_at_once(args, kwargs, labels, weights)
+            self.at_once = self.mesh.world.first(chosen)
         at_once = self.at_once
         if at_once > 1 and not self.own and self.move.separates:
             with self.precision.autocast():
@@ -145,7 +202,7 @@ class Gradients:
     ) -> Tensor:
         """The losses of some particles on a batch, summed over its labels: (chunk,)."""
         posterior = self.posterior
-        with self.precision.autocast(), posterior.subset(chunk):
+        with self.precision.autocast(), self.apart.drawing(), posterior.subset(chunk):
             if not self.own:
                 outputs = posterior(*args, **kwargs)
             else:

@@ -61,6 +61,22 @@ class Kept:
             value.copy_(kept[name])
         return epochs
 
+    @property
+    def values(self) -> dict[str, Tensor]:
+        """The particles that are kept, by their names in files."""
+        if self.best is not None:
+            return self.best[2]
+        assert self.finite is not None
+        return self.finite[1]
+
+    def change(self, values: dict[str, Tensor]) -> None:
+        """Keep other tensors by the same names: a part of each, say."""
+        if self.best is not None:
+            self.best = (*self.best[:2], values)
+        else:
+            assert self.finite is not None
+            self.finite = (self.finite[0], values)
+
     def _copy(self) -> dict[str, Tensor]:
         own = own_tensors(self.posterior)
         return {name: value.detach().clone() for name, value in own.items()}

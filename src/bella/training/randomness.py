@@ -9,6 +9,7 @@ from contextlib import contextmanager
 
 import numpy as np
 import torch
+from torch import Tensor
 
 _TURN = threading.RLock()
 
@@ -29,6 +30,57 @@ def own_randomness() -> Iterator[None]:
         finally:
             random.setstate(python)
             np.random.set_state(legacy)
+
+
+class Apart:
+    """Random numbers of one process among several, beside those that all of them draw alike.
+
+    All processes draw the order of the data from the process's own generators, in step. What a
+    network throws dice for is another for other examples and particles, so that passes draw from
+    here. One process draws all from the same generators.
+
+    Args:
+        rank: of this process.
+        size: how many there are.
+    """
+
+    def __init__(self, rank: int = 0, size: int = 1):
+        self.rank = rank
+        self.size = size
+        self.states: list[Tensor] | None = None
+
+    def begin(self, seed: int) -> None:
+        """Begin anew from a seed."""
+        if self.size > 1:
+            common = self._states()
+            torch.manual_seed((seed + 104_729 * (self.rank + 1)) % 2**63)
+            self.states = self._states()
+            self._set(common)
+
+    @contextmanager
+    def drawing(self) -> Iterator[None]:
+        """Inside the block torch draws from here."""
+        if self.states is None:
+            yield
+            return
+        common = self._states()
+        self._set(self.states)
+        try:
+            yield
+        finally:
+            self.states = self._states()
+            self._set(common)
+
+    @staticmethod
+    def _states() -> list[Tensor]:
+        used = [torch.cuda.get_rng_state()] if torch.cuda.is_initialized() else []
+        return [torch.get_rng_state(), *used]
+
+    @staticmethod
+    def _set(states: list[Tensor]) -> None:
+        torch.set_rng_state(states[0])
+        for state in states[1:]:
+            torch.cuda.set_rng_state(state)
 
 
 def seed_all(seed: int) -> None:

@@ -62,6 +62,8 @@ class Settings(BaseModel):
         kl_weight: factor on the KL divergence of stochastic posteriors, over N beside the mean over
             particles of the negative log-likelihood (docs/methods.md).
         kl_warmup: epochs over which that factor rises from 0.
+        particle_processes: of several processes (torchrun) so many neighbours share out the
+            particles, and the sets of them the examples of a batch; 1: all hold all particles.
         device: where it runs, such as ``cpu`` or ``cuda``; the GPU if there is one.
         seed: decides every random number of the run.
     """
@@ -95,6 +97,7 @@ class Settings(BaseModel):
     coupling_warmup: float = Field(0.1, ge=0, le=1)
     kl_weight: float = Field(1.0, ge=0, allow_inf_nan=False)
     kl_warmup: int = Field(0, ge=0)
+    particle_processes: int = Field(1, ge=1)
     device: str | None = None
     seed: int = Field(0, ge=0)
 

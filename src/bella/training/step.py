@@ -105,7 +105,7 @@ class Step:
         self.optimizer.zero_grad()
         return loss
 
-    def loss(self, outputs: Any, labels: Tensor) -> Tensor:
+    def loss(self, outputs: Any, labels: Tensor, weights: Tensor | None = None) -> Tensor:
         """What a loop that goes backward by itself goes backward from, for one of a step's batches.
 
         A step may have any number of batches, of any numbers of labels: `ready` divides by the
@@ -115,6 +115,7 @@ class Step:
         Args:
             outputs: of all particles, in one pass on a batch that they share.
             labels: as the network's own loss takes them.
+            weights: of each example, (batch,), if they do not weigh the same.
 
         Returns:
             A scalar, the sum over particles; `said` is what a log should show.
@@ -128,12 +129,14 @@ class Step:
             likelihood=self.gradients.likelihood,
             own=False,
             class_axis=self.gradients.class_axis,
+            weights=weights,
+            **self.gradients.weighing,
         )
         counted = counts[0]
         if self._unit is None:
             self._unit = 2.0 ** round(math.log2(max(labels.numel(), 1)))
         self._counted = counted if self._counted is None else self._counted + counted
-        self.said = sums.detach() / counted.clamp_min(1)
+        self.said = sums.detach() / torch.where(counted > 0, counted, 1)
         self.move.accumulate = self._unit / counted
         self.move.loss_scale = self.gradients.precision.scale
         return sums.sum() / self._unit
@@ -143,7 +146,7 @@ class Step:
         """Make the gradients of what `loss` returned those of the mean over the step's labels."""
         if self._counted is None or self._unit is None:
             return
-        factor = self._unit / self._counted.clamp_min(1)
+        factor = self._unit / torch.where(self._counted > 0, self._counted, 1)
         for parameter in self.parameters:
             if parameter.grad is not None:
                 parameter.grad.mul_(factor.to(parameter.grad))
@@ -181,7 +184,9 @@ class Step:
         seen = torch.zeros_like(norms) if scaler is not None else norms
         if losses is not None:
             seen = torch.cat((seen.to(losses), losses))
-        if not torch.isfinite(seen).all():
+        wrong = (~torch.isfinite(seen)).sum()
+        self.posterior.ranks.sum([wrong])
+        if wrong:
             what = self.what_is_not_finite(losses)
             self.optimizer.zero_grad()
             raise DivergedError(what)

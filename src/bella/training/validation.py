@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -73,4 +74,6 @@ class Validation:
                 # Before the first step nobody knows how many particles fit: then one at a time.
                 particles_per_pass=self.gradients.at_once or 1,
             )
+        ranks, total = self.posterior.ranks, self.posterior.total
+        predictive = replace(predictive, logits=ranks.gather(predictive.logits, total))
         return {f"validation_{name}": v for name, v in headline(predictive, labels).items()}

@@ -121,7 +121,7 @@ class Transport:
         if data_size < 1:
             raise BellaError(f"data_size={data_size}: give the number of training examples.")
         if gamma is not None:
-            temperature = gamma * data_size / posterior.particles
+            temperature = gamma * data_size / posterior.total
         if not (math.isfinite(temperature) and temperature >= 0):
             raise BellaError(f"temperature={temperature}: give a finite number of at least 0.")
         if prior not in ("uniform", "factors", "delta"):
@@ -145,8 +145,12 @@ class Transport:
         self.langevin = langevin
         self.damping = damping
         self.groups: list[Group] = groups_of(
-            [site for site in posterior.sites() if all(p.requires_grad for p in site.parameters)]
+            [site for site in posterior.sites() if all(p.requires_grad for p in site.parameters)],
+            posterior.ranks,
+            posterior.total,
         )
+        self.ranks = posterior.ranks
+        self.own = self.ranks.part(posterior.total)
         self.steps = 0
         self.loss_scale: float | Tensor = 1.0
         self.accumulate: float | Tensor = 1.0
@@ -204,6 +208,11 @@ class Transport:
     def prepare(self, *args: Any, **kwargs: Any) -> None:
         """Called with a batch's inputs before its particles run in several passes."""
 
+    def heard(self) -> list[Tensor]:
+        """What backward passes left beside the gradients: sums over a batch, as those are, which
+        processes that share a batch out add up."""
+        return []
+
     def detach(self) -> None:
         """Stop listening to the posterior; done for a transport when another one takes over."""
 
@@ -241,7 +250,7 @@ class Transport:
 
     def prior_weights(self, group: Group) -> Tensor:
         """M such that particle i feels the prior of Σ_j M_ij Δ_j: its own."""
-        n = self.posterior.particles
+        n = self.posterior.total
         eye = torch.eye(n, device=group.sites[0].parameters[0].device)
         return eye.to(wide(group.sites[0].parameters[0]).dtype).expand(len(group.sites), n, n)
 
@@ -257,7 +266,12 @@ class Transport:
 
     def noise(self, parameter: Tensor) -> Tensor:
         """Noise on one stacked parameter: independent between particles."""
-        return torch.randn_like(parameter)
+        return self.white(parameter)[self.own.start : self.own.stop]
+
+    def white(self, parameter: Tensor) -> Tensor:
+        """White noise for all particles, the same in all processes that hold them."""
+        n = self.posterior.total
+        return torch.randn(n, *parameter.shape[1:], dtype=parameter.dtype, device=parameter.device)
 
     def precondition(self, damping: float) -> None:
         """Scaled gradients: the metric of the factor that each gradient is multiplied with."""
@@ -270,13 +284,17 @@ class Transport:
             site.B.grad.copy_(torch.linalg.solve(A @ A.mT + eye, wide(site.B.grad), left=False))
 
     def _stein_ratio(self) -> Tensor | float:
-        n = self.posterior.particles
+        n = self.posterior.total
         parameters = [p for g in self.groups for s in g.sites for p in s.parameters]
         if n == 1 or self.temperature == 0:
             return math.nan
-        total: Tensor | float = 0.0
-        for p in parameters:
-            if p.grad is not None:
-                total = total + ((wide(p) - wide(p).mean(0)) * wide(p.grad)).sum()
-        size = sum(p.numel() for p in parameters)
+        graded = [p for p in parameters if p.grad is not None]
+        means = [wide(p).sum(0) / n for p in graded]
+        self.ranks.sum(means)
+        total = torch.zeros(())
+        for p, mean in zip(graded, means, strict=True):
+            assert p.grad is not None
+            total = total.to(mean) + ((wide(p) - mean) * wide(p.grad)).sum()
+        self.ranks.sum([total])
+        size = sum(p[0].numel() for p in parameters) * n
         return total * self.data_size / (self.temperature * size)

@@ -49,7 +49,7 @@ class Coupled(Transport):
             floor=min_bandwidth,
         )
         self.spread = Spread(self.groups)
-        if posterior.particles > 1:
+        if posterior.total > 1:
             self.coupling.measure()  # an unknown bandwidth rule is refused here, not in training
 
     def state_dict(self) -> dict[str, Any]:
@@ -69,13 +69,15 @@ class Coupled(Transport):
         if coefficient:
             self.spread.part()
         own = [p.grad for g in self.groups for s in g.sites for p in s.parameters]
-        gradient = sum(g.float().square().sum() for g in own if g is not None)
+        squares = [g.float().square().sum() for g in own if g is not None]
+        gradient = torch.stack(squares).sum() if squares else torch.zeros(())
         repulsion = torch.zeros(())
         for group, weight in zip(self.groups, weights, strict=True):
             if group.in_kernel and coefficient:
                 forces = group.pull(differences(weight))
                 repulsion = repulsion.to(weight.device) + sum(f.square().sum() for f in forces)
                 group.add_to_grad(forces, -coefficient)
+        self.ranks.sum([gradient, repulsion])
         self._log |= {
             "distance": measured.distance.sqrt(),
             "bandwidth": measured.width.sqrt(),

@@ -12,6 +12,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from bella.errors import BellaError
+from bella.parallel.ranks import ALONE, Ranks
 from bella.particles.layer import Factors, Site
 from bella.transport import gram
 from bella.transport.kernels import bandwidth, kernel_named, median
@@ -28,13 +29,21 @@ def wide(x: Tensor) -> Tensor:
 class Group:
     """Sites of one kind and shape, handled as one batch.
 
+    What couples particles asks here, and only here, for those that other processes hold: every
+    matrix over pairs is whole in each of them, forces are of a process's own particles.
+
     Args:
         sites: at least one, all of the same kind, shape and scale.
+        ranks: processes that hold the particles between them.
+        particles: how many these are together; ``None`` for those of the sites.
     """
 
-    def __init__(self, sites: Sequence[Site]):
+    def __init__(self, sites: Sequence[Site], ranks: Ranks = ALONE, particles: int | None = None):
         self.sites = list(sites)
         first = sites[0]
+        self.ranks = ranks
+        self.particles = len(first.parameters[0]) if particles is None else particles
+        self.own = ranks.part(self.particles)
         self.low_rank = isinstance(first, Factors)
         self.scale = first.scale if isinstance(first, Factors) else 1.0
         self.in_kernel = True if isinstance(first, Factors) else first.in_kernel
@@ -50,25 +59,37 @@ class Group:
         ]
         return stacked if self.low_rank else [x.flatten(2) for x in stacked]
 
+    def whole(self, rows: Tensor) -> Tensor:
+        """(layers, own particles, ...) of this process -> (layers, particles, ...) of all."""
+        return self.ranks.gather(rows, self.particles, axis=1)
+
     def square_distances(self) -> Matrices:
         """‖Δ_i - Δ_j‖² per layer, as `wide` as the parameters."""
         first = self.sites[0].parameters[0]
         if self.low_rank:
             A, B = self.stacked()
-            d2, norms = gram.square_distances_low_rank(A, B, self.scale)
+            others = self.whole(A), self.whole(B)
+            d2, norms = gram.square_distances_low_rank(
+                A, B, self.scale, others, self.own.start, self.whole
+            )
             size = norms.mean(-1)
         else:
-            d2 = gram.square_distances(gram.inner_dense(gram.from_first(self.stacked()[0])))
-            size = torch.stack([wide(site.parameters[0][0]).square().sum() for site in self.sites])
+            values = self.whole(self.stacked()[0])
+            apart = gram.from_first(values)
+            inner = gram.inner_dense(apart[:, self.own.start : self.own.stop], apart)
+            d2 = gram.square_distances(self.whole(inner))
+            size = values[:, 0].square().sum(-1)
         d2 = gram.resolved(d2, size[:, None, None], first.dtype)
         return d2.to(torch.promote_types(first.dtype, torch.float32)).to(first.device)
 
     def pull(self, M: Matrices) -> list[Tensor]:
         """The force Σ_j M_ij Δ_j on every parameter, stacked as `stacked` is."""
+        M = M[:, self.own.start : self.own.stop]
         if self.low_rank:
             A, B = self.stacked()
-            return list(gram.pull_low_rank(A, B, self.scale, M))
-        return [gram.pull_dense(self.stacked()[0], M)]
+            others = self.whole(A), self.whole(B)
+            return list(gram.pull_low_rank(A, B, self.scale, M, others))
+        return [gram.pull_dense(self.whole(self.stacked()[0]), M)]
 
     def add_to_grad(self, forces: Sequence[Tensor], weight: float = 1.0) -> None:
         """Add forces, stacked as `stacked` is, to the sites' gradients."""
@@ -84,14 +105,28 @@ def add_to_grad(parameter: torch.nn.Parameter, force: Tensor, weight: float = 1.
     parameter.grad.add_(force.reshape(parameter.shape).to(parameter.grad.dtype), alpha=weight)
 
 
-def groups_of(sites: Sequence[Site]) -> list[Group]:
-    """Sites fused by kind and shape."""
+LARGEST = 2**30
+"""Bytes of all particles' factors that a process gathers at a time."""
+
+
+def groups_of(
+    sites: Sequence[Site], ranks: Ranks = ALONE, particles: int | None = None
+) -> list[Group]:
+    """Sites fused by kind and shape; see `Group`."""
     fused: dict[tuple, list[Site]] = defaultdict(list)
     for site in sites:
         shapes = tuple(p.shape for p in site.parameters)
         kind = site.scale if isinstance(site, Factors) else site.in_kernel
         fused[(type(site), shapes, kind, site.parameters[0].device)].append(site)
-    return [Group(members) for members in fused.values()]
+    groups = []
+    for members in fused.values():
+        most = len(members)
+        if ranks.size > 1:  # what is gathered lies in memory as a whole
+            most = max(1, LARGEST // (sum(p.nbytes for p in members[0].parameters) * ranks.size))
+        groups += [
+            Group(members[i : i + most], ranks, particles) for i in range(0, len(members), most)
+        ]
+    return groups
 
 
 @torch.no_grad()
@@ -100,7 +135,7 @@ def mean_distance(groups: Sequence[Group]) -> Tensor:
     if not groups:  # a single network, with nothing to move
         return torch.zeros(())
     d2 = sum(group.square_distances().sum() for group in groups if group.in_kernel)
-    n = groups[0].sites[0].parameters[0].shape[0]
+    n = groups[0].particles
     return torch.as_tensor(d2 / max(n * (n - 1), 1)).sqrt()
 
 

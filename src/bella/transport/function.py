@@ -95,12 +95,12 @@ class Function(Transport):
                 outputs = self.posterior(*args, **kwargs)
                 placed = self.axis.place(logits_of(outputs), outputs)
                 parts.append(log_probabilities(placed))
-        self.everyone = torch.cat(parts)
+        self.everyone = self.ranks.gather(torch.cat(parts), self.posterior.total)
 
     def _listen(self, posterior: Any, inputs: Any, outputs: Any) -> None:
         chosen = posterior.axis.chosen
         trains = posterior.training and torch.is_grad_enabled()
-        if posterior.particles == 1 or not (trains and self.hears):
+        if posterior.total == 1 or not (trains and self.hears):
             return
         logits = logits_of(outputs)
         if not logits.requires_grad:
@@ -111,12 +111,16 @@ class Function(Transport):
                 "function repels every particle from all others, but only some run: "
                 "call prepare(inputs) before the parts."
             )
-        everyone = own if len(chosen) == posterior.particles else self.everyone
+        everyone = self.everyone
+        if len(chosen) == posterior.particles:
+            everyone = self.ranks.gather(own, posterior.total)
         assert everyone is not None
         axis = self.axis.find(logits, outputs)
 
         def push(grad: Tensor) -> Tensor:
-            return grad + self.force(everyone, list(chosen)).to(grad.dtype).movedim(-1, axis)
+            return grad + self.force(everyone, [self.own[i] for i in chosen]).to(
+                grad.dtype
+            ).movedim(-1, axis)
 
         logits.register_hook(push)
 
@@ -143,7 +147,7 @@ class Function(Transport):
     def couple(self, coefficient: float) -> None:
         """The repulsion came in through the logits; its figures are left to log, and particles that
         are one point to part."""
-        if coefficient and self.posterior.particles > 1:
+        if coefficient and self.posterior.total > 1:
             self.spread.part()
         self._log |= self._felt | {"spread_steps": float(self.spread.steps)}
         self.everyone = None

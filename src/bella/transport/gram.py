@@ -15,6 +15,8 @@ the first.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from jaxtyping import Float
 from torch import Tensor
@@ -34,28 +36,42 @@ def exact(x: Tensor) -> Tensor:
     return (x.cpu() if x.device.type == "mps" else x).double()
 
 
+Stacked = tuple[Tensor, Tensor]
+"""Factors A (layers, particles, rank, in) and B (layers, particles, out, rank)."""
+
+
+def _are_all(rows: Tensor) -> Tensor:
+    return rows
+
+
 def _blocks(
-    X: Float[Tensor, "layers particles rank dim"],
-) -> Float[Tensor, "layers particles rank particles rank"]:
-    """All products X_i X_jᵀ."""
-    layers, n, rank, dim = X.shape
-    flat = X.reshape(layers, n * rank, dim)
-    return torch.bmm(flat, flat.mT).reshape(layers, n, rank, n, rank)
+    X: Float[Tensor, "layers own rank dim"], Y: Float[Tensor, "layers particles rank dim"]
+) -> Float[Tensor, "layers own rank particles rank"]:
+    """All products X_i Y_jᵀ."""
+    layers, own, rank, dim = X.shape
+    flat = torch.bmm(X.reshape(layers, own * rank, dim), Y.reshape(layers, -1, dim).mT)
+    return flat.reshape(layers, own, rank, -1, rank)
 
 
 def inner_low_rank(
-    A: Float[Tensor, "layers particles rank in"],
-    B: Float[Tensor, "layers particles out rank"],
+    A: Float[Tensor, "layers own rank in"],
+    B: Float[Tensor, "layers own out rank"],
     scale: float,
-) -> Float[Tensor, "layers particles particles"]:
+    others: Stacked | None = None,
+) -> Float[Tensor, "layers own particles"]:
     """⟨Δ_i, Δ_j⟩ of every pair of particles, per layer, in float64."""
-    return scale**2 * (_blocks(exact(A)) * _blocks(exact(B).mT)).sum((2, 4))
+    own = exact(A), exact(B)
+    all_A, all_B = own if others is None else (exact(others[0]), exact(others[1]))
+    return scale**2 * (_blocks(own[0], all_A) * _blocks(own[1].mT, all_B.mT)).sum((2, 4))
 
 
 def square_distances_low_rank(
-    A: Float[Tensor, "layers particles rank in"],
-    B: Float[Tensor, "layers particles out rank"],
+    A: Float[Tensor, "layers own rank in"],
+    B: Float[Tensor, "layers own out rank"],
     scale: float,
+    others: Stacked | None = None,
+    first: int = 0,
+    whole: Callable[[Tensor], Tensor] = _are_all,
 ) -> tuple[
     Float[Tensor, "layers particles particles"],
     Float[Tensor, "layers particles"],
@@ -64,50 +80,69 @@ def square_distances_low_rank(
 
     In float64 where any two particles of these layers are so near, or the factors cancel so much
     in their gauge, that the sums of float32 would lose the distance.
+
+    Args:
+        A: of the particles that are held here.
+        B: of the same.
+        scale: s.
+        others: factors of all particles, where these are some of them.
+        first: the number of the first of these.
+        whole: makes the rows of all particles of the rows of these.
     """
-    products = _blocks(A) * _blocks(B.mT)
-    inner = scale**2 * products.sum((2, 4))
+    all_A, all_B = (A, B) if others is None else others
+    products = _blocks(A, all_A) * _blocks(B.mT, all_B.mT)
+    inner = whole(scale**2 * products.sum((2, 4)))
     d2 = square_distances(inner)
-    if A.dtype != torch.float64 and A.shape[1] > 1:
-        own = products.diagonal(dim1=1, dim2=3).abs().sum((1, 2)) * scale**2
+    if A.dtype != torch.float64 and all_A.shape[1] > 1:
+        own = whole(products.diagonal(first, dim1=1, dim2=3).abs().sum((1, 2)) * scale**2)
         summed = own.unsqueeze(-1) + own.unsqueeze(-2)
         near = d2 < NEAR * summed
         near.diagonal(dim1=-2, dim2=-1).zero_()
         if bool(near.any()):
-            inner = inner_low_rank(A, B, scale)
+            inner = whole(inner_low_rank(A, B, scale, others))
             d2 = square_distances(inner)
     return d2, inner.diagonal(dim1=-2, dim2=-1)
 
 
 def pull_low_rank(
-    A: Float[Tensor, "layers particles rank in"],
-    B: Float[Tensor, "layers particles out rank"],
+    A: Float[Tensor, "layers own rank in"],
+    B: Float[Tensor, "layers own out rank"],
     scale: float,
-    M: Float[Tensor, "layers particles particles"],
-) -> tuple[Float[Tensor, "layers particles rank in"], Float[Tensor, "layers particles out rank"]]:
+    M: Float[Tensor, "layers own particles"],
+    others: Stacked | None = None,
+) -> tuple[Float[Tensor, "layers own rank in"], Float[Tensor, "layers own out rank"]]:
     """The weight-space force Σ_j M_ij Δ_j on particle i, pulled back to its factors.
 
     The chain rule through W_i = W0 + s B_i A_i gives, in particle i's own gauge,
 
         for A_i:  s² Σ_j M_ij (B_iᵀ B_j) A_j          for B_i:  s² Σ_j M_ij B_j (A_j A_iᵀ)
 
+    Args:
+        A: of the particles that are held here.
+        B: of the same.
+        scale: s.
+        M: their rows.
+        others: factors of all particles j, where these are some of them.
+
     Returns:
         The forces on A and on B.
     """
-    layers, n, rank, _ = A.shape
+    layers, own, rank, _ = A.shape
+    all_A, all_B = (A, B) if others is None else others
     weights = M[:, :, None, :, None] * scale**2
-    on_A = (weights * _blocks(B.mT)).reshape(layers, n * rank, n * rank)
-    on_B = (weights * _blocks(A)).reshape(layers, n * rank, n * rank)
-    force_A = torch.bmm(on_A, A.reshape(layers, n * rank, -1)).view_as(A)
-    force_B = torch.bmm(on_B, B.mT.reshape(layers, n * rank, -1)).view_as(B.mT).mT
+    on_A = (weights * _blocks(B.mT, all_B.mT)).reshape(layers, own * rank, -1)
+    on_B = (weights * _blocks(A, all_A)).reshape(layers, own * rank, -1)
+    force_A = torch.bmm(on_A, all_A.reshape(layers, on_A.shape[-1], -1)).view_as(A)
+    force_B = torch.bmm(on_B, all_B.mT.reshape(layers, on_B.shape[-1], -1)).view_as(B.mT).mT
     return force_A, force_B
 
 
 def inner_dense(
-    value: Float[Tensor, "layers particles size"],
-) -> Float[Tensor, "layers particles particles"]:
-    """⟨θ_i, θ_j⟩ of every pair of whole copies."""
-    return torch.bmm(value, value.mT)
+    value: Float[Tensor, "layers own size"],
+    others: Float[Tensor, "layers particles size"] | None = None,
+) -> Float[Tensor, "layers own particles"]:
+    """⟨θ_i, θ_j⟩ of every pair of whole copies, or of some and all."""
+    return torch.bmm(value, (value if others is None else others).mT)
 
 
 def from_first(
@@ -119,8 +154,8 @@ def from_first(
 
 
 def pull_dense(
-    value: Float[Tensor, "layers particles size"], M: Float[Tensor, "layers particles particles"]
-) -> Float[Tensor, "layers particles size"]:
+    value: Float[Tensor, "layers particles size"], M: Float[Tensor, "layers own particles"]
+) -> Float[Tensor, "layers own size"]:
     """The force Σ_j M_ij θ_j on particle i."""
     return torch.bmm(M, value)
 

@@ -26,7 +26,7 @@ class Repulsive(Coupled):
 
     def couple(self, coefficient: float) -> None:
         """Add -(T/N) R, from particles as they are now."""
-        if self.posterior.particles == 1:
+        if self.posterior.total == 1:
             return
         measured = self.coupling.measure()
         weights = [

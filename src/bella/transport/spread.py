@@ -53,13 +53,16 @@ class Spread:
         if self.parted:
             return
         generator = torch.Generator().manual_seed(self.seed)
+        first = self.groups[0]
+        own = slice(first.own.start, first.own.stop)
         for site in (site for group in self.groups if group.in_kernel for site in group.sites):
             for parameter in site.parameters:
                 if parameter.grad is None:
                     continue
                 grad = wide(parameter.grad)
-                size = grad.flatten(1).square().mean(1).sqrt() * found.to(grad.device)
-                noise = torch.randn(grad.shape, generator=generator).to(grad)
+                size = grad.flatten(1).square().mean(1).sqrt() * found[own].to(grad.device)
+                shape = (first.particles, *grad.shape[1:])  # of all, in whatever process they are
+                noise = torch.randn(shape, generator=generator)[own].to(grad)
                 noise *= size.view(-1, *[1] * (grad.dim() - 1))
                 parameter.grad.add_(noise.to(parameter.grad.dtype))
         self.steps += 1
@@ -78,16 +81,16 @@ def stuck(groups: Sequence[Group]) -> Tensor:
 
     None is where all gradients are 0: no noise of their size would part them.
     """
+    ranks, n = groups[0].ranks, groups[0].particles
     sites = [site for group in groups for site in group.sites]
     parameters = [p for site in sites for p in site.parameters]
-    n = parameters[0].shape[0]
     same = ~torch.eye(n, dtype=torch.bool)
     for parameter in parameters:
-        same &= near(parameter, SAME_PLACE)
+        same &= near(ranks.gather(parameter, n), SAME_PLACE)
         if not same.any():
             break
     else:
-        gradients = [p.grad for p in parameters if p.grad is not None]
+        gradients = [ranks.gather(p.grad, n) for p in parameters if p.grad is not None]
         if not any(bool(grad.any()) for grad in gradients):
             same[:] = False
         for grad in gradients:

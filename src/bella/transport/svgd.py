@@ -48,7 +48,8 @@ class Svgd(Coupled):
         super().__init__(posterior, **options)
         self.measured: Measurement | None = None
         self.corrections: dict[str, list[Tensor]] = {}
-        if posterior.particles == 1:
+        self.factors: dict[str, list[Tensor]] = {}
+        if posterior.total == 1:
             return
         for number, group in enumerate(self.groups):
             for row, site in enumerate(group.sites):
@@ -65,6 +66,11 @@ class Svgd(Coupled):
         """Kernels of the particles as they are since the last step."""
         if self.measured is None:
             self.measured = self.coupling.measure()
+            for group in self.groups:  # every particle's own batch moves all of them
+                if group.low_rank:
+                    columns = [group.whole(x) for x in group.stacked()]
+                    for row, site in enumerate(group.sites):
+                        self.factors[site.name] = [x[row] for x in columns]
         return self.measured
 
     def hear(
@@ -77,12 +83,12 @@ class Svgd(Coupled):
         """
         if not self.hears:
             return
-        layer, n = site.layer, self.posterior.particles
+        layer, n = site.layer, self.posterior.total
         k = self.kernels().k[number][row]
-        w = (k / n - torch.eye(n, device=k.device, dtype=k.dtype))[:, list(chosen)].mT  # j, i
+        ran = [self.own[j] for j in chosen]
+        w = (k / n - torch.eye(n, device=k.device, dtype=k.dtype))[:, ran].mT  # j, i
         with torch.enable_grad():
-            A = site.A.detach().to(grad.dtype).requires_grad_()
-            B = site.B.detach().to(grad.dtype).requires_grad_()
+            A, B = (x.to(grad.dtype).requires_grad_() for x in self.factors[site.name])
             delta = layer.flat(grad).unflatten(0, (len(chosen), -1)).flatten(1, 2)  # j, rows, out
             x = x.to(grad.dtype) if x.is_floating_point() else x  # an Embedding's are numbers
             down = layer.down(x, A.flatten(0, 1))
@@ -94,47 +100,57 @@ class Svgd(Coupled):
             missing = torch.autograd.grad(total, (A, B))
         known = self.corrections.get(site.name)
         if known is None:
-            known = self.corrections[site.name] = [torch.zeros_like(p) for p in site.parameters]
+            known = self.corrections[site.name] = [
+                torch.zeros_like(x, dtype=p.dtype)
+                for x, p in zip(missing, site.parameters, strict=True)
+            ]
         for sum_, part in zip(known, missing, strict=True):
             sum_.add_(part)
 
+    def heard(self) -> list[Tensor]:
+        """See `Transport.heard`."""
+        return [x for parts in self.corrections.values() for x in parts]
+
     def couple(self, coefficient: float) -> None:
         """Share the gradients through the kernel, then repel."""
-        n = self.posterior.particles
+        n = self.posterior.total
         if n == 1:
             return
         measured = self.kernels()
+        own = slice(self.own.start, self.own.stop)
+        self.ranks.sum(self.heard())
         for number, group in enumerate(self.groups):
             for row, site in enumerate(group.sites):
                 if isinstance(site, Factors):
                     for parameter, missing in zip(
                         site.parameters, self.corrections.get(site.name, ()), strict=False
                     ):
-                        add_to_grad(parameter, missing / self.loss_scale)
+                        add_to_grad(parameter, missing[own] / self.loss_scale)
                 else:
                     grad = site.value.grad
                     if grad is not None:
                         k = measured.k[number][row].to(grad.dtype)
-                        grad.copy_((k @ grad.flatten(1)).view_as(grad) / n)
+                        everyone = self.ranks.gather(grad.flatten(1), n)
+                        grad.copy_((k[own] @ everyone).view_as(grad) / n)
         self.repel(measured, [slope / n for slope in measured.slope], coefficient)
         self.corrections = {}
 
     def step(self, learning_rate: float | None = None) -> bool:
         """As `Transport.step`; the kernels are measured anew after it."""
         super().step(learning_rate)
-        self.measured = None
+        self.measured, self.factors = None, {}
         return False
 
     def prior_weights(self, group: Group) -> Tensor:
         """Priors are shared through the kernel as gradients are."""
-        if self.posterior.particles == 1:
+        if self.posterior.total == 1:
             return super().prior_weights(group)
-        return self.kernels().k[self.groups.index(group)] / self.posterior.particles
+        return self.kernels().k[self.groups.index(group)] / self.posterior.total
 
     def noise(self, parameter: Tensor) -> Tensor:
         """Noise of covariance K / n between particles (Gallego & Insua 2018)."""
-        n = self.posterior.particles
-        white = torch.randn_like(parameter)
+        n = self.posterior.total
+        white = self.white(parameter)
         if n == 1:
             return white
         for group, k in zip(self.groups, self.kernels().k, strict=True):
@@ -142,5 +158,6 @@ class Svgd(Coupled):
                 if any(p is parameter for p in site.parameters):
                     values, vectors = torch.linalg.eigh(k[row] / n)
                     root = vectors * values.clamp_min(0).sqrt()
-                    return (root.to(white.dtype) @ white.flatten(1)).view_as(white)
+                    own = root[self.own.start : self.own.stop].to(white.dtype)
+                    return (own @ white.flatten(1)).view_as(parameter)
         raise BellaError("This parameter is not one of the posterior's.")

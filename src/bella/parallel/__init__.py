@@ -1,0 +1,1 @@
+"""More than one process, over torch.distributed: who holds what, and what is said between them."""
