@@ -51,7 +51,7 @@ def data(
     if name is None:
         found: Any = [summary(dataset) for dataset in SETS.values()]
         print_json(found) if json else print_sets(found)
-    elif not (check or every or folder) and name in SETS:
+    elif name in SETS and not any((check, every, folder, classes, left_out, limit, data_option)):
         found = summary(SETS[name])
         print_json(found) if json else print_set(found)
     else:

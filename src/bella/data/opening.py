@@ -64,8 +64,10 @@ def open_data(
         if place is not None and not dataset.forms:
             raise BellaError(f"{dataset.title} comes with a package: leave out --folder {folder}.")
         parts = dataset.read(place, preprocess, seed, **asked)
-        if dataset.kind == "image":
-            parts = {part: some.without_bad(on_bad_image) for part, some in parts.items()}
+        parts = {
+            part: some.without_bad(on_bad_image) if isinstance(some, LabelledImages) else some
+            for part, some in parts.items()
+        }
     elif folder is not None:
         raise BellaError(
             f"--folder says where a data set by name lies, and {name!r} is none: choose "

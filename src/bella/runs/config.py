@@ -54,8 +54,8 @@ class RunConfig(Settings):
 
     data: str
     folder: str | None = None
-    classes: list[str] = Field(default_factory=list)
-    left_out: list[str] = Field(default_factory=list)
+    classes: list[str] | None = None
+    left_out: list[str] | None = None
     limit: int | None = Field(None, ge=1)
     data_options: dict[str, Any] = Field(default_factory=dict)
     network: str = "efficientnet-lite0"
@@ -79,8 +79,8 @@ class RunConfig(Settings):
             "data": self.data,
             "seed": self.seed,
             "folder": self.folder,
-            "classes": self.classes,
-            "left_out": self.left_out,
+            "classes": self.classes or (),
+            "left_out": self.left_out or (),
             "limit": self.limit,
             "options": self.data_options,
             "on_bad_image": self.on_bad_image,

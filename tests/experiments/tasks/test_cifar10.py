@@ -1,9 +1,10 @@
 import pytest
+import torch
 from set_files import write_cifar10
 
 from bella.data.sets.cifar import CLASSES
 from bella.experiments.tasks import task_named
-from bella.experiments.tasks.cifar10 import LEFT_OUT
+from bella.experiments.tasks.cifar10 import CORRUPTED, LEFT_OUT
 
 
 @pytest.mark.filterwarnings("ignore:.*the published")
@@ -12,7 +13,8 @@ def test_two_classes_are_the_shift_and_each_seed_draws_anew(tmp_path):
     task = task_named("cifar10", tmp_path)
     assert task.classes == tuple(name for name in CLASSES if name not in LEFT_OUT)
     one, other = (task.split(seed) for seed in (0, 1))
-    assert set(one) == {"train", "validation", "test", "left_out"}
+    assert set(one) == {"train", "validation", "test", "left_out", *CORRUPTED}
+    assert set(task.shifts) == set(one) - {"train", "validation", "test"}
     assert one["test"] == other["test"]
     assert one["train"] != other["train"]
     pool, train = one["train"]
@@ -21,3 +23,5 @@ def test_two_classes_are_the_shift_and_each_seed_draws_anew(tmp_path):
     assert set(task.part("left_out", 0).labels) == {-1}
     assert len(task.part("left_out", 0)) == 12
     assert task.part("train", 0)[0][0].shape == (3, 96, 96)
+    assert task.part("fog", 0).labels == task.part("test", 0).labels
+    assert not torch.equal(task.part("noise", 0)[0][0], task.part("test", 0)[0][0])
