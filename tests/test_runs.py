@@ -22,6 +22,8 @@ from bella.errors import BellaError
 from bella.experiments.compare import compare
 from bella.experiments.tasks import folder_task
 from bella.models import full_name, open_network
+from bella.experiments.tasks import images_task
+from bella.models import open_network
 from bella.models.hugging_face import read_preprocess
 from bella.models.timm import read_preprocess as read_timm
 from bella.posterior import Point
@@ -381,7 +383,7 @@ def test_a_user_gets_what_the_table_promised(place, tmp_path):
     settings = {"epochs": 2, "batch_size": 8, "learning_rate": 0.01}
     asked = RunConfig(data=str(place / "images"), network=network, **settings)
     found = train(asked, tmp_path / "run", progress=False)
-    task = folder_task(place / "images", network)
+    task = images_task(place / "images", network)
     results = compare(
         task, ["bella"], seeds=1, folder=tmp_path / "compare", progress=False, **settings
     )

@@ -663,6 +663,8 @@ def test_help_shows_the_defaults_that_hold():
     fields = {"heads": "head_init"}
     plain = complete(RunConfig(data="x"))
     told_in_words = {
+        "classes": None,
+        "limit": None,
         "image_size": None,
         "alpha": None,
         "target_modules": None,

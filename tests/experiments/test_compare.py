@@ -236,6 +236,7 @@ def test_a_method_that_adapts_needs_something_to_adapt(tmp_path):
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.filterwarnings("ignore:.*the published")
 @pytest.mark.parametrize("task", ["fashion-resnet", "fashion-mlp"])
 def test_tasks_from_scratch_open_fresh_networks(task, fashion_folder, monkeypatch):
     module = importlib.import_module("bella.data.sets.fashion_mnist")

@@ -46,6 +46,25 @@ OwnCode = Annotated[
 ]
 Workers = Annotated[int, typer.Option(help="Processes that read images.", min=0)]
 
+Folder = Annotated[
+    Path | None, typer.Option(help="Where a data set by name lies.", show_default=False)
+]
+Classes = Annotated[
+    str | None, typer.Option(help="Keep these classes, comma between.", show_default="all")
+]
+LeftOut = Annotated[
+    str | None,
+    typer.Option(help="Leave these classes out, comma between; their test images are a shift."),
+]
+Limit = Annotated[
+    int | None,
+    typer.Option(help="So many training examples, by class (rounded).", show_default="all"),
+]
+DataOption = Annotated[
+    list[str] | None,
+    typer.Option(help="Further NAME=VALUE of a data set, such as domain=sketch; repeatable."),
+]
+
 OTHERS = ("transformers", "huggingface_hub", "timm", "torch", "sklearn", "datasets", "accelerate")
 """Libraries that speak up by themselves."""
 
@@ -81,6 +100,13 @@ def stopping(sentence: Callable[[], str]) -> Iterator[None]:
 def given(**flags: Any) -> dict[str, Any]:
     """The flags that were given."""
     return {name: value for name, value in flags.items() if value is not None}
+
+
+def listed(names: str | None) -> list[str] | None:
+    """Names with commas between; ``None`` where nothing was given."""
+    if names is None:
+        return None
+    return [name.strip() for name in names.split(",") if name.strip()]
 
 
 def parse_options(pairs: list[str] | None) -> dict[str, Any] | None:

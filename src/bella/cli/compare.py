@@ -7,16 +7,36 @@ from typing import Annotated, Any
 
 import typer
 
-from bella.cli.common import Json, Quiet, given, hush, print_json, stopping
+from bella.cli.common import (
+    Classes,
+    DataOption,
+    Folder,
+    Json,
+    LeftOut,
+    Limit,
+    Quiet,
+    given,
+    hush,
+    listed,
+    parse_options,
+    print_json,
+    stopping,
+)
 
 
 def compare(
     data: Annotated[
         str,
         typer.Option(
-            help="elpv, fashion-mnist, fashion-resnet, fashion-mlp, or your folder or CSV."
+            help="A task: elpv, fashion-mnist, cifar10, fashion-resnet, fashion-mlp. Or any data: "
+            "a set's name (`bella data` lists them), hf:NAME, your folder or CSV."
         ),
     ] = "elpv",
+    folder: Folder = None,
+    classes: Classes = None,
+    left_out: LeftOut = None,
+    limit: Limit = None,
+    data_option: DataOption = None,
     methods: Annotated[
         str,
         typer.Option(
@@ -25,9 +45,9 @@ def compare(
             "soup, single+temperature, lora+temperature."
         ),
     ] = "probe,lora,lora+temperature,lora-ensemble,bella",
-    network: Annotated[str, typer.Option(help="For your own data.")] = "efficientnet-lite0",
+    network: Annotated[str, typer.Option(help="For data that are no task.")] = "efficientnet-lite0",
     image_size: Annotated[
-        int | None, typer.Option(help="For your own data.", show_default="the network's")
+        int | None, typer.Option(help="For data that are no task.", show_default="the network's")
     ] = None,
     seeds: Annotated[int, typer.Option(help="Training seeds.")] = 3,
     epochs: Annotated[
@@ -61,9 +81,18 @@ def compare(
     hush(quiet)
     from bella.experiments.compare import compare as run
     from bella.experiments.page import write_page
-    from bella.experiments.tasks import TASKS, folder_task, task_named
+    from bella.experiments.tasks import TASKS, images_task, task_named
 
-    task = task_named(data) if data in TASKS else folder_task(data, network, image_size=image_size)
+    chosen: dict[str, Any] = given(
+        classes=listed(classes),
+        left_out=listed(left_out),
+        limit=limit,
+        options=parse_options(data_option),
+    )
+    if data in TASKS and not chosen:
+        task = task_named(data, folder)
+    else:
+        task = images_task(data, network, image_size=image_size, folder=folder, **chosen)
     asked = given(
         epochs=epochs,
         batch_size=batch_size,

@@ -2,35 +2,24 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from bella.cli.common import Json, Quiet, hush, parse_options, print_json, say
-
-Folder = Annotated[
-    Path | None, typer.Option(help="Where a data set by name lies.", show_default=False)
-]
-Classes = Annotated[
-    str | None, typer.Option(help="Keep these classes, comma between.", show_default="all")
-]
-LeftOut = Annotated[
-    str | None,
-    typer.Option(help="Leave these classes out, comma between; their test images are a shift."),
-]
-Limit = Annotated[
-    int | None, typer.Option(help="Training examples to keep at most.", show_default="all")
-]
-DataOption = Annotated[
-    list[str] | None,
-    typer.Option(help="Further NAME=VALUE of a data set, such as domain=sketch; repeatable."),
-]
-
-
-def listed(names: str | None) -> list[str]:
-    """Names with a comma between."""
-    return [name.strip() for name in (names or "").split(",") if name.strip()]
+from bella.cli.common import (
+    Classes,
+    DataOption,
+    Folder,
+    Json,
+    LeftOut,
+    Limit,
+    Quiet,
+    hush,
+    listed,
+    parse_options,
+    print_json,
+    say,
+)
 
 
 def data(
@@ -62,7 +51,7 @@ def data(
     if name is None:
         found: Any = [summary(dataset) for dataset in SETS.values()]
         print_json(found) if json else print_sets(found)
-    elif not (check or every or folder) and name in SETS:
+    elif name in SETS and not any((check, every, folder, classes, left_out, limit, data_option)):
         found = summary(SETS[name])
         print_json(found) if json else print_set(found)
     else:
@@ -72,8 +61,8 @@ def data(
             name,
             every=every,
             folder=folder,
-            classes=listed(classes),
-            left_out=listed(left_out),
+            classes=listed(classes) or (),
+            left_out=listed(left_out) or (),
             limit=limit,
             options=parse_options(data_option),
         )

@@ -10,10 +10,16 @@ import typer
 
 from bella.cli.common import (
     BadImage,
+    Classes,
+    DataOption,
+    Folder,
     Json,
+    LeftOut,
+    Limit,
     Quiet,
     given,
     hush,
+    listed,
     parse_options,
     print_figures,
     print_json,
@@ -24,8 +30,17 @@ from bella.cli.common import (
 def fit(
     out: Annotated[Path, typer.Option(help="Run folder to write.")] = Path("runs/fit"),
     data: Annotated[
-        str | None, typer.Option(help="Folder with one sub-folder a class, or CSV of path,label.")
+        str | None,
+        typer.Option(
+            help="Folder with one sub-folder a class, CSV of path,label, a data set's name (`bella "
+            "data` lists them) or hf:NAME."
+        ),
     ] = None,
+    folder: Folder = None,
+    classes: Classes = None,
+    left_out: LeftOut = None,
+    limit: Limit = None,
+    data_option: DataOption = None,
     config: Annotated[Path | None, typer.Option(help="YAML of settings; flags go first.")] = None,
     network: Annotated[
         str | None,
@@ -154,6 +169,11 @@ def fit(
 
     flags: dict[str, Any] = given(
         data=data,
+        folder=None if folder is None else str(folder),
+        classes=listed(classes),
+        left_out=listed(left_out),
+        limit=limit,
+        data_options=parse_options(data_option),
         network=network,
         image_size=image_size,
         method=method,

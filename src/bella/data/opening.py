@@ -9,8 +9,8 @@ from typing import Any
 from bella.data.folder import splits
 from bella.data.hub import PREFIX, open_hub
 from bella.data.images import Preprocess
-from bella.data.labelled import Labelled, OnBadImage
-from bella.data.sets import SETS, DataSet
+from bella.data.labelled import Labelled, LabelledImages, OnBadImage
+from bella.data.sets import SETS
 from bella.data.sets.base import USUAL, at_most, refuse_unknown
 from bella.errors import BellaError, nearest
 
@@ -64,8 +64,10 @@ def open_data(
         if place is not None and not dataset.forms:
             raise BellaError(f"{dataset.title} comes with a package: leave out --folder {folder}.")
         parts = dataset.read(place, preprocess, seed, **asked)
-        if dataset.kind == "image":
-            parts = {part: some.without_bad(on_bad_image) for part, some in parts.items()}
+        parts = {
+            part: some.without_bad(on_bad_image) if isinstance(some, LabelledImages) else some
+            for part, some in parts.items()
+        }
     elif folder is not None:
         raise BellaError(
             f"--folder says where a data set by name lies, and {name!r} is none: choose "
@@ -96,6 +98,46 @@ def open_data(
     if limit is not None and "train" in parts:
         parts["train"] = at_most(limit, parts["train"])
     return parts
+
+
+def open_images_by_name(data: str, preprocess: Preprocess, **how: Any) -> dict[str, LabelledImages]:
+    """The parts of any images by name; see `open_data`.
+
+    Raises:
+        BellaError: they are no images, or see `open_data`.
+    """
+    parts = open_data(data, preprocess, **how)
+    kind = parts["train"].kind
+    if kind != "image":
+        raise BellaError(
+            f"{data} holds examples of the kind {kind!r}, and images are trained on here: open "
+            "them with bella.data.open_data, and train with bella.fit."
+        )
+    return parts
+
+
+def preprocessed(
+    parts: Mapping[str, LabelledImages], preprocess: Preprocess
+) -> dict[str, LabelledImages]:
+    """The same parts for another preprocessing; its augmentation applies to ``train`` alone."""
+    return {
+        name: part.select(range(len(part)), preprocess if name == "train" else preprocess.plain())
+        for name, part in parts.items()
+    }
+
+
+def whole_name(data: str, folder: str | None) -> str:
+    """Data by a word that means the same from every folder: a path is one from the root on.
+
+    Raises:
+        BellaError: see `is_set`.
+    """
+    if is_set(data, folder):
+        return data
+    rest = data.removeprefix(PREFIX)
+    if rest == data:
+        return str(Path(data).absolute())
+    return f"{PREFIX}{Path(rest).absolute()}" if Path(rest).is_dir() else data
 
 
 def is_set(data: str | Path, folder: str | Path | None = None) -> bool:
@@ -151,14 +193,3 @@ def any_known(part: Labelled) -> bool:
 def shifts_of(parts: Mapping[str, Any]) -> list[str]:
     """The parts that are shifted: all beside train, validation and test."""
     return [name for name in parts if name not in USUAL]
-
-
-def dataset_named(name: str) -> DataSet:
-    """A data set by its name.
-
-    Raises:
-        BellaError: there is none.
-    """
-    if name not in SETS:
-        raise BellaError(f"There is no data set {name!r}: near are {nearest(name, SETS)}.")
-    return SETS[name]

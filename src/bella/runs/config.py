@@ -8,6 +8,7 @@ from typing import Any, Literal
 from pydantic import Field
 
 from bella.data import OnBadImage
+from bella.data.opening import whole_name as whole_data
 from bella.errors import BellaError
 from bella.models import full_name
 from bella.models.towers import TEMPLATES
@@ -25,8 +26,13 @@ class RunConfig(Settings):
     (`bella.recipes.KINDS`): the learning rate of ``full``, say, or the transport of ``low-rank``.
 
     Attributes:
-        data: folder with one sub-folder a class (or train, val and test with such), or a CSV of
-            path,label.
+        data: folder with one sub-folder a class (or train, val and test with such), a CSV of
+            path,label, a data set's name (`bella.data.SETS`) or ``hf:NAME``.
+        folder: where a data set by name lies.
+        classes: to keep; all by default.
+        left_out: classes that are left out; their test images are a shift.
+        limit: training images to keep at most, by class.
+        data_options: further ones of the data set, such as ``domain`` of ``domainnet``.
         network: ``efficientnet-lite0``, ``hf:NAME``, ``timm:NAME``, ``open_clip:NAME/TAG``, a
             folder, or ``package.module:function``; see `bella.models.open_network`.
         image_size: pixels; the network's own by default.
@@ -51,6 +57,11 @@ class RunConfig(Settings):
     """
 
     data: str
+    folder: str | None = None
+    classes: list[str] | None = None
+    left_out: list[str] | None = None
+    limit: int | None = Field(None, ge=1)
+    data_options: dict[str, Any] = Field(default_factory=dict)
     network: str = "efficientnet-lite0"
     image_size: int | None = Field(None, ge=1)
     method: str = "low-rank"
@@ -66,6 +77,19 @@ class RunConfig(Settings):
     options: dict[str, Any] = Field(default_factory=dict)
     workers: int = Field(0, ge=0)
     on_bad_image: OnBadImage = "stop"
+
+    def data_arguments(self) -> dict[str, Any]:
+        """Arguments of `bella.data.open_data` beside the preprocessing."""
+        return {
+            "data": self.data,
+            "seed": self.seed,
+            "folder": self.folder,
+            "classes": self.classes or (),
+            "left_out": self.left_out or (),
+            "limit": self.limit,
+            "options": self.data_options,
+            "on_bad_image": self.on_bad_image,
+        }
 
     def constructor_options(self) -> dict[str, Any]:
         """Arguments of the method's constructor."""
@@ -100,7 +124,8 @@ def read_config(path: str | Path | None, flags: dict[str, Any]) -> RunConfig:
             values[name] = value
     if "data" not in values:
         raise BellaError(
-            "Nothing to train on: give --data FOLDER, or 'data:' in the configuration."
+            "Nothing to train on: give --data FOLDER (or a data set's name; `bella data` lists "
+            "them), or 'data:' in the configuration."
         )
     return checked(RunConfig, values)
 
@@ -137,7 +162,8 @@ def complete(config: RunConfig) -> RunConfig:
         }
     values |= {
         "particles": recipe.particles if config.particles is None else config.particles,
-        "data": str(Path(config.data).absolute()),
+        "data": whole_data(config.data, config.folder),
+        "folder": None if config.folder is None else str(Path(config.folder).absolute()),
         "network": full_name(config.network),
     }
     return checked(RunConfig, config.model_dump(exclude_unset=True) | values)

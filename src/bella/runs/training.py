@@ -21,6 +21,8 @@ from bella import transport
 from bella.console import progress_bar
 from bella.data import LabelledImages, Preprocess, splits
 from bella.errors import BellaError
+from bella.data import LabelledImages, Preprocess, shifts_of
+from bella.data.opening import open_images_by_name, preprocessed
 from bella.evaluation.evaluate import evaluate
 from bella.files import write_json, write_sealed_json, write_whole
 from bella.host import device_named
@@ -54,7 +56,7 @@ def train(
     progress: bool = True,
     tell: Callable[[Found], None] | None = None,
 ) -> dict[str, float]:
-    """Train a posterior on a user's images and evaluate it on their test part.
+    """Train a posterior on a user's images and evaluate it on their test part and their shifts.
 
     Of several processes (torchrun) all train, and the first one speaks, evaluates and writes.
 
@@ -71,17 +73,16 @@ def train(
 
     Raises:
         BellaError: the folder holds another run; or see `bella.fit`, `bella.recipes.make` and
-            `bella.data.splits`.
+            `bella.data.open_data`.
     """
     config, folder = complete(config), Path(folder)
     device = device_named(config.device)
     progress = progress and leads()
     recipe = recipe_named(config.method)
-    classes = splits(config.data, Preprocess(32), seed=config.seed)["train"].classes
+    read = open_images_by_name(preprocess=Preprocess(32), **config.data_arguments())
+    classes = read["train"].classes
     opened = _open(config, classes)
-    parts = splits(
-        config.data, opened.preprocess, classes, seed=config.seed, on_bad_image=config.on_bad_image
-    )
+    parts = preprocessed(read, opened.preprocess)
     with progress_bar(progress) as bar:
         posterior, probes = _make(config, opened, parts, folder if resume else None, device, bar)
     loader = DataLoader(parts["train"], config.batch_size, shuffle=True, num_workers=config.workers)
@@ -149,8 +150,14 @@ def train(
         config.workers,
     )
     with progress_bar(progress) as bar, run.drawing():
-        test = run.loader(parts["test"])
-        found = evaluate(finished, test, progress=bar, draws=recipe.draws)
+        test, *shifts = (run.loader(parts[name]) for name in ("test", *shifts_of(parts)))
+        found = evaluate(
+            finished,
+            test,
+            ood=dict(zip(shifts_of(parts), shifts, strict=True)),
+            progress=bar,
+            draws=recipe.draws,
+        )
     write_json(folder / FIGURES, found)
     return found
 

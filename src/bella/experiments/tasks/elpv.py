@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from bella.data.sets.base import at_most
 from bella.data.split import stratified_split
-from bella.experiments.tasks.task import Gallery, Place, Task, Words, at_most, opener, whole
+from bella.experiments.tasks.task import Gallery, Place, Task, Words, opener, whole
 from bella.prediction.predictive import Predictive
 
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from bella.experiments.tasks.task import Task, at_most, fixed, opener
+from bella.data.sets.base import at_most
+from bella.experiments.tasks.task import Task, fixed, opener
 
 
 def fashion_task() -> Task:

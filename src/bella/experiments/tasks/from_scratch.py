@@ -8,7 +8,8 @@ from typing import Any
 from torch import nn
 
 from bella.data.images import Preprocess
-from bella.experiments.tasks.task import Task, at_most, fixed
+from bella.data.sets.base import at_most
+from bella.experiments.tasks.task import Task, fixed
 from bella.models import Defaults, Opened
 from bella.models.opened import seeded
 from bella.models.resnet import small_resnet

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from bella.data.labelled import Labelled, Some
+from bella.data.labelled import Labelled
 from bella.models import Opened, open_network
 from bella.models.language import OpenedLanguage
 from bella.prediction.predictive import Predictive
@@ -104,12 +104,6 @@ def whole(pool: str, images: Labelled) -> Place:
 def fixed(parts: Mapping[str, Labelled]) -> Callable[[int], dict[str, Place]]:
     """The same parts for every seed, each a pool of its own."""
     return lambda seed: {name: whole(name, images) for name, images in parts.items()}
-
-
-def at_most(count: int, images: Some) -> Some:
-    """A stratified choice of so many examples, the same each time; all if there are fewer."""
-    share = count / len(images)
-    return images if share >= 1 else images.split({"in": share, "out": 1 - share}, 0)["in"]
 
 
 def opener(network: str, classes: int, image_size: int | None) -> Callable[[int], Opened]:

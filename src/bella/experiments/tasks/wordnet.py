@@ -11,8 +11,9 @@ from pathlib import Path
 
 from bella.data.choices import TokenisedQuestions
 from bella.data.sets import SETS
+from bella.data.sets.base import at_most
 from bella.data.split import stratified_split
-from bella.experiments.tasks.task import Place, Task, Words, at_most, whole
+from bella.experiments.tasks.task import Place, Task, Words, whole
 from bella.models.chooser import Chooser
 from bella.models.language import OpenedLanguage, open_language
 from bella.models.opened import Defaults

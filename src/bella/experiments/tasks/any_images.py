@@ -1,0 +1,39 @@
+"""Any images by name: somebody's own, a data set that has a name, or Hugging Face's."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from bella.data import Preprocess, shifts_of
+from bella.data.opening import any_known, open_images_by_name, preprocessed
+from bella.experiments.tasks.task import Task, Words, fixed, opener
+
+
+def images_task(
+    data: str | Path, network: str, *, image_size: int | None = None, **how: Any
+) -> Task:
+    """Any images: their shifted parts are told from the test images.
+
+    Args:
+        data: see `bella.data.open_data`.
+        network: name of a pre-trained network.
+        image_size: pixels; the network's own by default.
+        **how: further arguments of `bella.data.open_data`.
+
+    Raises:
+        BellaError: see there.
+    """
+    read = open_images_by_name(str(data), Preprocess(32), **how)
+    open_it = opener(network, len(read["train"].classes), image_size)
+    parts = preprocessed(read, open_it(0).preprocess)
+    shifts = shifts_of(parts)
+    return Task(
+        Path(data).stem,
+        f"{data}, {network}",
+        open_it,
+        parts,
+        fixed(parts),
+        {name: name for name in shifts},
+        words=Words(unscored=tuple(name for name in shifts if not any_known(parts[name]))),
+    )
