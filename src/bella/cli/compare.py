@@ -7,25 +7,39 @@ from typing import Annotated, Any
 
 import typer
 
-from bella.cli.common import Json, Quiet, given, hush, print_json, stopping
+from bella.cli.common import Json, Quiet, given, hush, parse_columns, print_json, stopping
 
 
 def compare(
     data: Annotated[
         str,
         typer.Option(
-            help="elpv, fashion-mnist, fashion-resnet, fashion-mlp, or your folder or CSV."
+            help="elpv, fashion-mnist, fashion-resnet, fashion-mlp, or your folder or CSV; with "
+            "--task your rows of text."
         ),
     ] = "elpv",
+    task: Annotated[
+        str | None,
+        typer.Option(help="Of your texts: text or multiple-choice.", show_default="images"),
+    ] = None,
+    column: Annotated[
+        list[str] | None,
+        typer.Option(help="Of texts: ROLE=NAME, such as text=review; repeatable."),
+    ] = None,
     methods: Annotated[
         str,
         typer.Option(
-            help="Comma between: probe, probe-ensemble, single, ensemble, svgd, lora, "
+            help="Comma between: untrained, probe, probe-ensemble, single, ensemble, svgd, lora, "
             "lora-ensemble, bella, bella-svgd, bella-function, vbl, rank1, vi, ssvi, ssvi-0.05, "
             "soup, single+temperature, lora+temperature."
         ),
     ] = "probe,lora,lora+temperature,lora-ensemble,bella",
-    network: Annotated[str, typer.Option(help="For your own data.")] = "efficientnet-lite0",
+    network: Annotated[
+        str | None,
+        typer.Option(
+            help="For your own data.", show_default="efficientnet-lite0; of texts the task's"
+        ),
+    ] = None,
     image_size: Annotated[
         int | None, typer.Option(help="For your own data.", show_default="the network's")
     ] = None,
@@ -61,9 +75,15 @@ def compare(
     hush(quiet)
     from bella.experiments.compare import compare as run
     from bella.experiments.page import write_page
-    from bella.experiments.tasks import TASKS, folder_task, task_named
+    from bella.experiments.tasks import TASKS, folder_task, task_named, text_task
 
-    task = task_named(data) if data in TASKS else folder_task(data, network, image_size=image_size)
+    if task is not None:
+        named = given(task=task, data=data, columns=parse_columns(column), network=network)
+        subject = text_task(named)
+    elif data in TASKS:
+        subject = task_named(data)
+    else:
+        subject = folder_task(data, network or "efficientnet-lite0", image_size=image_size)
     asked = given(
         epochs=epochs,
         batch_size=batch_size,
@@ -73,14 +93,14 @@ def compare(
     )
     with stopping(lambda: f"stopped; the same command continues a comparison in {out}."):
         results = run(
-            task,
+            subject,
             methods.split(","),
             seeds=seeds,
             folder=out,
             progress=not (json or quiet),
             **asked,
         )
-        write_page(task, results, out)
+        write_page(subject, results, out)
     if json:
         print_json(results)
     else:

@@ -14,6 +14,7 @@ from bella.cli.common import (
     Quiet,
     given,
     hush,
+    parse_columns,
     parse_options,
     print_figures,
     print_json,
@@ -24,7 +25,34 @@ from bella.cli.common import (
 def fit(
     out: Annotated[Path, typer.Option(help="Run folder to write.")] = Path("runs/fit"),
     data: Annotated[
-        str | None, typer.Option(help="Folder with one sub-folder a class, or CSV of path,label.")
+        str | None,
+        typer.Option(
+            help="Folder with one sub-folder a class, or CSV of path,label; of texts a CSV, TSV, "
+            "JSON lines, parquet, folder of a data set or hf:NAME."
+        ),
+    ] = None,
+    task: Annotated[
+        str | None,
+        typer.Option(
+            help="Of texts: text, regression, causal-lm or multiple-choice.", show_default="images"
+        ),
+    ] = None,
+    column: Annotated[
+        list[str] | None,
+        typer.Option(help="Of texts: ROLE=NAME, such as text=review; repeatable."),
+    ] = None,
+    max_length: Annotated[
+        int | None, typer.Option(help="Tokens kept of a text.", show_default="256")
+    ] = None,
+    options_by: Annotated[
+        str | None,
+        typer.Option(
+            help="Multiple choice scores options by mean, sum or letter.", show_default="mean"
+        ),
+    ] = None,
+    variance: Annotated[
+        str | None,
+        typer.Option(help="Of a number: learned or example.", show_default="learned"),
     ] = None,
     config: Annotated[Path | None, typer.Option(help="YAML of settings; flags go first.")] = None,
     network: Annotated[
@@ -130,12 +158,17 @@ def fit(
     json: Json = False,
     quiet: Quiet = False,
 ) -> None:
-    """Train a posterior on your own images; run it again to continue an interrupted run."""
+    """Train a posterior on your own images or texts; again, to continue an interrupted run."""
     hush(quiet)
-    from bella.runs import read_config, train
+    from bella.runs import RunConfig, TextConfig, read_config, train, train_text
 
     flags: dict[str, Any] = given(
         data=data,
+        task=task,
+        columns=parse_columns(column),
+        max_length=max_length,
+        options_by=options_by,
+        variance=variance,
         network=network,
         image_size=image_size,
         method=method,
@@ -159,14 +192,16 @@ def fit(
         seed=seed,
     )
     shown = not (json or quiet)
-    asked = read_config(config, flags)
+    kinds = (RunConfig, TextConfig)
+    asked = read_config(config, flags, kinds)
+    run = train_text if isinstance(asked, TextConfig) else train
     before = _epochs_done(out)
     with stopping(lambda: stopped(out, before, fresh)):
-        found = train(asked, out, resume=not fresh, progress=shown, tell=tell if shown else None)
+        found = run(asked, out, resume=not fresh, progress=shown, tell=tell if shown else None)
     if json:
         print_json(found)
     else:
-        print_figures(found, "test images")
+        print_figures(found, "test rows" if isinstance(asked, TextConfig) else "test images")
         print(f"The run is in {out}")
 
 

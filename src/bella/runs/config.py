@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 from pydantic import Field
 
@@ -81,8 +81,17 @@ class RunConfig(Settings):
         return recipe_named(self.method).constructor == "low_rank" and not self.from_adapters
 
 
-def read_config(path: str | Path | None, flags: dict[str, Any]) -> RunConfig:
+def read_config(
+    path: str | Path | None,
+    flags: dict[str, Any],
+    kinds: tuple[type[RunConfig], ...] = (),
+) -> Any:
     """A YAML file's settings with the flags that were given over them.
+
+    Args:
+        path: of the file, if there is one.
+        flags: by the fields' names.
+        kinds: of the settings: of a run on images and, where a ``task`` is named, on texts.
 
     Raises:
         BellaError: no such file, no data, an unknown setting or a value out of range.
@@ -97,10 +106,14 @@ def read_config(path: str | Path | None, flags: dict[str, Any]) -> RunConfig:
         raise BellaError(
             "Nothing to train on: give --data FOLDER, or 'data:' in the configuration."
         )
-    return checked(RunConfig, values)
+    images, texts = kinds or (RunConfig, RunConfig)
+    return checked(texts if "task" in values else images, values)
 
 
-def complete(config: RunConfig) -> RunConfig:
+Config = TypeVar("Config", bound=RunConfig)
+
+
+def complete(config: Config) -> Config:
     """The same with the method's own settings where none were given, and with whole paths, so that
     a run does not depend on the folder that it was started from.
 
@@ -135,10 +148,10 @@ def complete(config: RunConfig) -> RunConfig:
         "data": str(Path(config.data).absolute()),
         "network": whole_name(config.network),
     }
-    return checked(RunConfig, config.model_dump(exclude_unset=True) | values)
+    return checked(type(config), config.model_dump(exclude_unset=True) | values)
 
 
-def _with_adapters(config: RunConfig) -> RunConfig:
+def _with_adapters(config: Config) -> Config:
     """A run whose particles start as adapters: as many as there are, heads as they are there.
 
     Raises:
@@ -165,7 +178,7 @@ def _with_adapters(config: RunConfig) -> RunConfig:
         )
     whole = [name if name.startswith("hf:") else str(Path(name).absolute()) for name in folders]
     own = {"from_adapters": whole, "particles": len(folders), "head_init": "copy"}
-    return checked(RunConfig, config.model_dump(exclude_unset=True) | own)
+    return checked(type(config), config.model_dump(exclude_unset=True) | own)
 
 
 def whole_name(network: str) -> str:

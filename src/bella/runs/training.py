@@ -101,7 +101,7 @@ def train(
         asked = yaml.safe_dump(config.written(), sort_keys=False)
         write_whole(folder / CONFIG, lambda path: path.write_text(asked))
         if probes:
-            _write_probes(folder / PROBES, probes)
+            write_probes(folder / PROBES, probes)
         write_sealed_json(folder / MODEL, model)
 
     record = fit(
@@ -191,7 +191,7 @@ def _make(
     recipe = recipe_named(config.method)
     network = _open(config, len(parts["train"].classes)).network
     count = recipe.probes(config.particles)
-    probes = _read_probes(folder, count, network.get_submodule(head))
+    probes = read_probes(folder, count, network.get_submodule(head))
     if probes is None:
         network.to(device)
         sets = (parts["train"].select(range(len(parts["train"])), opened.preprocess.plain()),)
@@ -212,7 +212,8 @@ def chosen(asked: Sequence[str] | None, own: tuple[str, ...]) -> tuple[str, ...]
     return own if asked is None or list(asked) == [AUTO] else tuple(asked)
 
 
-def _write_probes(path: Path, probes: Sequence[Probe]) -> None:
+def write_probes(path: Path, probes: Sequence[Probe]) -> None:
+    """Into a file of the run folder."""
     stacked = {
         "weight": torch.stack([probe.weight for probe in probes]),
         "bias": torch.stack([probe.bias for probe in probes]),
@@ -220,7 +221,7 @@ def _write_probes(path: Path, probes: Sequence[Probe]) -> None:
     write_whole(path, lambda unfinished: save_file(stacked, unfinished))
 
 
-def _read_probes(folder: Path | None, count: int, head: Any) -> list[Probe] | None:
+def read_probes(folder: Path | None, count: int, head: Any) -> list[Probe] | None:
     """The probes of a run that goes on: to the same bits, whatever machine fits them today.
 
     They are of the same data: of others, the run is refused.
