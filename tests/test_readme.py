@@ -36,7 +36,11 @@ def test_the_readme_s_example_is_short_and_says_what_particles_dispute(capsys):
     assert capsys.readouterr().out
 
 
-@pytest.mark.parametrize("page", [page for page in PAGES if page != "README.md" and blocks(page)])
+WALKS = ("README.md", "docs/text.md")
+"""Pages that other tests walk through: the one above, and tests/runs/test_walk.py."""
+
+
+@pytest.mark.parametrize("page", [page for page in PAGES if page not in WALKS and blocks(page)])
 def test_the_examples_of_a_page_run_in_order(page, capsys, monkeypatch, tmp_path):
     if page == "docs/language.md":
         from language_cases import stand_in

@@ -20,10 +20,8 @@ import bella
 from bella.data import Preprocess, open_images, splits
 from bella.errors import BellaError
 from bella.experiments.compare import compare
-from bella.experiments.tasks import folder_task
-from bella.models import full_name, open_network
 from bella.experiments.tasks import images_task
-from bella.models import open_network
+from bella.models import full_name, open_network
 from bella.models.hugging_face import read_preprocess
 from bella.models.timm import read_preprocess as read_timm
 from bella.posterior import Point

@@ -32,7 +32,7 @@ from bella.experiments.methods import METHODS
 from bella.files import read_sealed_json, write_sealed_json
 from bella.models import open_network
 from bella.recipes import KINDS as KINDS_OF_POSTERIORS
-from bella.runs import RunConfig, complete, open_run
+from bella.runs import RunConfig, TextConfig, complete, open_run
 
 FILES = {
     "checkpoint.safetensors",
@@ -662,6 +662,8 @@ def test_help_shows_the_defaults_that_hold():
             shown[name] = option.show_default
     fields = {"heads": "head_init"}
     plain = complete(RunConfig(data="x"))
+    texts = TextConfig(task="text", data="x")
+    assert shown.pop("task") == "images"
     told_in_words = {
         "classes": None,
         "limit": None,
@@ -674,7 +676,8 @@ def test_help_shows_the_defaults_that_hold():
     temperature = shown.pop("temperature")
     assert temperature.startswith(f"{plain.transport_options['temperature']:g} ")
     for name, text in shown.items():
-        value = getattr(plain, fields.get(name, name))
+        owner = plain if hasattr(plain, fields.get(name, name)) else texts
+        value = getattr(owner, fields.get(name, name))
         if name in told_in_words:
             assert value is None
         else:

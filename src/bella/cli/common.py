@@ -131,6 +131,23 @@ def parse_options(pairs: list[str] | None) -> dict[str, Any] | None:
     return found or None
 
 
+def parse_columns(pairs: list[str] | None) -> dict[str, str] | None:
+    """``ROLE=NAME`` words as a mapping; names stay as they are written.
+
+    Raises:
+        BellaError: a word without ``=``.
+    """
+    from bella.errors import BellaError
+
+    found = {}
+    for pair in pairs or ():
+        role, equals, name = pair.partition("=")
+        if not equals or not role or not name:
+            raise BellaError(f"--column {pair}: write ROLE=NAME, such as text=review.")
+        found[role.strip()] = name
+    return found or None
+
+
 def say(sentence: str) -> None:
     """Print a line that may hold somebody's names, whatever they are made of."""
     from bella.console import shown_text

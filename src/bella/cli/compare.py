@@ -18,6 +18,7 @@ from bella.cli.common import (
     given,
     hush,
     listed,
+    parse_columns,
     parse_options,
     print_json,
     stopping,
@@ -29,9 +30,18 @@ def compare(
         str,
         typer.Option(
             help="A task: elpv, fashion-mnist, cifar10, fashion-resnet, fashion-mlp. Or any data: "
-            "a set's name (`bella data` lists them), hf:NAME, your folder or CSV."
+            "a set's name (`bella data` lists them), hf:NAME, your folder or CSV; with --task your "
+            "rows of text."
         ),
     ] = "elpv",
+    task: Annotated[
+        str | None,
+        typer.Option(help="Of your texts: text or multiple-choice.", show_default="images"),
+    ] = None,
+    column: Annotated[
+        list[str] | None,
+        typer.Option(help="Of texts: ROLE=NAME, such as text=review; repeatable."),
+    ] = None,
     folder: Folder = None,
     classes: Classes = None,
     left_out: LeftOut = None,
@@ -40,12 +50,17 @@ def compare(
     methods: Annotated[
         str,
         typer.Option(
-            help="Comma between: probe, probe-ensemble, single, ensemble, svgd, lora, "
+            help="Comma between: untrained, probe, probe-ensemble, single, ensemble, svgd, lora, "
             "lora-ensemble, bella, bella-svgd, bella-function, vbl, rank1, vi, ssvi, ssvi-0.05, "
             "soup, single+temperature, lora+temperature."
         ),
     ] = "probe,lora,lora+temperature,lora-ensemble,bella",
-    network: Annotated[str, typer.Option(help="For data that are no task.")] = "efficientnet-lite0",
+    network: Annotated[
+        str | None,
+        typer.Option(
+            help="For your own data.", show_default="efficientnet-lite0; of texts the task's"
+        ),
+    ] = None,
     image_size: Annotated[
         int | None, typer.Option(help="For data that are no task.", show_default="the network's")
     ] = None,
@@ -81,7 +96,7 @@ def compare(
     hush(quiet)
     from bella.experiments.compare import compare as run
     from bella.experiments.page import write_page
-    from bella.experiments.tasks import TASKS, images_task, task_named
+    from bella.experiments.tasks import TASKS, images_task, task_named, text_task
 
     chosen: dict[str, Any] = given(
         classes=listed(classes),
@@ -89,10 +104,19 @@ def compare(
         limit=limit,
         options=parse_options(data_option),
     )
-    if data in TASKS and not chosen:
-        task = task_named(data, folder)
+    if task is not None:
+        named = given(task=task, data=data, columns=parse_columns(column), network=network)
+        subject = text_task(named)
+    elif data in TASKS and not chosen:
+        subject = task_named(data, folder)
     else:
-        task = images_task(data, network, image_size=image_size, folder=folder, **chosen)
+        subject = images_task(
+            data,
+            network or "efficientnet-lite0",
+            image_size=image_size,
+            folder=folder,
+            **chosen,
+        )
     asked = given(
         epochs=epochs,
         batch_size=batch_size,
@@ -102,14 +126,14 @@ def compare(
     )
     with stopping(lambda: f"stopped; the same command continues a comparison in {out}."):
         results = run(
-            task,
+            subject,
             methods.split(","),
             seeds=seeds,
             folder=out,
             progress=not (json or quiet),
             **asked,
         )
-        write_page(task, results, out)
+        write_page(subject, results, out)
     if json:
         print_json(results)
     else:

@@ -24,8 +24,11 @@ from bella.cli.common import (
 
 def evaluate(
     run: Run,
-    data: Annotated[Path, typer.Option(help="Labelled images: folder or CSV.", show_default=False)],
-    ood: Annotated[Path | None, typer.Option(help="Folder of images of another kind.")] = None,
+    data: Annotated[
+        Path,
+        typer.Option(help="Labelled images (folder or CSV) or rows of text.", show_default=False),
+    ],
+    ood: Annotated[Path | None, typer.Option(help="Images or rows of another kind.")] = None,
     on_bad_image: OnBad = BadImage.stop,
     device: Device = None,
     workers: Workers = 0,

@@ -20,6 +20,7 @@ from bella.cli.common import (
     given,
     hush,
     listed,
+    parse_columns,
     parse_options,
     print_figures,
     print_json,
@@ -33,8 +34,32 @@ def fit(
         str | None,
         typer.Option(
             help="Folder with one sub-folder a class, CSV of path,label, a data set's name (`bella "
-            "data` lists them) or hf:NAME."
+            "data` lists them) or hf:NAME; of texts a CSV, TSV, JSON lines, parquet, folder of a "
+            "data set or hf:NAME."
         ),
+    ] = None,
+    task: Annotated[
+        str | None,
+        typer.Option(
+            help="Of texts: text, regression, causal-lm or multiple-choice.", show_default="images"
+        ),
+    ] = None,
+    column: Annotated[
+        list[str] | None,
+        typer.Option(help="Of texts: ROLE=NAME, such as text=review; repeatable."),
+    ] = None,
+    max_length: Annotated[
+        int | None, typer.Option(help="Tokens kept of a text.", show_default="256")
+    ] = None,
+    options_by: Annotated[
+        str | None,
+        typer.Option(
+            help="Multiple choice scores options by mean, sum or letter.", show_default="mean"
+        ),
+    ] = None,
+    variance: Annotated[
+        str | None,
+        typer.Option(help="Of a number: learned or example.", show_default="learned"),
     ] = None,
     folder: Folder = None,
     classes: Classes = None,
@@ -162,13 +187,18 @@ def fit(
     json: Json = False,
     quiet: Quiet = False,
 ) -> None:
-    """Train a posterior on your own images; run it again to continue an interrupted run."""
+    """Train a posterior on your own images or texts; again, to continue an interrupted run."""
     hush(quiet)
     from bella.parallel.ranks import leads
-    from bella.runs import read_config, train
+    from bella.runs import RunConfig, TextConfig, read_config, train, train_text
 
     flags: dict[str, Any] = given(
         data=data,
+        task=task,
+        columns=parse_columns(column),
+        max_length=max_length,
+        options_by=options_by,
+        variance=variance,
         folder=None if folder is None else str(folder),
         classes=listed(classes),
         left_out=listed(left_out),
@@ -199,16 +229,18 @@ def fit(
         seed=seed,
     )
     shown = not (json or quiet)
-    asked = read_config(config, flags)
+    kinds = (RunConfig, TextConfig)
+    asked = read_config(config, flags, kinds)
+    run = train_text if isinstance(asked, TextConfig) else train
     before = _epochs_done(out)
     with stopping(lambda: stopped(out, before, fresh)):
-        found = train(asked, out, resume=not fresh, progress=shown, tell=tell if shown else None)
+        found = run(asked, out, resume=not fresh, progress=shown, tell=tell if shown else None)
     if not leads():
         return
     if json:
         print_json(found)
     else:
-        print_figures(found, "test images")
+        print_figures(found, "test rows" if isinstance(asked, TextConfig) else "test images")
         print(f"The run is in {out}")
 
 

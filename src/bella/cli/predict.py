@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -21,16 +21,16 @@ from bella.cli.common import (
     say,
 )
 
-SHOWN = ("image", "class", "probability", "entropy", "mutual_information", "rank")
-"""Columns that a terminal has room for; the file has each class's probability as well."""
-
 
 def predict(
     run: Run,
     images: Annotated[
-        list[Path], typer.Argument(help="Image files and folders.", show_default=False)
+        list[Path],
+        typer.Argument(help="Image files and folders; of texts one file.", show_default=False),
     ],
-    out: Annotated[Path, typer.Option(help="CSV to write.")] = Path("predictions.csv"),
+    out: Annotated[Path, typer.Option(help="CSV (of texts also JSON lines) to write.")] = Path(
+        "predictions.csv"
+    ),
     on_bad_image: OnBad = BadImage.stop,
     device: Device = None,
     workers: Workers = 0,
@@ -38,7 +38,7 @@ def predict(
     json: Json = False,
     quiet: Quiet = False,
 ) -> None:
-    """Class, probabilities, entropy, mutual information and rank by uncertainty of each image."""
+    """What is said of each image or row: class, uncertainties, and rank by uncertainty."""
     hush(quiet)
     from bella.console import progress_bar
     from bella.runs import open_run
@@ -56,12 +56,20 @@ def predict(
     from bella.console import shown_text
 
     rows = sorted(predictions.rows(), key=lambda row: row["rank"])
-    table = Table(title=f"least certain of {len(rows)} images")
-    for name in SHOWN:
+    table = Table(title=f"least certain of {len(rows)} {predictions.examples}")
+    for name in predictions.shown:
         table.add_column(name.replace("_", " "), overflow="fold")
     for row in rows[:10]:
-        values = [row[name] for name in SHOWN]
+        values = [row[name] for name in predictions.shown]
         # Text, because a name may look like rich's markup.
-        table.add_row(*(shown_text(f"{v:.4f}" if isinstance(v, float) else v) for v in values))
+        table.add_row(
+            *(shown_text(f"{v:.4f}" if isinstance(v, float) else _short(v)) for v in values)
+        )
     Console().print(table)
     say(f"All are in {out}")
+
+
+def _short(value: Any) -> str:
+    """A cell of a terminal's table: a long text as it begins."""
+    text = str(value)
+    return text if len(text) <= 200 else f"{text[:199]}…"

@@ -104,7 +104,7 @@ def open_hub(
         MissingExtraError: ``datasets`` is not installed.
         BellaError: there is no such data set, or its columns cannot be told.
     """
-    loaded = _loaded(name, config)
+    loaded = load_all(name, config)
     parts: dict[str, Any] = {}
     kept = dict.fromkeys(shifts)
     for wanted, names in PARTS.items():
@@ -144,7 +144,7 @@ def of_parquet(
     return _with_columns(place, dict(loaded), preprocess, 0, (None, None, label), {}, "stop")
 
 
-def _loaded(name: str, config: str | None) -> dict[str, Any]:
+def load_all(name: str, config: str | None) -> dict[str, Any]:
     """All parts of a data set, by their own names."""
     path = Path(name)
     if path.is_dir() and any((path / f).is_file() for f in ("dataset_dict.json", "state.json")):

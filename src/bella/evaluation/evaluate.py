@@ -240,7 +240,8 @@ def evaluate_predictive(
 
 
 def headline(predictive: Said, labels: Tensor) -> dict[str, float]:
-    """What a training is watched by: ``nll``, and ``accuracy`` or, of numbers, ``rmse``.
+    """What a training is watched by, as means over labels: ``nll``, and ``accuracy`` or, of
+    numbers, ``mse``.
 
     Raises:
         BellaError: no data, or labels that do not fit.
@@ -248,7 +249,7 @@ def headline(predictive: Said, labels: Tensor) -> dict[str, float]:
     counted, labels = predictive.counted(labels)
     found = {"nll": float(counted.nll(labels))}
     if isinstance(counted, GaussianPredictive):
-        return found | {"rmse": metrics.regression.rmse(counted.mean, labels)}
+        return found | {"mse": metrics.regression.rmse(counted.mean, labels) ** 2}
     assert isinstance(counted, Predictive)
     return found | {"accuracy": float(metrics.accuracy(counted.probs, labels))}
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 from pydantic import Field
 
@@ -110,8 +110,17 @@ class RunConfig(Settings):
         return recipe_named(self.method).constructor == "low_rank" and not self.from_adapters
 
 
-def read_config(path: str | Path | None, flags: dict[str, Any]) -> RunConfig:
+def read_config(
+    path: str | Path | None,
+    flags: dict[str, Any],
+    kinds: tuple[type[RunConfig], ...] = (),
+) -> Any:
     """A YAML file's settings with the flags that were given over them.
+
+    Args:
+        path: of the file, if there is one.
+        flags: by the fields' names.
+        kinds: of the settings: of a run on images and, where a ``task`` is named, on texts.
 
     Raises:
         BellaError: no such file, no data, an unknown setting or a value out of range.
@@ -127,10 +136,14 @@ def read_config(path: str | Path | None, flags: dict[str, Any]) -> RunConfig:
             "Nothing to train on: give --data FOLDER (or a data set's name; `bella data` lists "
             "them), or 'data:' in the configuration."
         )
-    return checked(RunConfig, values)
+    images, texts = kinds or (RunConfig, RunConfig)
+    return checked(texts if "task" in values else images, values)
 
 
-def complete(config: RunConfig) -> RunConfig:
+Config = TypeVar("Config", bound=RunConfig)
+
+
+def complete(config: Config) -> Config:
     """The same with the method's own settings where none were given, and with whole paths, so that
     a run does not depend on the folder that it was started from.
 
@@ -166,10 +179,10 @@ def complete(config: RunConfig) -> RunConfig:
         "folder": None if config.folder is None else str(Path(config.folder).absolute()),
         "network": full_name(config.network),
     }
-    return checked(RunConfig, config.model_dump(exclude_unset=True) | values)
+    return checked(type(config), config.model_dump(exclude_unset=True) | values)
 
 
-def _with_adapters(config: RunConfig) -> RunConfig:
+def _with_adapters(config: Config) -> Config:
     """A run whose particles start as adapters: as many as there are, heads as they are there.
 
     Raises:
@@ -196,4 +209,4 @@ def _with_adapters(config: RunConfig) -> RunConfig:
         )
     whole = [name if name.startswith("hf:") else str(Path(name).absolute()) for name in folders]
     own = {"from_adapters": whole, "particles": len(folders), "head_init": "copy"}
-    return checked(RunConfig, config.model_dump(exclude_unset=True) | own)
+    return checked(type(config), config.model_dump(exclude_unset=True) | own)

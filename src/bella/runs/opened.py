@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
@@ -123,6 +123,17 @@ class Predictions:
     paths: list[Path]
     predictive: Predictive
     classes: tuple[str, ...]
+
+    shown: ClassVar[Sequence[str]] = [
+        "image",
+        "class",
+        "probability",
+        "entropy",
+        "mutual_information",
+        "rank",
+    ]
+    """Columns that a terminal has room for."""
+    examples: ClassVar[str] = "images"
 
     def rows(self) -> list[dict[str, Any]]:
         """One row an image; rank 1 is the image the network is least sure of (by entropy). The

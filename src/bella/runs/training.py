@@ -19,16 +19,15 @@ from torch.utils.data import DataLoader
 
 from bella import transport
 from bella.console import progress_bar
-from bella.data import LabelledImages, Preprocess, splits
-from bella.errors import BellaError
 from bella.data import LabelledImages, Preprocess, shifts_of
 from bella.data.opening import open_images_by_name, preprocessed
+from bella.errors import BellaError
 from bella.evaluation.evaluate import evaluate
 from bella.files import write_json, write_sealed_json, write_whole
 from bella.host import device_named
 from bella.models import Opened, open_network
-from bella.parallel.ranks import leads
 from bella.models.towers import Tower
+from bella.parallel.ranks import leads
 from bella.particles.architectures import AUTO
 from bella.posterior import Posterior
 from bella.recipes import Plan, linear_head, make, recipe_named
@@ -109,7 +108,7 @@ def train(
         asked = yaml.safe_dump(config.written(), sort_keys=False)
         write_whole(folder / CONFIG, lambda path: path.write_text(asked))
         if probes:
-            _write_probes(folder / PROBES, probes)
+            write_probes(folder / PROBES, probes)
         write_sealed_json(folder / MODEL, model)
 
     record = fit(
@@ -221,7 +220,7 @@ def _make(
     recipe = recipe_named(config.method)
     network = _open(config, parts["train"].classes).network
     count = recipe.probes(config.particles)
-    probes = _read_probes(folder, count, network.get_submodule(head))
+    probes = read_probes(folder, count, network.get_submodule(head))
     if probes is None:
         network.to(device)
         sets = (parts["train"].select(range(len(parts["train"])), opened.preprocess.plain()),)
@@ -242,7 +241,8 @@ def chosen(asked: Sequence[str] | None, own: tuple[str, ...]) -> tuple[str, ...]
     return own if asked is None or list(asked) == [AUTO] else tuple(asked)
 
 
-def _write_probes(path: Path, probes: Sequence[Probe]) -> None:
+def write_probes(path: Path, probes: Sequence[Probe]) -> None:
+    """Into a file of the run folder."""
     stacked = {
         "weight": torch.stack([probe.weight for probe in probes]),
         "bias": torch.stack([probe.bias for probe in probes]),
@@ -250,7 +250,7 @@ def _write_probes(path: Path, probes: Sequence[Probe]) -> None:
     write_whole(path, lambda unfinished: save_file(stacked, unfinished))
 
 
-def _read_probes(folder: Path | None, count: int, head: Any) -> list[Probe] | None:
+def read_probes(folder: Path | None, count: int, head: Any) -> list[Probe] | None:
     """The probes of a run that goes on: to the same bits, whatever machine fits them today.
 
     They are of the same data: of others, the run is refused.

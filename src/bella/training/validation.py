@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 from dataclasses import replace
 from typing import Any
 
 import torch
 
+from bella.classes import ClassAxis
 from bella.errors import BellaError
 from bella.inputs import split
 from bella.likelihood import by_name
@@ -66,14 +68,29 @@ class Validation:
         """
         from bella.evaluation.evaluate import collect, headline
 
+        kind = self.gradients.likelihood or by_name("classes")
+        sums: dict[str, float] = {}
+        count, axis = 0, ClassAxis()
         with self.gradients.precision.autocast(), finite_predictions(self.posterior):
-            predictive, labels = collect(
-                self.posterior,
-                self.data if batches is None else batches,
-                likelihood=self.likelihood,
-                # Before the first step nobody knows how many particles fit: then one at a time.
-                particles_per_pass=self.gradients.at_once or 1,
-            )
-        ranks, total = self.posterior.ranks, self.posterior.total
-        predictive = replace(predictive, logits=ranks.gather(predictive.logits, total))
-        return {f"validation_{name}": v for name, v in headline(predictive, labels).items()}
+            # Batch by batch: the logits of a vocabulary for all data would fit nowhere.
+            for batch in self.data if batches is None else batches:
+                if not bool(kind.counted(split(batch)[2]).any()):
+                    continue
+                predictive, labels = collect(
+                    self.posterior,
+                    [batch],
+                    likelihood=self.likelihood,
+                    class_axis=axis,
+                    # Before the first step nobody knows how many particles fit: then one at a time.
+                    particles_per_pass=self.gradients.at_once or 1,
+                )
+                said = self.posterior.ranks.gather(predictive.logits, self.posterior.total)
+                predictive = replace(predictive, logits=said)
+                counted = int(predictive.kind.counted(labels).sum())
+                for name, value in headline(predictive, labels).items():
+                    sums[name] = sums.get(name, 0.0) + value * counted
+                count += counted
+        means = {name: value / count for name, value in sums.items()}
+        if "mse" in means:
+            means["rmse"] = math.sqrt(means.pop("mse"))
+        return {f"validation_{name}": v for name, v in means.items()}

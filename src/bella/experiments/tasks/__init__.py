@@ -13,9 +13,10 @@ from bella.experiments.tasks.elpv import elpv_task
 from bella.experiments.tasks.fashion_mnist import fashion_task
 from bella.experiments.tasks.from_scratch import fashion_mlp_task, fashion_resnet_task
 from bella.experiments.tasks.task import Gallery, Place, Task, Words
+from bella.experiments.tasks.texts import text_task
 from bella.experiments.tasks.wordnet import wordnet_task
 
-__all__ = ["TASKS", "Gallery", "Place", "Task", "Words", "images_task", "task_named"]
+__all__ = ["TASKS", "Gallery", "Place", "Task", "Words", "images_task", "task_named", "text_task"]
 
 TASKS: dict[str, Callable[..., Task]] = {
     "elpv": elpv_task,

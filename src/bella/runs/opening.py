@@ -1,0 +1,29 @@
+"""Opening a run folder, whatever it was trained on."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from bella.files import read_sealed_json
+from bella.interop.hub import FILES, local_folder
+from bella.runs.opened import MODEL
+from bella.runs.opened import open_run as open_image_run
+from bella.runs.texts.opened import open_text_run
+
+
+def open_run(folder: str | Path, *, device: Any = None, **options: Any) -> Any:
+    """A run by its folder: a `TrainedRun` on images, or a `TextRun`.
+
+    Args:
+        folder: of the run, or ``hf:owner/name`` for one on the hub.
+        device: where to run; the accelerator if there is one.
+        **options: of `bella.runs.opened.open_run`, for images.
+
+    Raises:
+        BellaError: no run folder, a damaged one, or one whose network cannot be opened any more.
+    """
+    place = local_folder(folder, *FILES)
+    if "task" in read_sealed_json(place / MODEL):
+        return open_text_run(place, device=device)
+    return open_image_run(place, device=device, **options)

@@ -1,0 +1,219 @@
+"""Train a posterior on a user's rows of text, into a run folder."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+from torch.utils.data import DataLoader
+
+from bella.console import progress_bar
+from bella.data.collate import collate
+from bella.data.records import PREFIX, divided, read_records
+from bella.errors import BellaError
+from bella.files import write_json, write_sealed_json, write_whole
+from bella.host import device_named
+from bella.models.language import OpenedLanguage
+from bella.posterior import Posterior
+from bella.recipes import Plan, linear_head, make, recipe_named
+from bella.report.pictures import curves
+from bella.runs.config import complete
+from bella.runs.opened import BATCH, MODEL
+from bella.runs.texts.base import Asked, TextTask, digest_of
+from bella.runs.texts.config import TextConfig, refuse_columns
+from bella.runs.texts.found import FoundTexts
+from bella.runs.texts.opened import TextRun
+from bella.runs.texts.tasks import task_named
+from bella.runs.training import (
+    CONFIG,
+    CURVES,
+    FIGURES,
+    PROBES,
+    chosen,
+    read_probes,
+    write_probes,
+)
+from bella.training.fit import fit
+from bella.training.probe import Probe, features_of, probes_for
+
+
+def train_text(
+    config: TextConfig,
+    folder: str | Path,
+    *,
+    resume: bool = True,
+    progress: bool = True,
+    tell: Callable[[Any], None] | None = None,
+) -> dict[str, float]:
+    """Train a posterior on a user's rows and evaluate it on their test part.
+
+    Args:
+        config: what to do.
+        folder: the run folder.
+        resume: continue what the folder holds; see `bella.fit`.
+        progress: show bars.
+        tell: called before the training with what was found, see `FoundTexts`.
+
+    Returns:
+        Figures on the test part, also in ``figures.json``.
+
+    Raises:
+        BellaError: columns or rows that cannot be read, the folder holds another run; or see
+            `bella.fit` and `bella.recipes.make`.
+    """
+    config, folder = completed(config), Path(folder)
+    task, device = task_named(config.task), device_named(config.device)
+    recipe = recipe_named(config.method)
+    read = read_records(config.data)
+    if "train" not in read:
+        raise BellaError(f"{config.data} has no rows of the part train: add some.")
+    columns = task.columns(read["train"], config.columns)
+    facts = task.learn(read["train"], columns)
+    rows = divided(read, task.classes_of(read["train"], columns, facts), config.seed)
+    opened = task.open(config, facts)
+    asked = Asked(opened.tokenizer, columns, facts, config.max_length, config.options_by)
+    parts = {part: task.tokenise(some, asked) for part, some in rows.items()}
+    joined = task.collate(opened.tokenizer) or collate
+
+    def loader(part: str, size: int, shuffle: bool = False) -> DataLoader:
+        return DataLoader(parts[part], size, shuffle=shuffle, collate_fn=joined)
+
+    with progress_bar(progress) as bar:
+        posterior, probes = _make(
+            config, task, facts, opened, loader, folder if resume else None, device, bar
+        )
+    train = loader("train", config.batch_size, shuffle=True)
+    validation = loader("validation", config.batch_size)
+    posterior.to(device)
+    if tell is not None:
+        tell(FoundTexts.of(config, posterior, rows, columns, facts, len(train)))
+    steps = -(-len(train) // config.accumulate) * config.epochs
+    settings = config.fit_settings()
+
+    def before_save() -> None:
+        for name in (MODEL, FIGURES, CURVES, PROBES):
+            (folder / name).unlink(missing_ok=True)
+        model = {
+            "task": config.task,
+            "network": config.network,
+            "columns": columns,
+            "facts": facts,
+            "max_length": config.max_length,
+            "options_by": config.options_by,
+            "variance": config.variance,
+            "seed": config.seed,
+            "method": config.method,
+            "draws": recipe.draws,
+        }
+        asked_for = yaml.safe_dump(config.written(), sort_keys=False)
+        write_whole(folder / CONFIG, lambda path: path.write_text(asked_for))
+        if probes:
+            write_probes(folder / PROBES, probes)
+        write_sealed_json(folder / MODEL, model)
+
+    record = fit(
+        posterior,
+        train,
+        validation=validation,
+        folder=folder,
+        resume=resume,
+        progress=progress,
+        identity={
+            "task": config.task,
+            "method": config.method,
+            "heads": config.head_init,
+            "rows": digest_of({part: rows[part] for part in ("train", "validation")}),
+            "columns": columns,
+            "facts": facts,
+            "max_length": config.max_length,
+            "options_by": config.options_by,
+        },
+        before_save=before_save,
+        **(settings | recipe.training(posterior, steps, settings)),
+    )
+    with torch.random.fork_rng():
+        torch.manual_seed(config.seed)
+        finished = recipe.finish(posterior, loader("train", config.batch_size), validation)
+    if finished is not posterior:
+        finished.save(folder)
+    curves(folder / CURVES, record.history)
+    run = TextRun(
+        finished.eval(), task, asked, config.network, draws=recipe.draws, seed=config.seed
+    )
+    with progress_bar(progress) as bar:
+        found = run.figures(parts["test"], bar=bar)
+    write_json(folder / FIGURES, found)
+    return found
+
+
+def completed(config: TextConfig) -> TextConfig:
+    """The same with the task's own network and the method's own settings.
+
+    Raises:
+        BellaError: an unknown task, column or method, or what does not go together.
+    """
+    task = task_named(config.task)
+    refuse_columns(config.columns, tuple(task.roles), config.task)
+    if config.from_adapters is not None:
+        raise BellaError("from_adapters is for runs on images: leave it out with --task.")
+    values: dict[str, Any] = {"network": config.network or task.network}
+    if not task.heads and config.head_init in ("probe", "frozen"):
+        if "head_init" in config.model_fields_set:
+            raise BellaError(
+                f"head_init={config.head_init!r} is for classes: with task {config.task!r} heads "
+                "start as copies of the network's (head_init 'copy')."
+            )
+        values["head_init"] = "copy"
+    if config.method == "laplace" and config.task == "causal-lm":
+        raise BellaError("laplace has no likelihood of tokens: choose another method.")
+    whole = complete(config.model_copy(update=values))
+    data = config.data
+    if data.startswith(PREFIX) and not Path(data.removeprefix(PREFIX)).exists():
+        whole = whole.model_copy(update={"data": data})
+    elif data.startswith(PREFIX):
+        whole = whole.model_copy(
+            update={"data": f"{PREFIX}{Path(data.removeprefix(PREFIX)).absolute()}"}
+        )
+    return whole
+
+
+def _make(
+    config: TextConfig,
+    task: TextTask,
+    facts: dict[str, Any],
+    opened: OpenedLanguage,
+    loader: Callable[..., DataLoader],
+    folder: Path | None,
+    device: torch.device,
+    bar: Any,
+) -> tuple[Posterior, Sequence[Probe]]:
+    """The posterior, and the probes that its heads start from, as `bella.runs.training` has it."""
+    assert config.particles is not None
+    plan = Plan(
+        particles=config.particles,
+        target_modules=chosen(config.target_modules, opened.defaults.target_modules),
+        heads=chosen(config.modules_to_save, opened.defaults.modules_to_save),
+        options=config.constructor_options(),
+        seed=config.seed,
+    )
+    head = linear_head(opened.network, plan.heads) if task.heads else None
+    posterior = make(config.method, opened.network, plan)
+    if head is None or config.head_init not in ("probe", "frozen"):
+        return posterior, ()
+    network = task.open(config, facts).network
+    count = recipe_named(config.method).probes(config.particles)
+    probes = read_probes(folder, count, network.get_submodule(head))
+    if probes is None:
+        network.to(device)
+        train, validation = (
+            features_of(network, head, loader(part, BATCH), progress=bar)
+            for part in ("train", "validation")
+        )
+        probes = probes_for(train, validation, count, config.seed)
+        network.to("cpu")
+    plan = replace(plan, head=head, probes=probes, frozen_heads=config.head_init == "frozen")
+    return make(config.method, network, plan), probes
