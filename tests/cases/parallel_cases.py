@@ -71,3 +71,53 @@ def killed() -> None:
 
     loader = DataLoader(Deadly(x, y), batch_size=8)
     bella.fit(posterior_of(), loader, epochs=50, progress=False, cache_prefix=False)
+
+
+def weighed(particle_processes: int, width: int = 16, particles: int = 4) -> dict:
+    """Three steps after a first one: bytes given to messages a step, and bytes that arrived at all
+    processes of this machine in each."""
+    from pathlib import Path
+
+    from torch import nn
+
+    from bella.parallel.division import Division
+    from bella.parallel.mesh import mesh_of
+    from bella.parallel.ranks import joined
+    from bella.training.gradients import Gradients
+    from bella.training.step import Step
+
+    def arrived() -> int:
+        lines = Path("/proc/net/dev").read_text().splitlines()
+        return next(int(x.split(":")[1].split()[0]) for x in lines if x.strip().startswith("lo:"))
+
+    with joined() as world:
+        mesh = mesh_of(world, particle_processes)
+        torch.manual_seed(0)
+        network = nn.Sequential(
+            nn.Linear(width, width), nn.Tanh(), nn.Linear(width, width), nn.Linear(width, 3)
+        )
+        posterior = bella.low_rank(
+            network, particles, 8, ("0", "2"), modules_to_save=("3",), b_std=0.5
+        )
+        division = Division(posterior, mesh.particles)
+        move = bella.transport.repulsive(posterior, data_size=64)
+        optimizer = torch.optim.SGD(posterior.parameter_groups(0.0), lr=0.01)
+        step = Step(posterior, optimizer, move, gradients=Gradients(posterior, move, mesh=mesh))
+        batch = ((torch.randn(16, width),), {}, torch.randint(3, (16,)))
+        given, came = [], []
+        for _ in range(4):
+            before = {k: dict(getattr(mesh, k).sent) for k in ("particles", "data")}
+            torch.distributed.barrier()
+            start = arrived()
+            step([batch])
+            torch.distributed.barrier()
+            came.append(arrived() - start)
+            given.append(
+                {
+                    f"{k} {name}": getattr(mesh, k).sent[name] - count
+                    for k, counts in before.items()
+                    for name, count in counts.items()
+                }
+            )
+        division.end()
+    return {"given": given[1:], "arrived": came[1:]}
