@@ -98,6 +98,29 @@ def test_messages_go_through_the_chat_template():
         posterior.generate(chat, tokenizer=tokenizer)
 
 
+def test_a_text_that_ends_an_answer_and_a_streamer_that_hears_it():
+    posterior, tokenizer = small_writers(), small_tokenizer()
+    options = {"tokenizer": tokenizer, "max_new_tokens": 8, "eos_token_id": None}
+    free = posterior.generate(QUESTIONS[0], **options)
+    end = free.pieces[0][3]
+    first = free.pieces[0].index(end) + 1
+    heard = []
+
+    class Streamer:
+        def put(self, tokens):
+            heard.extend(tokens.flatten().tolist())
+
+        def end(self):
+            heard.append("end")
+
+    stopped = posterior.generate(QUESTIONS[0], stop_strings=[end], streamer=Streamer(), **options)
+    assert stopped.pieces[0] == free.pieces[0][:first]
+    prompt = prompt_tokens(QUESTIONS[0], tokenizer).tolist()
+    assert heard == [*prompt, *stopped.tokens[0].tolist(), "end"]
+    with pytest.raises(BellaError, match="stop_strings need"):
+        posterior.generate(prompt_tokens(QUESTIONS[0], tokenizer), stop_strings=[end])
+
+
 def test_an_end_may_count():
     posterior, tokenizer = small_writers(), small_tokenizer()
     open_ = posterior.score(QUESTIONS[0], "Paris", tokenizer=tokenizer)

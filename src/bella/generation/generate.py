@@ -30,7 +30,7 @@ from bella.particles.sober import evaluating
 from bella.particles.stream import Dice
 from bella.trees import map_tensors
 
-OWN = ("logits_processor", "stopping_criteria", "prefix_allowed_tokens_fn")
+OWN = ("logits_processor", "stopping_criteria", "prefix_allowed_tokens_fn", "streamer")
 """What a caller may write himself; it sees the prompts of one particle, or of all as one."""
 REFUSED = {
     "num_beams": "beams of several particles are not defined here",
@@ -49,7 +49,6 @@ REFUSED = {
     "inputs_embeds": "give token numbers, which can be scored",
     "guidance_scale": "it runs the network outside the particles' passes",
     "custom_generate": "the loop is transformers' own",
-    "streamer": "call bella.generate for a few tokens at a time instead",
 }
 
 
@@ -97,6 +96,8 @@ def generate(
     inputs = _tokens(prompts, tokenizer, inputs, network, options, ends)
     inputs = map_tensors(lambda x: x.to(device), inputs)
     if options.get("stop_strings") is not None:
+        if tokenizer is None:
+            raise BellaError("stop_strings need the network's tokenizer: give tokenizer=.")
         options["tokenizer"] = tokenizer
     with evaluating(posterior), torch.no_grad(), _seeded(seed, device):
         write = _each_its_own if each else _together
