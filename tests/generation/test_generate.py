@@ -28,7 +28,7 @@ FOLDED = {
 }
 EXPERTS = {"mixtral": "q_proj", "qwen2-moe": "v_proj"}
 OFTEN = ("gpt2", "llama", "mistral", "falcon", "bloom", "mixtral")
-"""One of each kind: absolute and rotary places, biased scores, windows, one key for all, experts."""
+"""Of each kind one: absolute and rotary places, biased scores, windows, one key, experts."""
 STEPS = 5
 
 
@@ -317,8 +317,11 @@ def test_full_copies_write():
         ({"cache_implementation": "static"}, "caches of their own"),
         ({"output_scores": True}, "come with their figures"),
         ({"past_key_values": hf.DynamicCache()}, "caches of their own"),
-        ({"do_sample": True, "temperature": -1.0}, "transformers' generate refuses this"),
-        ({"max_new_tokens": 0}, "transformers' generate refuses this"),
+        (
+            {"do_sample": True, "temperature": -1.0, "max_new_tokens": 2},
+            "transformers' generate refuses this",
+        ),
+        ({"max_new_tokens": 0}, "at least one"),
         ({"colour": 3}, "colour is no option"),
         ({"attention_mask": torch.tensor([[1, 1, 0]])}, "padding on the left"),
         ({"attention_mask": torch.tensor([[1, 1]])}, "padding on the left"),

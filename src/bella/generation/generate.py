@@ -208,10 +208,7 @@ class Listener:
         self.ends: Tensor = ends
         self.criteria: list[Any] = list(options.get("stopping_criteria") or ())
         if options.get("stop_strings") is not None:
-            from transformers import StopStringCriteria
-
-            strings, tokenizer = options["stop_strings"], options["tokenizer"]
-            self.criteria.append(StopStringCriteria(tokenizer, strings))
+            self.criteria.append(_stops_at(options["stop_strings"], options["tokenizer"]))
         self.begin = 0
         self.lengths = self.running = torch.empty(0, dtype=torch.long)
         self.said: Figures | None = None
@@ -252,6 +249,23 @@ class Listener:
             torch.stack(steps, -1).where(counts, 0) for steps in zip(*self.figures, strict=True)
         ]
         return Answers.of(tokens, self.lengths, figures)
+
+
+def _stops_at(strings: Any, tokenizer: Any) -> Any:
+    """transformers' own criterion for texts that end an answer.
+
+    Raises:
+        BellaError: the tokenizer's tokens are no pieces of text to it.
+    """
+    from transformers import StopStringCriteria
+
+    try:
+        return StopStringCriteria(tokenizer, strings)
+    except ValueError as error:
+        raise BellaError(
+            f"transformers cannot stop this tokenizer at texts ({shortened(error)}): give "
+            "eos_token_id, or stopping_criteria of your own."
+        ) from error
 
 
 def _counts(tokens: Tensor, lengths: Tensor) -> Tensor:
@@ -323,6 +337,9 @@ def _refuse(network: Any, options: dict[str, Any]) -> None:
     """
     from transformers import GenerationConfig
 
+    length = options.get("max_new_tokens")
+    if length is not None and length < 1:
+        raise BellaError(f"max_new_tokens={length}: an answer has at least one.")
     plain = GenerationConfig()
     defaults = plain._get_default_generation_params()
     for name, why in REFUSED.items():
