@@ -185,7 +185,8 @@ def _write(
     Raises:
         BellaError: an option has a value that transformers refuses.
     """
-    own = {name: value for name, value in options.items() if name != "stopping_criteria"}
+    ours = ("stopping_criteria", "stop_strings", "tokenizer")  # the listener has them
+    own = {name: value for name, value in options.items() if name not in ours}
     try:
         return twin.generate(**inputs, **own, stopping_criteria=[listener])
     except ValueError as error:
