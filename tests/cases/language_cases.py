@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 import transformers as hf
-from tokenizers import Tokenizer, models, pre_tokenizers
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
 import bella
 from bella.models import language
@@ -35,6 +35,18 @@ def small_tokenizer(words: Sequence[str] = WORDS) -> hf.PreTrainedTokenizerFast:
         unk_token="<unk>",
         eos_token="<end>",
         chat_template=TEMPLATE,
+    )
+
+
+def byte_tokenizer() -> hf.PreTrainedTokenizerFast:
+    """A token a byte of any text."""
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    vocabulary = {c: n for n, c in enumerate(["<pad>", "<unk>", "<end>", *alphabet])}
+    tokenizer = Tokenizer(models.BPE(vocabulary, [], unk_token="<unk>"))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    return hf.PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, pad_token="<pad>", unk_token="<unk>", eos_token="<end>"
     )
 
 

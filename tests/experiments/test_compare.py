@@ -15,6 +15,7 @@ from torch.utils.data import Dataset
 
 import bella
 from bella.data import Preprocess
+from bella.errors import BellaError
 from bella.experiments.bench import read_outputs
 from bella.experiments.compare import Row, compare, summary
 from bella.experiments.methods import METHODS, methods_named

@@ -6,7 +6,7 @@ import math
 
 import pytest
 import torch
-from language_cases import small_tokenizer, small_writers
+from language_cases import byte_tokenizer, small_language_model, small_tokenizer, small_writers
 
 import bella
 from bella import BellaError
@@ -96,6 +96,37 @@ def test_messages_go_through_the_chat_template():
     tokenizer.chat_template = None
     with pytest.raises(BellaError, match="no chat template"):
         posterior.generate(chat, tokenizer=tokenizer)
+
+
+def test_a_text_that_ends_an_answer_and_a_streamer_that_hears_it():
+    tokenizer = byte_tokenizer()
+    network = small_language_model(words=len(tokenizer) - 3)
+    posterior = bella.low_rank(network, 2, rank=2, target_modules=("up_proj",), b_std=0.5)
+    letters = tokenizer("abcdefghijklmnopqrstuvwxyz")["input_ids"]
+    others = sorted(set(range(len(tokenizer))) - set(letters))
+    options = {"tokenizer": tokenizer, "max_new_tokens": 8, "eos_token_id": None}
+    options |= {"suppress_tokens": others, "do_sample": True, "temperature": 9.0, "seed": 1}
+    free = posterior.generate("who ?", **options)
+    first = free.tokens[0].tolist()
+    place = next(t for t in range(1, 8) if first[t] not in first[:t])
+    heard = []
+
+    class Streamer:
+        def put(self, tokens):
+            heard.extend(tokens.flatten().tolist())
+
+        def end(self):
+            heard.append("end")
+
+    stops = [free.pieces[0][place]]
+    stopped = posterior.generate("who ?", stop_strings=stops, streamer=Streamer(), **options)
+    assert stopped.pieces[0] == free.pieces[0][: place + 1]
+    prompt = prompt_tokens("who ?", tokenizer).tolist()
+    assert heard == [*prompt, *stopped.tokens[0].tolist(), "end"]
+    with pytest.raises(BellaError, match="stop_strings need"):
+        posterior.generate(torch.tensor([5]), stop_strings=stops)
+    with pytest.raises(BellaError, match="cannot stop this tokenizer at texts"):
+        small_writers(2).generate("who ?", tokenizer=small_tokenizer(), stop_strings=["who"])
 
 
 def test_an_end_may_count():

@@ -30,7 +30,7 @@ from bella.particles.sober import evaluating
 from bella.particles.stream import Dice
 from bella.trees import map_tensors
 
-OWN = ("logits_processor", "stopping_criteria", "prefix_allowed_tokens_fn")
+OWN = ("logits_processor", "stopping_criteria", "prefix_allowed_tokens_fn", "streamer")
 """What a caller may write himself; it sees the prompts of one particle, or of all as one."""
 REFUSED = {
     "num_beams": "beams of several particles are not defined here",
@@ -49,7 +49,6 @@ REFUSED = {
     "inputs_embeds": "give token numbers, which can be scored",
     "guidance_scale": "it runs the network outside the particles' passes",
     "custom_generate": "the loop is transformers' own",
-    "streamer": "call bella.generate for a few tokens at a time instead",
 }
 
 
@@ -97,6 +96,8 @@ def generate(
     inputs = _tokens(prompts, tokenizer, inputs, network, options, ends)
     inputs = map_tensors(lambda x: x.to(device), inputs)
     if options.get("stop_strings") is not None:
+        if tokenizer is None:
+            raise BellaError("stop_strings need the network's tokenizer: give tokenizer=.")
         options["tokenizer"] = tokenizer
     with evaluating(posterior), torch.no_grad(), _seeded(seed, device):
         write = _each_its_own if each else _together
@@ -184,7 +185,8 @@ def _write(
     Raises:
         BellaError: an option has a value that transformers refuses.
     """
-    own = {name: value for name, value in options.items() if name != "stopping_criteria"}
+    ours = ("stopping_criteria", "stop_strings", "tokenizer")  # the listener has them
+    own = {name: value for name, value in options.items() if name not in ours}
     try:
         return twin.generate(**inputs, **own, stopping_criteria=[listener])
     except ValueError as error:
@@ -207,10 +209,7 @@ class Listener:
         self.ends: Tensor = ends
         self.criteria: list[Any] = list(options.get("stopping_criteria") or ())
         if options.get("stop_strings") is not None:
-            from transformers import StopStringCriteria
-
-            strings, tokenizer = options["stop_strings"], options["tokenizer"]
-            self.criteria.append(StopStringCriteria(tokenizer, strings))
+            self.criteria.append(_stops_at(options["stop_strings"], options["tokenizer"]))
         self.begin = 0
         self.lengths = self.running = torch.empty(0, dtype=torch.long)
         self.said: Figures | None = None
@@ -251,6 +250,23 @@ class Listener:
             torch.stack(steps, -1).where(counts, 0) for steps in zip(*self.figures, strict=True)
         ]
         return Answers.of(tokens, self.lengths, figures)
+
+
+def _stops_at(strings: Any, tokenizer: Any) -> Any:
+    """transformers' own criterion for texts that end an answer.
+
+    Raises:
+        BellaError: the tokenizer's tokens are no pieces of text to it.
+    """
+    from transformers import StopStringCriteria
+
+    try:
+        return StopStringCriteria(tokenizer, strings)
+    except ValueError as error:
+        raise BellaError(
+            f"transformers cannot stop this tokenizer at texts ({shortened(error)}): give "
+            "eos_token_id, or stopping_criteria of your own."
+        ) from error
 
 
 def _counts(tokens: Tensor, lengths: Tensor) -> Tensor:
@@ -322,6 +338,9 @@ def _refuse(network: Any, options: dict[str, Any]) -> None:
     """
     from transformers import GenerationConfig
 
+    length = options.get("max_new_tokens")
+    if length is not None and length < 1:
+        raise BellaError(f"max_new_tokens={length}: an answer has at least one.")
     plain = GenerationConfig()
     defaults = plain._get_default_generation_params()
     for name, why in REFUSED.items():

@@ -123,8 +123,9 @@ class Speaker:
             with self.axis.run(self.one((row,), 1)):
                 said.append(self.network(**mine))
         logits = torch.stack([outputs.logits[:, -1] for outputs in said])
-        # generate hands on what the first particle returned; each gets its own in its place.
-        self.held = {
+        # generate hands on what the first particle returned, or what it handed on before; each
+        # particle gets its own in its place.
+        self.held |= {
             id(leaves[0]): (leaves[0], list(leaves))
             for leaves in zip(*map(leaves_of, said), strict=True)
             if _is_object(leaves[0])

@@ -34,7 +34,8 @@ def files(tmp_path, monkeypatch):
     return tmp_path
 
 
-def test_the_task_is_compared_as_any_other(files):
+@pytest.mark.parametrize("more", [[], pytest.param(["vbl"], marks=pytest.mark.slow)])
+def test_the_task_is_compared_as_any_other(files, more):
     task = wordnet.wordnet_task(files, nouns=26, shifted=8)
     parts = task.split(0)
     assert list(parts) == ["train", "validation", "test", "verb", "adjective"]
@@ -44,7 +45,7 @@ def test_the_task_is_compared_as_any_other(files):
     assert 24 <= len(own) <= 26  # as near as equal shares of each place come
     assert len(parts["train"][1]) > len(parts["test"][1]) > len(parts["validation"][1])
     assert task.split(0) == parts != task.split(1)
-    names = ["untrained", "lora", "lora+temperature", "bella", "soup", "vbl"]
+    names = ["untrained", "lora", "bella", "soup", *more]
     results = compare(
         task, names, seeds=1, folder=files / "out", progress=False, learning_rate=0.01
     )
