@@ -7,7 +7,20 @@ from typing import Annotated, Any
 
 import typer
 
-from bella.cli.common import Json, Quiet, given, hush, print_json, stopping
+from bella.cli.common import (
+    Corrupt,
+    CorruptSize,
+    Json,
+    Quiet,
+    Severities,
+    given,
+    hush,
+    numbers_of,
+    print_json,
+    refuse_alone,
+    stopping,
+    words_of,
+)
 
 
 def compare(
@@ -29,6 +42,21 @@ def compare(
     image_size: Annotated[
         int | None, typer.Option(help="For your own data.", show_default="the network's")
     ] = None,
+    train_domains: Annotated[
+        str | None,
+        typer.Option(
+            help="Of your own data with domains: those to train on, with commas between; the "
+            "others are shifts.",
+            show_default=False,
+        ),
+    ] = None,
+    ood: Annotated[
+        list[Path] | None,
+        typer.Option(help="Images of another kind: folder or CSV; repeatable.", show_default=False),
+    ] = None,
+    corrupt: Corrupt = None,
+    severities: Severities = None,
+    corrupt_size: CorruptSize = None,
     seeds: Annotated[int, typer.Option(help="Training seeds.")] = 3,
     epochs: Annotated[
         int | None, typer.Option(help="Passes over the data.", show_default="the task's, or 5")
@@ -59,11 +87,33 @@ def compare(
     Writes results.json, report.md and pictures.
     """
     hush(quiet)
+    refuse_alone("--corrupt", corrupt, severities=severities, corrupt_size=corrupt_size)
+    from bella.data.corruptions import SEVERITIES, corruptions_named
+    from bella.errors import BellaError
     from bella.experiments.compare import compare as run
     from bella.experiments.page import write_page
-    from bella.experiments.tasks import TASKS, folder_task, task_named
+    from bella.experiments.tasks import (
+        TASKS,
+        folder_task,
+        task_named,
+        with_corruptions,
+        with_other,
+    )
 
-    task = task_named(data) if data in TASKS else folder_task(data, network, image_size=image_size)
+    domains = words_of(train_domains or "")
+    if data in TASKS and domains:
+        raise BellaError(f"--train-domains is for your own data: {data} has its own shifts.")
+    task = (
+        task_named(data)
+        if data in TASKS
+        else folder_task(data, network, image_size=image_size, train_domains=domains)
+    )
+    if ood:
+        task = with_other(task, ood)
+    if corrupt is not None:
+        kinds = corruptions_named(words_of(corrupt))
+        strengths = numbers_of(severities, int, "severities") if severities else SEVERITIES
+        task = with_corruptions(task, kinds, strengths, side=corrupt_size)
     asked = given(
         epochs=epochs,
         batch_size=batch_size,

@@ -9,10 +9,21 @@ from bella.experiments.tasks.elpv import elpv_task
 from bella.experiments.tasks.fashion_mnist import fashion_task
 from bella.experiments.tasks.folder import folder_task
 from bella.experiments.tasks.from_scratch import fashion_mlp_task, fashion_resnet_task
+from bella.experiments.tasks.shifts import with_corruptions, with_other
 from bella.experiments.tasks.task import Gallery, Place, Task, Words
 from bella.experiments.tasks.wordnet import wordnet_task
 
-__all__ = ["TASKS", "Gallery", "Place", "Task", "Words", "folder_task", "task_named"]
+__all__ = [
+    "TASKS",
+    "Gallery",
+    "Place",
+    "Task",
+    "Words",
+    "folder_task",
+    "task_named",
+    "with_corruptions",
+    "with_other",
+]
 
 TASKS: dict[str, Callable[[], Task]] = {
     "elpv": elpv_task,
