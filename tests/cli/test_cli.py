@@ -131,6 +131,80 @@ def test_evaluate_and_cost_answer_programs(bella, trained, photos, tmp_path):
     assert bella("cost", trained)[0] == 0
 
 
+def others(root, count, noise=0):
+    """Other squares of the same two shades, with their labels."""
+    for name, shade in (("dark", 40), ("light", 210)):
+        (root / name).mkdir(parents=True)
+        for i in range(count):
+            square = Image.new("RGB", (38, 38), (shade + i % 30, shade, shade - i % 20))
+            grain = Image.effect_noise((38, 38), 1 + noise).convert("RGB")
+            Image.blend(square, grain, 0.3 if noise else 0).save(root / name / f"{i}.png")
+    return root
+
+
+def test_evaluate_says_what_to_do_and_how_it_fares_under_shift_and_attack(
+    bella, trained, photos, tmp_path
+):
+    asked = (
+        *("evaluate", trained, "--data", photos, "--calibrate", others(tmp_path / "cal", 30)),
+        *("--risk", 0.2, "--delta", 0.2, "--miss", 0.1, "--sets", "aps"),
+        *("--ood", others(tmp_path / "far", 4, noise=90), "--ood", photos / "dark"),
+        *("--corrupt", "contrast,gaussian_noise", "--severities", "1,5", "--corrupt-size", 96),
+        *("--attack", "pgd", "--budgets", "0.01,0.1"),
+    )
+    status, out, error = bella(*asked, "--json", "--out", tmp_path / "found")
+    assert status == 0, error
+    found = json.loads(out)
+    assert json.loads((tmp_path / "found" / "evaluation.json").read_text()) == found
+    rows = [(row["kind"], row["severity"]) for row in found["corruptions"]]
+    assert rows == [(k, s) for k in ("contrast", "gaussian_noise") for s in (1, 5)]
+    assert [row["budget"] for row in found["attacks"]] == [0.01, 0.1]
+    assert found["nll"] < found["attacks"][0]["nll"] < found["attacks"][1]["nll"]
+    sets, referrals = found["decisions"]["sets"], found["decisions"]["referrals"]
+    assert list(sets["parts"]) == list(referrals["parts"]) == [photos.name, "far"]
+    assert sets["parts"][photos.name]["coverage"] >= 0.8
+    assert "nll_far" in found
+    assert "nll_dark" not in found  # a folder without class folders has no labels
+    low, high = found["intervals"]["auroc_far_entropy"]
+    assert low <= found["auroc_far_entropy"] <= high
+    for name in ("risk_coverage", "corruptions", "attacks"):
+        with Image.open(tmp_path / "found" / f"{name}.png") as picture:
+            assert picture.width > 300
+    status, out, _ = bella(*asked)
+    assert status == 0
+    for words in (
+        "Severity 5, mean of 2 corruptions",
+        "PGD of 0.1",
+        "Prediction sets (APS",
+        "Refer",
+    ):
+        assert words in out
+
+
+@pytest.mark.parametrize(
+    ("more", "words"),
+    [
+        (("--corrupt", "foggy"), "near are 'fog'"),
+        (("--corrupt", "fog"), "at least 96"),
+        (("--corrupt", "fog", "--severities", "6", "--corrupt-size", 96), "from 1 to 5"),
+        (("--corrupt", "fog", "--severities", "x"), "--severities x"),
+        (("--attack", "fgms"), "choose 'fgsm'"),
+        (("--attack", "fgsm", "--budgets", "-1"), "budget=-1"),
+        (("--calibrate", "SAME"), "among those to evaluate on"),
+        (("--ood", "nowhere"), "neither a folder nor a CSV"),
+        (("--risk", "0.1"), "--risk is for --calibrate"),
+        (("--corrupt-size", "96"), "--corrupt-size is for --corrupt"),
+        (("--budgets", "0.1"), "--budgets is for --attack"),
+    ],
+)
+def test_evaluate_refuses_in_a_sentence(bella, trained, photos, more, words):
+    more = [photos if word == "SAME" else word for word in more]
+    status, _, error = bella("evaluate", trained, "--data", photos, *more)
+    assert status == 2
+    assert words in error.splitlines()[-1]
+    assert error.splitlines()[-1].startswith("bella: ")
+
+
 def test_a_table_of_paths_and_a_configuration_file(bella, photos, network, tmp_path):
     table = tmp_path / "images.csv"
     lines = [f"{path},{path.parent.name}" for path in sorted(photos.rglob("*.png"))]

@@ -64,6 +64,24 @@ DataOption = Annotated[
     list[str] | None,
     typer.Option(help="Further NAME=VALUE of a data set, such as domain=sketch; repeatable."),
 ]
+Corrupt = Annotated[
+    str | None,
+    typer.Option(
+        help="Corruptions of ImageNet-C to evaluate under: all, or fog, snow, ... with commas "
+        "between.",
+        show_default=False,
+    ),
+]
+Severities = Annotated[
+    str | None,
+    typer.Option(help="Of each corruption, with commas between.", show_default="1,2,3,4,5"),
+]
+CorruptSize = Annotated[
+    int | None,
+    typer.Option(
+        help="Pixels of the shorter side when images are corrupted.", show_default="the network's"
+    ),
+]
 
 OTHERS = ("transformers", "huggingface_hub", "timm", "torch", "sklearn", "datasets", "accelerate")
 """Libraries that speak up by themselves."""
@@ -148,6 +166,41 @@ def parse_columns(pairs: list[str] | None) -> dict[str, str] | None:
     return found or None
 
 
+def words_of(text: str) -> list[str]:
+    """Words with commas between."""
+    return [word.strip() for word in text.split(",") if word.strip()]
+
+
+def numbers_of(text: str, kind: type, flag: str) -> list[Any]:
+    """Numbers with commas between.
+
+    Raises:
+        BellaError: something else is there.
+    """
+    from bella.errors import BellaError
+
+    try:
+        found = [kind(word) for word in words_of(text)]
+    except ValueError:
+        found = []
+    if not found:
+        raise BellaError(f"--{flag} {text}: give numbers with commas between.")
+    return found
+
+
+def refuse_alone(needed: str, value: Any, **flags: Any) -> None:
+    """Refuse flags that mean nothing without another one.
+
+    Raises:
+        BellaError: one is given, and ``needed`` is not.
+    """
+    from bella.errors import BellaError
+
+    alone = [name for name, flag in flags.items() if flag is not None]
+    if value is None and alone:
+        raise BellaError(f"--{alone[0].replace('_', '-')} is for {needed}: give both, or neither.")
+
+
 def say(sentence: str) -> None:
     """Print a line that may hold somebody's names, whatever they are made of."""
     from bella.console import shown_text
@@ -162,8 +215,10 @@ def print_json(content: Any) -> None:
     print(json_module.dumps(plain(content), indent=2))
 
 
-def print_figures(found: Mapping[str, Any], title: str) -> None:
-    """Print figures by name; a dash where there is none."""
+def print_figures(
+    found: Mapping[str, Any], title: str, intervals: Mapping[str, Any] | None = None
+) -> None:
+    """Print figures by name, with their intervals if they have some; a dash where there is none."""
     from rich.console import Console
     from rich.table import Table
 
@@ -172,5 +227,7 @@ def print_figures(found: Mapping[str, Any], title: str) -> None:
     table = Table(title=shown_text(title), show_header=False)
     for name, value in found.items():
         text = f"{value:,}" if isinstance(value, int) else f"{value:.4f}"
+        if name in (intervals or {}) and value == value:
+            text += " [{:.4f}, {:.4f}]".format(*(intervals or {})[name])
         table.add_row(name.replace("_", " "), "-" if value != value else text)
     Console().print(table)

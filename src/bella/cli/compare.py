@@ -9,19 +9,25 @@ import typer
 
 from bella.cli.common import (
     Classes,
+    Corrupt,
+    CorruptSize,
     DataOption,
     Folder,
     Json,
     LeftOut,
     Limit,
     Quiet,
+    Severities,
     given,
     hush,
     listed,
+    numbers_of,
     parse_columns,
     parse_options,
     print_json,
+    refuse_alone,
     stopping,
+    words_of,
 )
 
 
@@ -64,6 +70,21 @@ def compare(
     image_size: Annotated[
         int | None, typer.Option(help="For data that are no task.", show_default="the network's")
     ] = None,
+    train_domains: Annotated[
+        str | None,
+        typer.Option(
+            help="Of your own data with domains: those to train on, with commas between; the "
+            "others are shifts.",
+            show_default=False,
+        ),
+    ] = None,
+    ood: Annotated[
+        list[Path] | None,
+        typer.Option(help="Images of another kind: folder or CSV; repeatable.", show_default=False),
+    ] = None,
+    corrupt: Corrupt = None,
+    severities: Severities = None,
+    corrupt_size: CorruptSize = None,
     seeds: Annotated[int, typer.Option(help="Training seeds.")] = 3,
     epochs: Annotated[
         int | None, typer.Option(help="Passes over the data.", show_default="the task's, or 5")
@@ -94,15 +115,25 @@ def compare(
     Writes results.json, report.md and pictures.
     """
     hush(quiet)
+    refuse_alone("--corrupt", corrupt, severities=severities, corrupt_size=corrupt_size)
+    from bella.data.corruptions import SEVERITIES, corruptions_named
     from bella.experiments.compare import compare as run
     from bella.experiments.page import write_page
-    from bella.experiments.tasks import TASKS, images_task, task_named, text_task
+    from bella.experiments.tasks import (
+        TASKS,
+        images_task,
+        task_named,
+        text_task,
+        with_corruptions,
+        with_other,
+    )
 
     chosen: dict[str, Any] = given(
         classes=listed(classes),
         left_out=listed(left_out),
         limit=limit,
         options=parse_options(data_option),
+        train_domains=listed(train_domains),
     )
     if task is not None:
         named = given(task=task, data=data, columns=parse_columns(column), network=network)
@@ -117,6 +148,12 @@ def compare(
             folder=folder,
             **chosen,
         )
+    if ood:
+        subject = with_other(subject, ood)
+    if corrupt is not None:
+        kinds = corruptions_named(words_of(corrupt))
+        strengths = numbers_of(severities, int, "severities") if severities else SEVERITIES
+        subject = with_corruptions(subject, kinds, strengths, side=corrupt_size)
     asked = given(
         epochs=epochs,
         batch_size=batch_size,

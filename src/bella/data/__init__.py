@@ -1,7 +1,8 @@
 """Data: a user's own images, sets that are known by name, and whatever Hugging Face's hub has."""
 
 from bella.data.checking import check_data
-from bella.data.folder import ImageFolder, open_images, splits
+from bella.data.domains import open_domains
+from bella.data.folder import ImageFolder, open_images, open_other, splits
 from bella.data.hub import HubImages, open_hub
 from bella.data.images import IMAGENET_MEAN, IMAGENET_STD, Augment, Preprocess, load_image
 from bella.data.labelled import ArrayImages, ImageList, Labelled, LabelledImages, OnBadImage
@@ -39,8 +40,10 @@ __all__ = [
     "grouped_split",
     "load_image",
     "open_data",
+    "open_domains",
     "open_hub",
     "open_images",
+    "open_other",
     "shifts_of",
     "splits",
     "stratified_split",

@@ -17,10 +17,10 @@ from bella.data.labelled import (
     with_missing_parts,
 )
 from bella.data.split import FRACTIONS
-from bella.data.table import PARTS, ImageTable
+from bella.data.table import PARTS, ImageTable, encode
 from bella.errors import BellaError, nearest
 
-__all__ = ["ImageFolder", "ImageList", "ImageTable", "open_images", "splits"]
+__all__ = ["ImageFolder", "ImageList", "ImageTable", "open_images", "open_other", "splits"]
 
 LIKE_PARTS = {name for names in PARTS.values() for name in names} | {
     "training",
@@ -31,7 +31,8 @@ LIKE_PARTS = {name for names in PARTS.values() for name in names} | {
 """What other people call parts, in small letters."""
 
 
-def _folders(root: Path) -> list[Path]:
+def subfolders(root: Path) -> list[Path]:
+    """The folders in a folder that are not hidden, sorted."""
     return sorted(p for p in root.iterdir() if p.is_dir() and not p.name.startswith("."))
 
 
@@ -57,7 +58,7 @@ class ImageFolder(LabelledImages):
         root = Path(root)
         if not root.is_dir():
             raise BellaError(f"There is no folder {root}: check the path.")
-        folders = _folders(root)
+        folders = subfolders(root)
         if not folders:
             raise BellaError(
                 f"{root} holds {sum(map(is_image, root.iterdir()))} images and no class folders: "
@@ -112,6 +113,48 @@ def open_images(
     return images
 
 
+def open_other(
+    path: str | Path,
+    preprocess: Preprocess,
+    classes: Sequence[str],
+    *,
+    on_bad_image: OnBadImage = "stop",
+) -> LabelledImages:
+    """Images of another kind than a network was trained on: shifted ones, or foreign ones.
+
+    They have their labels where all of them are of ``classes``: class folders by their names, a CSV
+    file by its column. Where one is not, all images have the label -1, which no class has; what is
+    right there is then not counted.
+
+    Args:
+        path: a folder of images at any depth, or a CSV file of path,label.
+        preprocess: from a PIL image to a tensor.
+        classes: names of the network's classes.
+        on_bad_image: see :func:`open_images`.
+
+    Raises:
+        BellaError: ``path`` is neither, or holds no image.
+    """
+    root = Path(path)
+    if root.suffix.lower() == ".csv" and root.is_file():
+        own = ImageTable(root, preprocess)
+        try:
+            labels = encode(root, [own.classes[label] for label in own.labels], classes)
+        except BellaError:
+            labels = [-1] * len(own)
+        return LabelledImages(own.paths, labels, classes, preprocess).without_bad(on_bad_image)
+    if not root.is_dir():
+        raise BellaError(
+            f"{path} is neither a folder nor a CSV file: give a folder of images, or a CSV file of "
+            "path,label."
+        )
+    found = subfolders(root)
+    if found and all(folder.name in classes for folder in found):
+        return ImageFolder(root, preprocess, classes).without_bad(on_bad_image)
+    paths = ImageList(root, preprocess, on_bad_image).paths
+    return LabelledImages(paths, [-1] * len(paths), classes, preprocess)
+
+
 def _opened(
     path: Path, preprocess: Preprocess, classes: Sequence[str] | None, on_bad_image: OnBadImage
 ) -> LabelledImages:
@@ -134,10 +177,10 @@ def _parts(root: Path) -> dict[str, Path]:
     """
     if not root.is_dir():
         return {"train": root}
-    here = [folder.name for folder in _folders(root)]
-    if "train" not in here or not _folders(root / "train"):
+    here = [folder.name for folder in subfolders(root)]
+    if "train" not in here or not subfolders(root / "train"):
         like = [name for name in here if name.casefold() in LIKE_PARTS]
-        if any(_folders(root / name) for name in like) or (like == here and len(like) > 1):
+        if any(subfolders(root / name) for name in like) or (like == here and len(like) > 1):
             raise BellaError(
                 f"{root} holds {', '.join(like)}, which look like the parts of a data set: call "
                 "them train, val and test, with one folder a class in each."
@@ -152,7 +195,7 @@ def _parts(root: Path) -> dict[str, Path]:
             )
         if there:
             folders[part] = root / there[0]
-    beside = [folder.name for folder in _folders(root) if folder not in folders.values()]
+    beside = [folder.name for folder in subfolders(root) if folder not in folders.values()]
     if beside and len(folders) == 1:
         raise BellaError(
             f"In {root} stand {', '.join(beside[:3])} beside train, which holds folders itself: is "

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from bella.data.domains import open_domains
 from bella.data.folder import splits
 from bella.data.hub import PREFIX, open_hub
 from bella.data.images import Preprocess
@@ -27,6 +28,7 @@ def open_data(
     classes: Sequence[str] = (),
     left_out: Sequence[str] = (),
     limit: int | None = None,
+    train_domains: Sequence[str] = (),
     on_bad_image: OnBadImage = "stop",
     options: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
@@ -43,6 +45,8 @@ def open_data(
         left_out: classes that no part holds but one of that name, made of the test examples of
             these classes: they are of none of the others, and ought to be noticed.
         limit: how many training examples to keep, in equal shares of each class (rounded).
+        train_domains: of your own data with domains, those to train on; each other one is a shift
+            (see `bella.data.open_domains`).
         on_bad_image: what to do at images that cannot be read, see `bella.data.open_images`.
         options: further ones of the set, by name: ``DataSet.options``.
 
@@ -57,6 +61,8 @@ def open_data(
     if limit is not None and limit < 1:
         raise BellaError(f"limit={limit} must be a positive number of training examples.")
     name, asked = str(data), dict(options or {})
+    if train_domains and (is_set(data, folder) or name.startswith(PREFIX)):
+        raise BellaError(f"Domains to train on are for your own data: {name} has its own shifts.")
     if is_set(data, folder):
         dataset = SETS[name]
         refuse_unknown(dataset, asked)
@@ -93,7 +99,12 @@ def open_data(
                 f"{name!r} is neither a data set nor a folder or CSV file here: `bella data` lists "
                 f"the sets, near are {nearest(name, SETS)}."
             )
-        parts = dict(splits(name, preprocess, seed=seed, on_bad_image=on_bad_image))
+        if train_domains:
+            parts = dict(
+                open_domains(name, preprocess, train_domains, seed=seed, on_bad_image=on_bad_image)
+            )
+        else:
+            parts = dict(splits(name, preprocess, seed=seed, on_bad_image=on_bad_image))
     parts = of_chosen_classes(parts, classes, left_out)
     if limit is not None and "train" in parts:
         parts["train"] = at_most(limit, parts["train"])

@@ -16,6 +16,7 @@ from bella.files import read_bytes
 PATH_NAMES = ("path", "image", "file")
 LABEL_NAMES = ("label", "class")
 PART_NAMES = ("split", "part", "subset", "partition")
+DOMAIN_NAMES = ("domain", "site", "environment")
 PARTS: Mapping[str, tuple[str, ...]] = {
     "train": ("train",),
     "validation": ("validation", "valid", "val"),
@@ -68,6 +69,27 @@ def _part_column(first: Sequence[str], header: bool) -> int | None:
     return next((names.index(name) for name in PART_NAMES if name in names), None)
 
 
+def domains_in(path: Path) -> list[str]:
+    """The domain of each image of an `ImageTable`, in its order.
+
+    Raises:
+        BellaError: the file has no column of domains, or a line has none.
+    """
+    (_, first), *rows = _rows(path)
+    names = [cell.strip().lower() for cell in first]
+    column = next((names.index(name) for name in DOMAIN_NAMES if name in names), None)
+    if column is None:
+        raise BellaError(
+            f"{path} has no column called {', '.join(DOMAIN_NAMES)}: add one that says which "
+            "domain each image is of."
+        )
+    found = [(line, row[column].strip() if column < len(row) else "") for line, row in rows]
+    empty = [line for line, name in found if not name]
+    if empty:
+        raise BellaError(f"Line {empty[0]} of {path} has no domain: write one for each image.")
+    return [name for _, name in found]
+
+
 def _part(path: Path, line: int, cell: str) -> str:
     """The part that a line names.
 
@@ -83,7 +105,7 @@ def _part(path: Path, line: int, cell: str) -> str:
     )
 
 
-def _encode(path: Path, names: Sequence[str], classes: Sequence[str]) -> list[int]:
+def encode(path: Path, names: Sequence[str], classes: Sequence[str]) -> list[int]:
     """Index of each label in ``classes``: labels are names of classes, or else their indices.
 
     Indices are never taken where a class is called by a number: one label that is unknown would
@@ -191,4 +213,4 @@ class ImageTable(LabelledImages):
                 f"{absent[0]}: paths are relative to the CSV file's folder."
             )
         known = tuple(classes) if classes is not None else tuple(_sorted_labels(names))
-        super().__init__(files, _encode(path, names, known), known, preprocess)
+        super().__init__(files, encode(path, names, known), known, preprocess)

@@ -122,9 +122,31 @@ def _uphill(logits: Logits, x: Pictures, labels: Labels) -> Pictures:
     return gradient.sign()
 
 
-def _check(x: Pictures, budget: float) -> None:
+def attack_named(attack: str | Attack) -> Attack:
+    """An attack by its name in `ATTACKS`; a function is one already.
+
+    Raises:
+        BellaError: there is none of that name.
+    """
+    if not isinstance(attack, str):
+        return attack
+    if attack not in ATTACKS:
+        raise BellaError(f"attack={attack!r} is unknown: choose {nearest(attack, ATTACKS)}.")
+    return ATTACKS[attack]
+
+
+def check_budget(budget: float) -> None:
+    """Refuse what pixels cannot move by.
+
+    Raises:
+        BellaError: it is below 0, or no number.
+    """
     if not budget >= 0:
         raise BellaError(f"budget={budget}: give the most that a pixel may move, at least 0.")
+
+
+def _check(x: Pictures, budget: float) -> None:
+    check_budget(budget)
     low, high = float(x.min()), float(x.max())
     if not 0 <= low <= high <= 1:
         raise BellaError(
@@ -213,9 +235,7 @@ def attacked(
     Raises:
         BellaError: an unknown attack; inputs that are not one tensor of pictures; and as `fgsm`.
     """
-    if isinstance(attack, str) and attack not in ATTACKS:
-        raise BellaError(f"attack={attack!r} is unknown: choose {nearest(attack, ATTACKS)}.")
-    move = ATTACKS[attack] if isinstance(attack, str) else attack
+    move = attack_named(attack)
     loader = opened(data, batch_size, shuffle=False, collate_fn=collate_fn)
     device = next(posterior.parameters()).device
     logits = predictive_of(posterior, preprocess, draws=draws, average=average)

@@ -145,6 +145,55 @@ def distances(
     return _save(figure, path)
 
 
+def risk_coverage(path: Path, lines: Mapping[str, tuple[Sequence[float], Sequence[float]]]) -> Path:
+    """Share of wrong answers among the surest ones, against how many are answered."""
+    figure, axes = _figure(5.5, 3.8)
+    axis = axes[0, 0]
+    for name, (coverage, risk) in lines.items():
+        axis.plot(coverage, risk, label=name, color=colours_of(lines)[name])
+    axis.set(xlabel="share answered, the surest first", ylabel="share of these wrong", xlim=(0, 1))
+    axis.set_ylim(bottom=0)
+    axis.legend(frameon=False)
+    return _save(figure, path)
+
+
+def under_shift(
+    path: Path, lines: Mapping[str, Mapping[float, Mapping[str, float]]], strength: str
+) -> Path:
+    """Accuracy and mean entropy against the strength of a shift or an attack, a line a kind; beyond
+    as many kinds as there are colours their mean stands out of all in grey.
+
+    Args:
+        path: of the picture.
+        lines: by kind and strength, ``accuracy`` and ``entropy``; strength 0 is the clean data.
+        strength: what it is, with its unit.
+    """
+    figure, axes = _figure(10, 3.8, 1, 2)
+    many = len(lines) > len(COLOURS)
+    colours = dict.fromkeys(lines, "#c4c9d2") if many else colours_of(lines)
+    for axis, figure_name, words in zip(
+        axes[0],
+        ("accuracy", "entropy"),
+        ("accuracy", "mean entropy (nats)"),
+        strict=True,
+    ):
+        for kind, line in lines.items():
+            values = [row[figure_name] for row in line.values()]
+            axis.plot(list(line), values, "o-", markersize=3, color=colours[kind], label=kind)
+        if many:
+            for line in axis.lines:
+                line.set_label(None)
+            places = list(next(iter(lines.values())))
+            means = [
+                sum(row[p][figure_name] for row in lines.values()) / len(lines) for p in places
+            ]
+            axis.plot(places, means, "o-", color=COLOURS[0], label=f"mean of {len(lines)} kinds")
+        axis.set(xlabel=strength, ylabel=words)
+    axes[0, 0].set_ylim(0, 1.02)
+    axes[0, 0].legend(frameon=False, fontsize=8)
+    return _save(figure, path)
+
+
 def curves(path: Path, history: Sequence[Mapping[str, float]]) -> Path:
     """Training loss and validation NLL over the epochs of a run."""
     figure, axes = _figure(5.5, 3.6)

@@ -15,10 +15,11 @@ from rich.progress import Progress
 from torch.utils.data import DataLoader, Dataset
 
 import bella
-from bella.data import ImageList, OnBadImage, Preprocess, open_images
+from bella.data import ImageList, OnBadImage, Preprocess
 from bella.data.images import LARGEST_SIDE
 from bella.errors import BellaError
-from bella.evaluation.evaluate import evaluate
+from bella.evaluation.decisions import Part
+from bella.evaluation.evaluate import collect
 from bella.files import read_sealed_json, write_whole
 from bella.host import device_named
 from bella.interop.hub import FILES, local_folder
@@ -26,6 +27,7 @@ from bella.models import open_network
 from bella.posterior import Posterior
 from bella.prediction.predict import predict
 from bella.prediction.predictive import Predictive
+from bella.runs.evaluating import evaluate_run
 from bella.storage import said_wrong
 
 MODEL = "model.json"
@@ -59,18 +61,18 @@ class TrainedRun:
     def evaluate(
         self,
         data: str | Path,
-        ood: str | Path | None = None,
+        ood: Sequence[str | Path] | str | Path | None = None,
         bar: Progress | None = None,
         on_bad_image: OnBadImage = "stop",
-    ) -> dict[str, float]:
-        """All figures on a labelled folder or CSV; ``ood`` holds images of another kind."""
-        labelled = open_images(data, self.preprocess, self.classes, on_bad_image=on_bad_image)
-        loader = self.loader(labelled)
-        other: Any = None
-        if ood is not None:
-            other = self.loader(_Unlabelled(ImageList(ood, self.preprocess, on_bad_image)))
+        **more: Any,
+    ) -> dict[str, Any]:
+        """All figures on a labelled folder or CSV; see `bella.runs.evaluating.evaluate_run`."""
+        return evaluate_run(self, data, ood, bar, on_bad_image, **more)
+
+    def collect(self, images: Dataset, bar: Progress | None = None) -> Part:
+        """The predictive of labelled images, and their labels."""
         with self.drawing():
-            return evaluate(self.posterior, loader, ood=other, progress=bar, draws=self.draws)
+            return collect(self.posterior, self.loader(images), progress=bar, draws=self.draws)
 
     def predict(
         self,
@@ -101,19 +103,6 @@ class TrainedRun:
         with torch.random.fork_rng():
             torch.manual_seed(self.seed)
             yield
-
-
-class _Unlabelled(Dataset[tuple[torch.Tensor, int]]):
-    """Images without labels as items with the label -1, which `evaluate` reads as none."""
-
-    def __init__(self, images: ImageList):
-        self.images = images
-
-    def __len__(self) -> int:
-        return len(self.images)
-
-    def __getitem__(self, index: int) -> tuple[torch.Tensor, int]:
-        return self.images[index], -1
 
 
 @dataclass(frozen=True)

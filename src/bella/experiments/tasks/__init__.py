@@ -12,11 +12,23 @@ from bella.experiments.tasks.cifar10 import cifar10_task
 from bella.experiments.tasks.elpv import elpv_task
 from bella.experiments.tasks.fashion_mnist import fashion_task
 from bella.experiments.tasks.from_scratch import fashion_mlp_task, fashion_resnet_task
+from bella.experiments.tasks.shifts import with_corruptions, with_other
 from bella.experiments.tasks.task import Gallery, Place, Task, Words
 from bella.experiments.tasks.texts import text_task
 from bella.experiments.tasks.wordnet import wordnet_task
 
-__all__ = ["TASKS", "Gallery", "Place", "Task", "Words", "images_task", "task_named", "text_task"]
+__all__ = [
+    "TASKS",
+    "Gallery",
+    "Place",
+    "Task",
+    "Words",
+    "images_task",
+    "task_named",
+    "text_task",
+    "with_corruptions",
+    "with_other",
+]
 
 TASKS: dict[str, Callable[..., Task]] = {
     "elpv": elpv_task,

@@ -60,17 +60,26 @@ class TextRun:
     def evaluate(
         self,
         data: str | Path,
-        ood: str | Path | None = None,
+        ood: Sequence[str | Path] | str | Path | None = None,
         bar: Progress | None = None,
         on_bad_image: str = "stop",
+        **more: Any,
     ) -> dict[str, float]:
         """All figures on a file of labelled rows; ``ood`` holds rows of another kind, whose labels
         count where all of them are known.
 
         Raises:
-            BellaError: a column is missing (the sentence lists those that are there), or a row
-                cannot be read.
+            BellaError: a column is missing (the sentence lists those that are there), a row cannot
+                be read, or something is asked that runs on images alone have.
         """
+        if more:
+            raise BellaError(
+                f"{next(iter(more))} is for runs on images: leave it out for a run on texts."
+            )
+        if ood is not None and not isinstance(ood, str | Path):
+            if len(ood) > 1:
+                raise BellaError("A run on texts takes rows of one other kind: give ood once.")
+            ood = ood[0] if ood else None
         known = self.tokenised(_test_of(data), labelled=True)
         foreign = None
         if ood is not None:
