@@ -377,16 +377,16 @@ def test_every_method_is_trained_opened_and_exported(place, tmp_path, method):
 
 
 def test_a_user_gets_what_the_table_promised(place, tmp_path):
-    """`train` and the row "bella" of a comparison are one recipe."""
+    """`train` and the row "repulsive" of a comparison are one recipe."""
     network = f"hf:{place / 'network'}"
     settings = {"epochs": 2, "batch_size": 8, "learning_rate": 0.01}
     asked = RunConfig(data=str(place / "images"), network=network, **settings)
     found = train(asked, tmp_path / "run", progress=False)
     task = folder_task(place / "images", network)
     results = compare(
-        task, ["bella"], seeds=1, folder=tmp_path / "compare", progress=False, **settings
+        task, ["repulsive"], seeds=1, folder=tmp_path / "compare", progress=False, **settings
     )
-    row = results["methods"]["bella"]["figures"]
+    row = results["methods"]["repulsive"]["figures"]
     for name in ("accuracy", "nll", "mutual_information", "brier"):
         assert row[name]["mean"] == pytest.approx(found[name], rel=1e-3), name
 

@@ -21,10 +21,12 @@ def compare(
         str,
         typer.Option(
             help="Comma between: probe, probe-ensemble, single, ensemble, svgd, lora, "
-            "lora-ensemble, bella, bella-svgd, bella-function, vbl, rank1, vi, ssvi, ssvi-0.05, "
-            "soup, single+temperature, lora+temperature."
+            "lora-ensemble, repulsive, bella-svgd, bella-function, multi-depth, vbl, mola, rank1, "
+            "vi, ssvi, ssvi-0.05, soup, anchors, bella (the recipe), bella-1, bella-log, "
+            "bella-uncoupled; +temperature after single, lora, lora-ensemble, multi-depth, probe, "
+            "probe-ensemble or bella; +distance after lora-ensemble or multi-depth."
         ),
-    ] = "probe,lora,lora+temperature,lora-ensemble,bella",
+    ] = "probe,lora+temperature,lora-ensemble+temperature,anchors,bella",
     network: Annotated[str, typer.Option(help="For your own data.")] = "efficientnet-lite0",
     image_size: Annotated[
         int | None, typer.Option(help="For your own data.", show_default="the network's")

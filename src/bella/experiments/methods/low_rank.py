@@ -1,4 +1,4 @@
-"""Low-rank particles: single LoRA, their ensemble, and Bella with each transport."""
+"""Low-rank particles: single LoRA, their ensemble, and each transport."""
 
 from __future__ import annotations
 
@@ -40,9 +40,9 @@ ROWS = (
     LowRank(
         name="lora-ensemble", title="low-rank ensemble", particles=5, settings=moved("ensemble")
     ),
-    LowRank(name="bella", title="Bella (repulsive)", particles=5, settings=BELLA),
-    LowRank(name="bella-svgd", title="Bella (svgd)", particles=5, settings=moved("svgd")),
+    LowRank(name="repulsive", title="particles (repulsive)", particles=5, settings=BELLA),
+    LowRank(name="bella-svgd", title="particles (svgd)", particles=5, settings=moved("svgd")),
     LowRank(
-        name="bella-function", title="Bella (function)", particles=5, settings=moved("function")
+        name="bella-function", title="particles (function)", particles=5, settings=moved("function")
     ),
 )
