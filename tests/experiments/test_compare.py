@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import importlib
 import json
+import shutil
 
 import pytest
 import torch
@@ -107,8 +108,9 @@ def ran(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def controls(ran):
-    folder, _ = ran
+def controls(ran, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("controls") / "compare"
+    shutil.copytree(ran[0], folder)
     rows = [*RECIPE, "bella", "repulsive"]
     return folder, compare(small_task(), rows, seeds=1, folder=folder, progress=False)
 

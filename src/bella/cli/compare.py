@@ -20,11 +20,13 @@ def compare(
     methods: Annotated[
         str,
         typer.Option(
-            help="Comma between: probe, probe-ensemble, single, ensemble, svgd, lora, "
-            "lora-ensemble, repulsive, bella-svgd, bella-function, multi-depth, vbl, mola, rank1, "
-            "vi, ssvi, ssvi-0.05, soup, anchors, bella (the recipe), bella-1, bella-log, "
-            "bella-uncoupled; +temperature after single, lora, lora-ensemble, multi-depth, probe, "
-            "probe-ensemble or bella; +distance after lora-ensemble or multi-depth."
+            help="Comma between. Particles: lora, lora-ensemble, repulsive, bella-svgd, "
+            "bella-function, multi-depth, vbl, mola, soup. The recipe: bella, bella-1, bella-log, "
+            "bella-uncoupled, anchors. Without particles: untrained, probe, probe-ensemble. All "
+            "weights: single, ensemble, svgd, rank1, vi, ssvi, ssvi-0.05. Calibrated: "
+            "single+temperature, probe+temperature, probe-ensemble+temperature, "
+            "lora+temperature, lora-ensemble+temperature, lora-ensemble+distance, "
+            "multi-depth+temperature, multi-depth+distance, bella+temperature."
         ),
     ] = "probe,lora+temperature,lora-ensemble+temperature,anchors,bella",
     network: Annotated[str, typer.Option(help="For your own data.")] = "efficientnet-lite0",

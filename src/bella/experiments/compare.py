@@ -26,6 +26,7 @@ from bella.experiments.methods import Method, methods_named
 from bella.experiments.tasks.task import Task
 from bella.files import plain, read_json, write_json
 from bella.host import versions
+from bella.recipes import KINDS
 from bella.report.claims import claims
 from bella.report.tables import FORMAT
 from bella.training.settings import Settings, checked
@@ -113,7 +114,7 @@ def compare(
         "title": task.title,
         "seeds": seeds,
         "settings": bench.settings,
-        "low_rank": {"rank": task.rank, **task.build, "frozen_heads": task.frozen_heads},
+        "low_rank": {"rank": task.rank, **KINDS["low-rank"].build, **task.build},
         "parts": {name: len(positions) for name, (_, positions) in task.split(0).items()},
         "splits": "each seed" if task.split(0) != task.split(1) else "all seeds",
         "shifts": list(task.shifts),

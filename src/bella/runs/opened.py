@@ -24,6 +24,7 @@ from bella.host import device_named
 from bella.interop.hub import FILES, local_folder
 from bella.models import open_network
 from bella.posterior import Posterior
+from bella.prediction.mixture import Mixture, is_there, read_mixture
 from bella.prediction.predict import predict
 from bella.prediction.predictive import Predictive
 from bella.storage import said_wrong
@@ -45,6 +46,7 @@ class TrainedRun:
         network: the network's name.
         draws: of a stochastic posterior, for each prediction.
         seed: of those draws.
+        mixture: the particles pooled with readouts, where the run has such.
         workers: processes that read images; 0 reads them in this one.
     """
 
@@ -55,6 +57,12 @@ class TrainedRun:
     draws: int = 1
     seed: int = 0
     workers: int = 0
+    mixture: Mixture | None = None
+
+    @property
+    def predicts(self) -> Posterior | Mixture:
+        """What evaluates and predicts: the mixture, or the particles where there is none."""
+        return self.posterior if self.mixture is None else self.mixture
 
     def evaluate(
         self,
@@ -70,7 +78,7 @@ class TrainedRun:
         if ood is not None:
             other = self.loader(_Unlabelled(ImageList(ood, self.preprocess, on_bad_image)))
         with self.drawing():
-            return evaluate(self.posterior, loader, ood=other, progress=bar, draws=self.draws)
+            return evaluate(self.predicts, loader, ood=other, progress=bar, draws=self.draws)
 
     def predict(
         self,
@@ -86,7 +94,7 @@ class TrainedRun:
         device = next(self.posterior.network.parameters()).device
         with self.drawing():
             for batch in loader:
-                parts.append(predict(self.posterior, batch.to(device), draws=self.draws).cpu())
+                parts.append(predict(self.predicts, batch.to(device), draws=self.draws).cpu())
                 if bar and task is not None:
                     bar.advance(task)
         return Predictions(listed.paths, Predictive.cat(parts), self.classes)
@@ -139,6 +147,11 @@ class Predictions:
                 "probability": round(float(predictive.confidence[i]), 6),
                 "entropy": round(float(predictive.entropy[i]), 6),
                 "mutual_information": round(float(predictive.mutual_information[i]), 6),
+                **(
+                    {}
+                    if predictive.novelty is None
+                    else {"novelty": round(float(predictive.novelty[i]), 6)}
+                ),
                 "rank": int(ranks[i]),
                 **{
                     f"p({name})": round(float(predictive.probs[i, k]), 6)
@@ -181,6 +194,7 @@ def open_run(
     opened = open_network(model.network, len(model.classes), model.image_size, model.seed)
     posterior = bella.load(folder, opened.network)
     posterior.eval().to(place)
+    mixture = read_mixture(folder, posterior) if is_there(folder) else None
     return TrainedRun(
         posterior,
         tuple(model.classes),
@@ -189,6 +203,7 @@ def open_run(
         model.draws,
         model.seed,
         workers,
+        mixture,
     )
 
 

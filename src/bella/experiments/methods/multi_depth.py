@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from bella.errors import BellaError
-from bella.experiments.methods.low_rank import LowRank
+from bella.experiments.methods.low_rank import LowRank, built
 from bella.experiments.methods.trained import moved
 from bella.posterior import Posterior
 from bella.prediction.activations import Reading, first_block, pooled
@@ -87,7 +87,7 @@ class MultiDepth(LowRank):
             block.register_forward_pre_hook(head.hold, with_kwargs=True)
             return posterior
 
-        options = {"rank": bench.task.rank} | dict(bench.task.build) | dict(self.build)
+        options = {"rank": bench.task.rank} | built(bench, self)
         plan = bench.plan(KINDS["low-rank"], self.particles, seed, options, opened)
         plan = replace(plan, heads=(f"{name}.linear",), head=f"{name}.linear", probes=())
         frozen = made(replace(plan, particles=1))
@@ -96,7 +96,7 @@ class MultiDepth(LowRank):
             for part in ("train", "validation")
         ]
         probes = probes_for(features[0], features[1], self.particles, seed)
-        return made(replace(plan, probes=probes, frozen_heads=bench.task.frozen_heads))
+        return made(replace(plan, probes=probes))
 
 
 def best_reading(bench: Bench, seed: int, entrance: str) -> tuple[str, float, int]:

@@ -42,8 +42,6 @@ def elpv_task(shift_limit: int = 400) -> Task:
         split,
         {"doubt": "doubt", "shift": "poly"},
         {"epochs": 3, "learning_rate": 1e-3},
-        {"gain": 10.0},
-        frozen_heads=True,
         words=Words(
             examples="cells",
             noticing={"doubt": "finding cells that experts doubted"},
