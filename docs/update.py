@@ -69,7 +69,7 @@ def main(folders: list[str]) -> None:
                 text += f"\n\n![{title}](pictures/{results['task']}/{picture})"
         if demo:
             shifts = task_named(results["task"]).shifts
-            stopped = early_stop(results, shifts, folder, told_of(results))
+            stopped = early_stop(results, shifts, folder, stopping_of(told_of(results)))
             text += f"\n\nStopping early (seed 0, see `report.md`):\n\n{stopped}"
         marker = results["task"] if demo else f"{results['task']}-systems"
         between(ROOT / "docs" / "results.md", marker, text)

@@ -1,6 +1,7 @@
 """A user's run as a library: configuration, training into a folder, and the folder opened again."""
 
 import csv
+import dataclasses
 import json
 import math
 import os
@@ -205,7 +206,10 @@ def test_rank_1_is_the_image_of_most_entropy_and_ties_keep_their_order(tmp_path)
 @pytest.mark.parametrize(
     ("more", "said"),
     [
-        ({"gain": 3.0, "alpha": 1.0}, r"posterior alpha was None, now 1.0; posterior gain was 1.0"),
+        (
+            {"gain": 3.0, "alpha": 1.0},
+            r"posterior alpha was None, now 1.0; posterior gain was 10.0",
+        ),
         ({"seed": 1}, "seed was 0, now 1"),
         ({"particles": 2}, "posterior particles was 3, now 2"),
         ({"method": "full"}, "method was low-rank, now full"),
@@ -376,18 +380,37 @@ def test_every_method_is_trained_opened_and_exported(place, tmp_path, method):
 
 
 def test_a_user_gets_what_the_table_promised(place, tmp_path):
-    """`train` and the row "bella" of a comparison are one recipe."""
-    network = f"hf:{place / 'network'}"
+    """`train` and the row "bella" of a comparison are one recipe, mixture and all."""
+    network, images = f"hf:{place / 'network'}", write_images(tmp_path / "images", count=50, seed=3)
     settings = {"epochs": 2, "batch_size": 8, "learning_rate": 0.01}
-    asked = RunConfig(data=str(place / "images"), network=network, **settings)
+    asked = RunConfig(data=str(images), network=network, **settings)
     found = train(asked, tmp_path / "run", progress=False)
-    task = images_task(place / "images", network)
     results = compare(
-        task, ["bella"], seeds=1, folder=tmp_path / "compare", progress=False, **settings
+        images_task(images, network),
+        ["bella"],
+        seeds=1,
+        folder=tmp_path / "compare",
+        progress=False,
+        **settings,
     )
     row = results["methods"]["bella"]["figures"]
     for name in ("accuracy", "nll", "mutual_information", "brier"):
         assert row[name]["mean"] == pytest.approx(found[name], rel=1e-3), name
+
+    # The folder has it, and who opens it predicts with it.
+    run = open_run(tmp_path / "run", device="cpu")
+    assert run.mixture is not None
+    assert run.mixture.figures["anchors"]
+    said = run.predict([images / "day"])
+    assert {"novelty", "mutual_information"} <= set(said.rows()[0])
+    alone = dataclasses.replace(run, mixture=None).predict([images / "day"])
+    assert not torch.allclose(alone.predictive.probs, said.predictive.probs, atol=1e-4)
+
+    # Without it the particles predict, as they do where validation has hardly any images.
+    train(asked.model_copy(update={"mixture": "none"}), tmp_path / "plain", progress=False)
+    assert open_run(tmp_path / "plain", device="cpu").mixture is None
+    with pytest.raises(BellaError, match="mixture='linear' is for the method low-rank"):
+        complete(RunConfig(data="x", method="full", mixture="linear"))
 
 
 def test_methods_bring_settings_that_a_user_can_change():
@@ -455,8 +478,9 @@ def test_what_was_found_is_told_before_the_training(place, tmp_path):
     text = "\n".join(found.lines())
     for words in ("day", "opens at vit.layers.0", "linear probes", "1 epochs of 2 steps", "on cpu"):
         assert words in text
-    (warning,) = found.warnings()
-    assert "14 training images make 2 steps an epoch and 2 in all" in warning
+    steps, few = found.warnings()
+    assert "14 training images make 2 steps an epoch and 2 in all" in steps
+    assert "fewer than 10 images, too few to pool" in few
 
 
 def test_telling_changes_no_number(place, figures, tmp_path):

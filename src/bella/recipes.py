@@ -30,7 +30,11 @@ BELLA: Mapping[str, Any] = {
     # The strongest repulsion that costs no validation NLL (docs/results.md).
     "transport_options": {"temperature": 1000.0},
 }
-"""How low-rank particles move where nobody says otherwise: the row "Bella" of every table."""
+"""How low-rank particles move where nobody says otherwise."""
+
+START: Mapping[str, Any] = {"gain": 10.0}
+"""How their factors start: A wide (chosen on validation, docs/results.md), so that particles differ
+from the first step on."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,6 +79,9 @@ class Recipe:
         constructor: the public function behind it, whose arguments `Plan.options` may name.
         particles: how many where nobody says.
         settings: of `bella.fit` on a pre-trained network, where nobody says otherwise.
+        build: of the constructor, where nobody says otherwise.
+        mixes: whether its particles are pooled with readouts of the frozen network that they began
+            as, see `bella.mixture`.
         draws: of a stochastic posterior, for each prediction.
         alone: whether there can only be one particle.
         one_probe: whether all particles start from one probe, and not each from its own.
@@ -88,6 +95,8 @@ class Recipe:
     constructor: str
     particles: int = 5
     settings: Mapping[str, Any] = field(default_factory=dict)
+    build: Mapping[str, Any] = field(default_factory=dict)
+    mixes: bool = False
     draws: int = 1
     alone: bool = False
     one_probe: bool = False
@@ -253,7 +262,9 @@ def finish_laplace(posterior: Posterior, train: Any, validation: Any) -> Posteri
 ALONE = {"transport": "ensemble", "transport_options": {}}
 
 KINDS: dict[str, Recipe] = {
-    "low-rank": Recipe(make=make_low_rank, constructor="low_rank", settings=BELLA),
+    "low-rank": Recipe(
+        make=make_low_rank, constructor="low_rank", settings=BELLA, build=START, mixes=True
+    ),
     "rank1": Recipe(
         make=make_rank1,
         constructor="rank1",
@@ -283,6 +294,7 @@ KINDS: dict[str, Recipe] = {
     "laplace": Recipe(
         make=make_low_rank,
         constructor="low_rank",
+        build=START,
         particles=1,
         draws=20,
         settings=ALONE,

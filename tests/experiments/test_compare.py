@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import importlib
 import json
+import shutil
 
 import pytest
 import torch
@@ -15,7 +16,6 @@ from torch.utils.data import Dataset
 
 import bella
 from bella.data import Preprocess
-from bella.errors import BellaError
 from bella.experiments.bench import read_outputs
 from bella.experiments.compare import Row, compare, summary
 from bella.experiments.methods import METHODS, methods_named
@@ -24,6 +24,7 @@ from bella.experiments.page import write_page
 from bella.experiments.tasks import task_named
 from bella.experiments.tasks.task import Task, fixed
 from bella.models import Defaults, Opened
+from bella.prediction.pool import fit_pool
 from bella.prediction.predictive import Predictive
 from bella.report import pictures
 from bella.report.claims import claims, claims_markdown
@@ -84,12 +85,18 @@ def small_task(skips=False):
     )
 
 
-HEADED = [name for name in METHODS if name != "untrained"]
+RECIPE = [
+    *("multi-depth", "multi-depth+temperature", "multi-depth+distance", "mola", "anchors"),
+    *("lora-ensemble+distance", "bella+temperature", "bella-1", "bella-log", "bella-uncoupled"),
+]
+"""The recipe's controls, which one seed is enough for here."""
+
+HEADED = [name for name in METHODS if name not in ("untrained", *RECIPE)]
 """What a network with a fresh head is compared in."""
 
 
 def test_a_network_with_a_fresh_head_has_no_row_before_it_is_trained(tmp_path):
-    with pytest.raises(BellaError, match="a head that nobody trained"):
+    with pytest.raises(bella.BellaError, match="a head that nobody trained"):
         compare(small_task(), ["untrained"], seeds=1, folder=tmp_path, progress=False)
 
 
@@ -98,6 +105,24 @@ def ran(tmp_path_factory):
     folder = tmp_path_factory.mktemp("compare")
     results = compare(small_task(), list(HEADED), seeds=2, folder=folder, progress=False)
     return folder, results
+
+
+@pytest.fixture(scope="module")
+def controls(ran, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("controls") / "compare"
+    shutil.copytree(ran[0], folder)
+    rows = [*RECIPE, "bella", "repulsive"]
+    return folder, compare(small_task(), rows, seeds=1, folder=folder, progress=False)
+
+
+def test_the_controls_have_every_figure(controls):
+    _, results = controls
+    assert set(results["methods"]) == {*RECIPE, "bella", "repulsive"}
+    for method in results["methods"].values():
+        assert {"nll", "auroc_errors_confidence"} <= set(method["figures"])
+        assert {"auroc_novelty", "nll"} <= set(method["parts"]["shift"])
+    # Heads that read six numbers more.
+    assert results["methods"]["multi-depth"]["costs"]["trainable"]["mean"] == 5 * (38 + 12)
 
 
 def test_every_method_has_every_figure(ran):
@@ -113,16 +138,52 @@ def test_every_method_has_every_figure(ran):
     methods = results["methods"]
     trainable = {name: method["costs"]["trainable"]["mean"] for name, method in methods.items()}
     assert trainable["lora"] == 2 * (6 + 6) + 14
-    assert trainable["bella"] == 5 * 38
+    assert trainable["repulsive"] == 5 * 38
     assert trainable["probe"] == 14
     assert methods["lora"]["figures"]["mutual_information"]["mean"] == 0
     assert methods["bella"]["figures"]["mutual_information"]["mean"] > 0
 
-    def losses(name):
-        return methods[name]["parts"]["validation"]["nll"]["values"]
 
-    for one, two in zip(losses("lora+temperature"), losses("lora"), strict=True):
-        assert one <= two + 1e-6
+def test_the_recipe_s_row_is_the_mixture_that_it_keeps(controls):
+    folder, results = controls
+    task = small_task()
+    x = task.pools["test"].x
+    for name in ("bella", "bella-log", "bella-1", "lora-ensemble+distance"):
+        mixture = bella.load_mixture(folder / "runs" / f"{name}-0" / "posterior", Network())
+        said, _ = read_outputs(folder / "runs" / f"{name}-0")["test"]
+        again = bella.predict(mixture, x)
+        for part in ("probs", "novelty", "mutual_information"):
+            one, two = getattr(said, part), getattr(again, part)
+            torch.testing.assert_close(one, two, rtol=1e-3, atol=1e-5)
+    costs = {name: method["costs"] for name, method in results["methods"].items()}
+    assert costs["bella"]["trainable"]["mean"] > costs["repulsive"]["trainable"]["mean"]
+    assert costs["bella"]["bytes_on_disk"]["mean"] > costs["repulsive"]["bytes_on_disk"]["mean"]
+
+
+def test_rows_with_a_temperature_pool_one_group_and_do_not_flatter_themselves(ran):
+    folder, results = ran
+    for name in ("lora", "lora-ensemble", "probe-ensemble"):
+        before = read_outputs(folder / "runs" / f"{name}-0")
+        after = read_outputs(folder / "runs" / f"{name}+temperature-0")
+        logits, truth = before["validation"][0].logits, before["validation"][1]
+        pool = fit_pool([logits], truth)
+        expected = pool([before["test"][0].logits])
+        torch.testing.assert_close(after["test"][0].probs, expected.probs)
+        honest = results["methods"][f"{name}+temperature"]["parts"]["validation"]["nll"]["values"]
+        assert honest[0] > pool([logits]).nll(truth)
+
+
+def test_laplace_lies_around_every_particle(controls):
+    folder, _ = controls
+    said, _ = read_outputs(folder / "runs" / "mola-0")["test"]
+    assert said.logits.shape[0] == 5 * 20
+    trained, _ = read_outputs(folder / "runs" / "lora-ensemble-0")["test"]
+    x = small_task().pools["test"].x
+    for particle in range(5):
+        own = bella.load(folder / "runs" / "mola-0" / "posterior" / str(particle), Network())
+        with torch.no_grad():
+            centre = own.around(x)
+        torch.testing.assert_close(centre[0], trained.logits[particle], rtol=1e-4, atol=1e-5)
 
 
 def test_what_ran_is_not_run_again(ran, monkeypatch):
@@ -174,10 +235,10 @@ def test_what_a_setting_does_not_touch_is_kept(ran, monkeypatch):
 def test_the_soup_is_the_merged_network(ran):
     folder, _ = ran
     task = small_task()
-    posterior = bella.load(folder / "runs" / "bella-0" / "posterior", Network())
-    logits, labels = read_outputs(folder / "runs" / "soup-0")["test"]
+    posterior = bella.load(folder / "runs" / "repulsive-0" / "posterior", Network())
+    said, labels = read_outputs(folder / "runs" / "soup-0")["test"]
     part = task.pools["test"]
-    torch.testing.assert_close(logits[0], posterior.soup()(part.x), rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(said.logits[0], posterior.soup()(part.x), rtol=1e-4, atol=1e-5)
     assert torch.equal(labels, part.y)
 
 
@@ -186,7 +247,7 @@ def test_a_network_without_a_shared_prefix_is_compared_as_well(tmp_path):
     results = compare(
         small_task(skips=True), ["probe", "soup"], seeds=1, folder=tmp_path, progress=False
     )
-    posterior = bella.load(tmp_path / "runs" / "bella-0" / "posterior", Network(True))
+    posterior = bella.load(tmp_path / "runs" / "repulsive-0" / "posterior", Network(True))
     part = small_task().pools["test"]
     expected = bella.metrics.accuracy(posterior.soup()(part.x).softmax(-1), part.y)
     assert results["methods"]["soup"]["figures"]["accuracy"]["mean"] == pytest.approx(expected)
@@ -252,7 +313,7 @@ def test_tasks_from_scratch_open_fresh_networks(task, fashion_folder, monkeypatc
 
 
 def test_methods_bring_what_they_start_from():
-    assert [m.name for m in methods_named(["soup"])] == ["bella", "soup"]
+    assert [m.name for m in methods_named(["soup"])] == ["repulsive", "soup"]
     with pytest.raises(bella.BellaError, match="'bella'"):
         methods_named(["belle"])
     with pytest.raises(bella.BellaError, match="seeds=0"):
@@ -358,7 +419,8 @@ def test_the_sections_of_a_table_hold_every_figure_once(ran):
         for column in columns:
             assert f" {column.heading} " in shown
     assert {column.name for column in names["on other images"]} == {
-        *("auroc_shift_entropy", "auroc_shift_mi", "accuracy_shift", "nll_shift"),
+        *("auroc_shift_entropy", "auroc_shift_mi", "auroc_shift_novelty"),
+        *("accuracy_shift", "nll_shift"),
     }
     assert "…" not in shown
     page = markdown_table(results)

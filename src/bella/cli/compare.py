@@ -56,11 +56,15 @@ def compare(
     methods: Annotated[
         str,
         typer.Option(
-            help="Comma between: untrained, probe, probe-ensemble, single, ensemble, svgd, lora, "
-            "lora-ensemble, bella, bella-svgd, bella-function, vbl, rank1, vi, ssvi, ssvi-0.05, "
-            "soup, single+temperature, lora+temperature."
+            help="Comma between. Particles: lora, lora-ensemble, repulsive, bella-svgd, "
+            "bella-function, multi-depth, vbl, mola, soup. The recipe: bella, bella-1, bella-log, "
+            "bella-uncoupled, anchors. Without particles: untrained, probe, probe-ensemble. All "
+            "weights: single, ensemble, svgd, rank1, vi, ssvi, ssvi-0.05. Calibrated: "
+            "single+temperature, probe+temperature, probe-ensemble+temperature, "
+            "lora+temperature, lora-ensemble+temperature, lora-ensemble+distance, "
+            "multi-depth+temperature, multi-depth+distance, bella+temperature."
         ),
-    ] = "probe,lora,lora+temperature,lora-ensemble,bella",
+    ] = "probe,lora+temperature,lora-ensemble+temperature,anchors,bella",
     network: Annotated[
         str | None,
         typer.Option(

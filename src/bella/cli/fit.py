@@ -119,6 +119,13 @@ def fit(
         str | None,
         typer.Option(help="Folders of PEFT adapters to start the particles as, comma between."),
     ] = None,
+    mixture: Annotated[
+        str | None,
+        typer.Option(
+            help="How particles are pooled with readouts of the frozen network: linear, log, none.",
+            show_default="linear; none of other methods than low-rank",
+        ),
+    ] = None,
     option: Annotated[
         list[str] | None,
         typer.Option(help="Further NAME=VALUE of the method, such as density=0.05; repeatable."),
@@ -213,6 +220,7 @@ def fit(
         target_modules=target_modules.split(",") if target_modules else None,
         head_init=heads,
         templates=template or None,
+        mixture=mixture,
         from_adapters=from_adapters.split(",") if from_adapters else None,
         options=parse_options(option),
         on_bad_image=None if on_bad_image is None else on_bad_image.value,

@@ -10,12 +10,14 @@ import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
 import torch
 from rich.progress import Progress
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
+from torch import Tensor
 from torch.utils.data import DataLoader, default_collate
 
 import bella
@@ -23,14 +25,20 @@ from bella.errors import BellaError
 from bella.evaluation.evaluate import collect
 from bella.experiments.methods.base import Costs, Outputs
 from bella.experiments.tasks.task import Task
-from bella.files import read_json
+from bella.files import read_json, write_whole
+from bella.inputs import split
 from bella.models import Opened
 from bella.models.language import OpenedLanguage
 from bella.posterior import Posterior
-from bella.prediction.predict import predict
+from bella.prediction.activations import Place, Reader, Reading, find_places
+from bella.prediction.mixture import Distance, Readout
+from bella.prediction.predict import Combined, predict
+from bella.prediction.predictive import Average, Predictive
 from bella.recipes import Plan, Recipe, linear_head
+from bella.training.anchors import Activations, choose_anchors
 from bella.training.cache import CachedPrefix, is_fixed
 from bella.training.identity import fingerprint_data
+from bella.training.mixture import LARGEST, candidates, distances_of, gather
 from bella.training.probe import (
     Features,
     Probe,
@@ -65,6 +73,8 @@ class Bench:
         self.bar = bar
         self.pools: dict[str, Batches] = {}
         self.pool_features: dict[str, Features] = {}
+        self.read: dict[str, Activations] = {}
+        self.anchors: dict[int, list[Readout]] = {}
         self.probes: dict[tuple[int, int], list[Probe]] = {}
         self.strengths: dict[int, float] = {}
         self.networks: dict[int, str] = {}
@@ -144,7 +154,7 @@ class Bench:
     def predict(
         self, posterior: Posterior, seed: int, *, draws: int = 1, images: bool = False
     ) -> Outputs:
-        """Every particle's logits on all parts but the training data."""
+        """What a posterior says of all parts but the training data."""
         found = {}
         with torch.random.fork_rng():
             torch.manual_seed(seed)
@@ -152,7 +162,7 @@ class Bench:
                 if part != "train":
                     data = self.loader(*place, images=images)
                     predictive, labels = collect(posterior, data, draws=draws)
-                    found[part] = (predictive.logits, labels)
+                    found[part] = (predictive, labels)
         return found
 
     def features(self, part: str, seed: int) -> Features:
@@ -164,6 +174,63 @@ class Bench:
             self.pool_features[pool] = head_inputs(posterior, everything)
         x, y = self.pool_features[pool]
         return x[positions], y[positions]
+
+    @cached_property
+    def reader(self) -> tuple[Reader, list[Reading]]:
+        """What reads frozen activations, and all readings that may be kept."""
+        posterior = self.frozen().eval()
+        pool, images = next(iter(self.task.pools.items()))
+        batch = next(iter(self.loader(pool, range(min(8, len(images))), images=True)))
+        args, kwargs, _ = split(batch, posterior.network)
+        places = find_places(posterior, args, kwargs)
+        reader = Reader(posterior, places.values())
+        arrived, *_ = reader(args, kwargs)
+        most = LARGEST // max(map(len, self.task.pools.values()))
+        readings = [
+            reading
+            for reading in candidates(posterior, places, args, kwargs)
+            if arrived[reading.place][0].numel() <= most or reading.pooling != "flat"
+        ]
+        return reader, readings
+
+    def activations(self, part: str, seed: int) -> Activations:
+        """What the frozen network makes of one part at several depths; read once for each pool."""
+        pool, positions = self.task.split(seed)[part]
+        if pool not in self.read:
+            reader, readings = self.reader
+            images = self.loader(pool, range(len(self.task.pools[pool])), images=True)
+            self.read[pool], _ = gather(
+                reader, readings, images, None, 64, progress=self.bar, what=pool
+            )
+        return self.read[pool].select(positions)
+
+    def readouts_of(self, seed: int) -> list[Readout]:
+        """The anchors of a seed's split.
+
+        Raises:
+            BellaError: the network has no head for the task's classes: its answers are of another
+                kind, such as options that it is shown.
+        """
+        if not self.task.open(0).defaults.modules_to_save:
+            raise BellaError(
+                f"The network of {self.task.name} answers without a head of its own, so no readout "
+                "can be put beside it: leave out the rows with anchors."
+            )
+        if seed not in self.anchors:
+            parts = self.activations("train", seed), self.activations("validation", seed)
+            chosen = choose_anchors(*parts, len(self.task.classes), progress=self.bar)
+            self.anchors[seed] = [anchor.readout for anchor in chosen]
+        return self.anchors[seed]
+
+    def distances_of(self, seed: int) -> list[Distance]:
+        """The distances from a seed's training part."""
+        return distances_of(None, self.activations("train", seed))
+
+    def places_of(self, readouts: Sequence[Readout], distances: Sequence[Distance]) -> list[Place]:
+        """Where readouts and distances read."""
+        readings = [*chain(*(r.readings for r in readouts)), *(d.reading for d in distances)]
+        used = {reading.place for reading in readings}
+        return [place for name, place in self.reader[0].places.items() if name in used]
 
     def probes_of(self, seed: int, count: int) -> list[Probe]:
         """The linear probe of a seed's split, or several on resamples of its training part."""
@@ -218,7 +285,7 @@ class Bench:
         inputs, _ = default_collate([images[i] for i in range(min(TIMED, len(images)))])
         return inputs
 
-    def milliseconds(self, posterior: Posterior, *, draws: int = 1) -> float:
+    def milliseconds(self, posterior: Posterior | Combined, *, draws: int = 1) -> float:
         """Time to predict one of `few_images`, from the image on: the best of three."""
         best = math.inf
         for _ in range(3):
@@ -258,5 +325,34 @@ def read_outputs(place: Path) -> Outputs:
     if not path.exists():
         raise BellaError(f"{place} holds no predictions: run the comparison again.")
     tensors = load_file(path)
-    parts = {name.rpartition(".")[0] for name in tensors}
-    return {part: (tensors[f"{part}.logits"], tensors[f"{part}.labels"]) for part in parts}
+    found: dict[str, tuple[Predictive, Tensor]] = {}
+    for part in dict.fromkeys(name.rpartition(".")[0] for name in tensors):
+        own = {
+            name: x
+            for field in TENSORS
+            if (x := tensors.get(name := f"{part}.{field}")) is not None
+        }
+        beside: dict[str, Any] = {name.rpartition(".")[2]: x for name, x in own.items()}
+        average: Average = "logits" if f"{part}.{OF_LOGITS}" in tensors else "probs"
+        found[part] = (Predictive(average=average, **beside), tensors[f"{part}.labels"])
+    return found
+
+
+def write_outputs(place: Path, outputs: Outputs) -> None:
+    """What `read_outputs` reads."""
+    tensors: dict[str, Tensor] = {}
+    for part, (predictive, labels) in outputs.items():
+        tensors[f"{part}.labels"] = labels.contiguous()
+        for field in TENSORS:
+            if (value := getattr(predictive, field)) is not None:
+                tensors[f"{part}.{field}"] = value.contiguous()
+        if predictive.average == "logits":
+            tensors[f"{part}.{OF_LOGITS}"] = torch.ones(1)
+    write_whole(place / "predictions.safetensors", lambda path: save_file(tensors, path))
+
+
+TENSORS = ("logits", "weights", *Predictive.beside)
+"""What of a predictive is kept."""
+
+OF_LOGITS = "averages_logits"
+"""Marks a predictive that averages logits."""

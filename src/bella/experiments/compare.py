@@ -16,18 +16,17 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import save_file
 
 import bella
 from bella.console import progress_bar
 from bella.errors import BellaError
 from bella.evaluation.evaluate import known_figures, shifted_figures
-from bella.experiments.bench import Bench
+from bella.experiments.bench import Bench, write_outputs
 from bella.experiments.methods import Method, methods_named
 from bella.experiments.tasks.task import Task
-from bella.files import plain, read_json, write_json, write_whole
+from bella.files import plain, read_json, write_json
 from bella.host import versions
-from bella.prediction.predictive import Predictive
+from bella.recipes import KINDS
 from bella.report.claims import claims
 from bella.report.tables import FORMAT
 from bella.training.settings import Settings, checked
@@ -115,7 +114,7 @@ def compare(
         "title": task.title,
         "seeds": seeds,
         "settings": bench.settings,
-        "low_rank": {"rank": task.rank, **task.build, "frozen_heads": task.frozen_heads},
+        "low_rank": {"rank": task.rank, **KINDS["low-rank"].build, **task.build},
         "parts": {name: len(positions) for name, (_, positions) in task.split(0).items()},
         "splits": "each seed" if task.split(0) != task.split(1) else "all seeds",
         "shifts": list(task.shifts),
@@ -188,7 +187,7 @@ def figures(bench: Bench, method: Method, seed: int) -> Row:
         return found
     place = bench.place(method.name, seed)
     outputs, costs = method.run(bench, seed, place)
-    predictives = {name: Predictive(logits) for name, (logits, _) in outputs.items()}
+    predictives = {name: predictive for name, (predictive, _) in outputs.items()}
     labels = {name: y for name, (_, y) in outputs.items()}
     validation = float(predictives["validation"].nll(labels["validation"]))
     shifted = {
@@ -200,13 +199,8 @@ def figures(bench: Bench, method: Method, seed: int) -> Row:
         {"validation": {"nll": validation}, **shifted},
         costs,
     )
-    tensors = {
-        f"{name}.{kind}": value.contiguous()
-        for name, pair in outputs.items()
-        for kind, value in zip(("logits", "labels"), pair, strict=True)
-    }
     place.mkdir(parents=True, exist_ok=True)
-    write_whole(place / "predictions.safetensors", lambda path: save_file(tensors, path))
+    write_outputs(place, outputs)
     write_json(place / "figures.json", {"key": key_of(bench, method, seed), **asdict(row)})
     gc.collect()
     return row

@@ -11,6 +11,7 @@ from bella.evaluation.early_stop import early_stop_rows
 from bella.experiments.bench import read_outputs
 from bella.experiments.methods import DEMO, METHODS
 from bella.experiments.methods.low_rank import LowRank
+from bella.experiments.methods.pooled import Pooled
 from bella.experiments.tasks.task import Task
 from bella.files import read_json, write_whole
 from bella.prediction.predictive import Predictive
@@ -50,6 +51,12 @@ def told_of(results: Results) -> str:
     return TOLD if TOLD in methods else several[-1] if several else next(iter(methods))
 
 
+def stopping_of(told: str) -> str:
+    """The method whose particles may stop early: a mixture's own particles, or the one told of."""
+    method = METHODS[told]
+    return method.of if isinstance(method, Pooled) else told
+
+
 def compared_in_pictures(results: Results) -> list[str]:
     """As many methods as a picture has colours for, those of the demo first."""
     names = [name for name in DEMO if name in results["methods"]]
@@ -60,7 +67,7 @@ def compared_in_pictures(results: Results) -> list[str]:
 def draw(task: Task, results: Results, folder: Path, told: str) -> dict[str, Path]:
     """All pictures, from the predictions of seed 0."""
     outputs = read_outputs(folder / "runs" / f"{told}-0")
-    predictive = {part: Predictive(logits) for part, (logits, _) in outputs.items()}
+    predictive = {part: said for part, (said, _) in outputs.items()}
     shown = _draw_images(task, folder, predictive)
     groups = task.words.groups or _parts
     shown["Uncertainty by group"] = pictures.densities(
@@ -74,7 +81,7 @@ def draw(task: Task, results: Results, folder: Path, told: str) -> dict[str, Pat
     shown["Reliability on the test set"] = pictures.reliability(
         folder / "reliability.png",
         {
-            METHODS[name].title: Predictive(read_outputs(folder / "runs" / f"{name}-0")["test"][0])
+            METHODS[name].title: read_outputs(folder / "runs" / f"{name}-0")["test"][0]
             for name in names
         },
         outputs["test"][1],
@@ -129,8 +136,7 @@ def early_stop(results: Results, shifts: Mapping[str, str], folder: Path, told: 
         folder: of the comparison.
         told: the method.
     """
-    outputs = read_outputs(folder / "runs" / f"{told}-0")
-    parts = {part: (Predictive(logits), labels) for part, (logits, labels) in outputs.items()}
+    parts = read_outputs(folder / "runs" / f"{told}-0")
     shifted = {name: parts[part] for name, part in shifts.items()}
     return early_stop_markdown(results, early_stop_rows(*parts["test"], ood=shifted))
 
@@ -170,16 +176,17 @@ def page(task: Task, results: Results, drawn: Mapping[str, Path], folder: Path, 
         lines += ["Every claim, won or not:", "", table, ""]
     for title, path in drawn.items():
         lines += [f"## {title}", "", f"![{title}]({path.name})", ""]
-    if len(read_outputs(folder / "runs" / f"{told}-0")["test"][0]) > 2:
+    stopping = stopping_of(told)
+    if len(read_outputs(folder / "runs" / f"{stopping}-0")["test"][0].logits) > 2:
         lines += [
             "## Stopping early",
             "",
-            f"{METHODS[told].title}, seed 0: the first two particles run on all {words.examples}, "
-            "the others only where the mutual information of the two is not below the bound "
-            "(`bella.predict(..., stop=bound)`). First row: the figures of all particles; below: "
-            "what changes.",
+            f"{METHODS[stopping].title}, seed 0: the first two particles run on all "
+            f"{words.examples}, the others only where the mutual information of the two is not "
+            "below the bound (`bella.predict(..., stop=bound)`). First row: the figures of all "
+            "particles; below: what changes.",
             "",
-            early_stop(results, task.shifts, folder, told),
+            early_stop(results, task.shifts, folder, stopping),
             "",
         ]
     return "\n".join(lines)

@@ -296,13 +296,13 @@ def find_places(
             raise BellaError(f"Nothing arrived at {name}: it lies before the stream, or is idle.")
     if names is not None:
         return found
-    return _spread(_distinct(found, whole), [_entrance(posterior), *_heads(posterior)])
+    return _spread(_distinct(found, whole), [first_block(posterior), *_heads(posterior)])
 
 
 def blocks_of(posterior: Posterior) -> list[str]:
     """Blocks that may be read: those that stand in a row with one around the first particles, in
     rows around rows (stages of blocks), and the heads."""
-    network, first = posterior.network, _entrance(posterior)
+    network, first = posterior.network, first_block(posterior)
     names: list[str] = []
     parts = first.split(".")
     for depth in range(len(parts)):
@@ -313,7 +313,7 @@ def blocks_of(posterior: Posterior) -> list[str]:
     return list(dict.fromkeys([*names, first, *_heads(posterior)]))
 
 
-def _entrance(posterior: Posterior) -> str:
+def first_block(posterior: Posterior) -> str:
     """The block that holds the first particles."""
     return entrance_of(posterior.network, next(iter(posterior.layers())))
 

@@ -10,19 +10,26 @@ from bella.metrics.paired import LEVEL, Paired, holm, paired_test
 from bella.report.tables import TEST, Column, Results, is_single, markdown
 
 PAIRS = (
-    ("bella", "ensemble"),
-    ("bella", "single+temperature"),
-    ("bella", "vbl"),
-    ("bella", "lora+temperature"),
-    ("bella", "lora-ensemble"),
+    *(
+        ("bella", control)
+        for control in (
+            *("lora-ensemble+temperature", "lora-ensemble+distance", "bella+temperature"),
+            *("single+temperature", "lora+temperature"),
+            *("probe+temperature", "probe-ensemble+temperature", "probe-ensemble"),
+            *("multi-depth+temperature", "multi-depth+distance"),
+            *("anchors", "bella-1", "bella-log", "bella-uncoupled"),
+            *("ensemble", "vbl", "mola", "lora-ensemble", "probe"),
+        )
+    ),
+    ("repulsive", "lora-ensemble"),
     ("bella-svgd", "lora-ensemble"),
+    ("multi-depth", "lora-ensemble"),
+    ("mola", "lora-ensemble"),
     ("lora-ensemble", "lora"),
     ("rank1", "single"),
     ("rank1", "single+temperature"),
     ("ssvi", "vi"),
     ("ssvi-0.05", "vi"),
-    ("bella", "probe"),
-    ("bella", "probe-ensemble"),
 )
 """Which method is told against which."""
 
@@ -43,11 +50,18 @@ def questions(results: Results) -> list[Question]:
             True,
         ),
     ]
+    asked.append(
+        (
+            Column(TEST, "auroc_errors_confidence", "finding them by 1 - max p (AUROC)", "{:.3f}"),
+            True,
+        )
+    )
     words = results["words"]
     for name in results["shifts"]:
         noticing = words["noticing"].get(name, f"noticing the {name}")
         asked += [
             (Column(name, "auroc_entropy", f"{noticing} by entropy (AUROC)", "{:.3f}"), True),
+            (Column(name, "auroc_novelty", f"{noticing} by its own score (AUROC)", "{:.3f}"), True),
             (
                 Column(
                     name,

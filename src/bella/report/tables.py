@@ -63,6 +63,7 @@ ON_TEST = (
     Column(TEST, "ece", "ECE", "{:.3f}"),
     Column(TEST, "brier", "Brier", "{:.3f}"),
     Column(TEST, "auroc_errors_entropy", "errors H", "{:.2f}"),
+    Column(TEST, "auroc_errors_confidence", "errors 1-p", "{:.2f}"),
     Column(TEST, "auroc_errors_mi", "errors MI", "{:.2f}", disputes=True),
     Column(TEST, "mi_correct", "MI if right", "{:.3f}", disputes=True),
     Column(TEST, "mi_wrong", "MI if wrong", "{:.3f}", disputes=True),
@@ -101,7 +102,7 @@ def on_other(results: Results) -> tuple[Column, ...]:
     noticed = [
         Column(name, figure, f"{name} {short}", "{:.2f}", disputes=short == "MI")
         for name in shifts
-        for figure, short in (("auroc_entropy", "H"), ("auroc_mi", "MI"))
+        for figure, short in (("auroc_entropy", "H"), ("auroc_mi", "MI"), ("auroc_novelty", "S"))
     ]
     scored = [
         Column(name, figure, f"{name} {short}", "{:.2f}")

@@ -43,6 +43,8 @@ class RunConfig(Settings):
         target_modules: layers to adapt; the network's defaults if not given.
         modules_to_save: heads; the network's default if not given.
         gain: factor on the start of A.
+        mixture: how the particles are pooled with readouts of the frozen network (`bella.mixture`):
+            ``linear``, ``log``, or ``none``.
         head_init: ``probe`` starts heads as linear probes of the frozen features, on a resample for
             each particle, and trains them (as in every comparison); ``frozen`` leaves them so;
             ``copy`` takes the network's; ``zero-shot`` starts a CLIP's head as the texts of the
@@ -71,6 +73,7 @@ class RunConfig(Settings):
     target_modules: list[str] | None = None
     modules_to_save: list[str] | None = None
     gain: float = 1.0
+    mixture: Literal["linear", "log", "none"] = "none"
     head_init: Literal["probe", "frozen", "copy", "zero-shot", "reset"] = "probe"
     templates: list[str] = Field(default_factory=lambda: list(TEMPLATES), min_length=1)
     from_adapters: list[str] | None = Field(None, min_length=1)
@@ -164,6 +167,11 @@ def complete(config: Config) -> Config:
         )
     if config.from_adapters is not None:
         config = _with_adapters(config)
+    if config.mixture != "none" and not recipe.mixes:
+        raise BellaError(
+            f"mixture={config.mixture!r} is for the method low-rank, whose particles began as one "
+            f"frozen network: leave it out with method {config.method!r}."
+        )
     recipe.refuse_unknown(config.options)
     values = {name: value for name, value in recipe.settings.items() if name not in given}
     if config.transport != recipe.settings.get("transport") and "transport" in given:
@@ -173,6 +181,9 @@ def complete(config: Config) -> Config:
             **recipe.settings.get("transport_options", {}),
             **config.transport_options,
         }
+    values |= {name: value for name, value in recipe.build.items() if name not in given}
+    if recipe.mixes and "mixture" not in given:
+        values["mixture"] = "linear"
     values |= {
         "particles": recipe.particles if config.particles is None else config.particles,
         "data": whole_data(config.data, config.folder),

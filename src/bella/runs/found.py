@@ -21,6 +21,9 @@ from bella.runs.config import RunConfig
 FEW_STEPS = 50
 """A training of fewer steps hardly moves particles from where they start."""
 
+FEWEST = 10
+"""Validation images to fit a pool to; with fewer a run predicts with its particles alone."""
+
 MEASURED = 8
 """Images of the batch whose step is timed."""
 
@@ -42,6 +45,7 @@ class Found:
         heads: what the heads start from, in words.
         device: where it runs.
         seconds: that the training will take, roughly; NaN where it could not be measured.
+        pools: whether the particles are to be pooled with readouts afterwards.
     """
 
     images: Mapping[str, Mapping[str, int]]
@@ -53,6 +57,7 @@ class Found:
     heads: str
     device: str
     seconds: float
+    pools: bool = False
 
     def lines(self) -> list[str]:
         """All of it for a terminal, one thing a line."""
@@ -85,6 +90,11 @@ class Found:
                 f"{count} training images make {self.steps_per_epoch} "
                 f"step{'s'[: self.steps_per_epoch != 1]} an epoch and {steps} in all, in which "
                 "particles hardly move: lower --batch-size or raise --epochs."
+            )
+        if self.pools and 0 < sum(self.images["validation"].values()) < FEWEST:
+            said.append(
+                f"The validation part has fewer than {FEWEST} images, too few to pool particles "
+                "with readouts and to calibrate them: the run predicts with its particles alone."
             )
         for part, counts in self.images.items():
             without = [name for name in self.images["train"] if not counts.get(name)]
@@ -148,6 +158,7 @@ def find(
         heads=heads,
         device=str(next(posterior.network.parameters()).device),
         seconds=expected_seconds(config, posterior, parts["train"], len(parts["validation"])),
+        pools=config.mixture != "none",
     )
 
 

@@ -25,6 +25,7 @@ from bella.host import device_named
 from bella.interop.hub import FILES, local_folder
 from bella.models import open_network
 from bella.posterior import Posterior
+from bella.prediction.mixture import Mixture, is_there, read_mixture
 from bella.prediction.predict import predict
 from bella.prediction.predictive import Predictive
 from bella.runs.evaluating import evaluate_run
@@ -47,6 +48,7 @@ class TrainedRun:
         network: the network's name.
         draws: of a stochastic posterior, for each prediction.
         seed: of those draws.
+        mixture: the particles pooled with readouts, where the run has such.
         workers: processes that read images; 0 reads them in this one.
     """
 
@@ -57,6 +59,12 @@ class TrainedRun:
     draws: int = 1
     seed: int = 0
     workers: int = 0
+    mixture: Mixture | None = None
+
+    @property
+    def predicts(self) -> Posterior | Mixture:
+        """What evaluates and predicts: the mixture, or the particles where there is none."""
+        return self.posterior if self.mixture is None else self.mixture
 
     def evaluate(
         self,
@@ -72,7 +80,7 @@ class TrainedRun:
     def collect(self, images: Dataset, bar: Progress | None = None) -> Part:
         """The predictive of labelled images, and their labels."""
         with self.drawing():
-            return collect(self.posterior, self.loader(images), progress=bar, draws=self.draws)
+            return collect(self.predicts, self.loader(images), progress=bar, draws=self.draws)
 
     def predict(
         self,
@@ -88,7 +96,7 @@ class TrainedRun:
         device = next(self.posterior.network.parameters()).device
         with self.drawing():
             for batch in loader:
-                parts.append(predict(self.posterior, batch.to(device), draws=self.draws).cpu())
+                parts.append(predict(self.predicts, batch.to(device), draws=self.draws).cpu())
                 if bar and task is not None:
                     bar.advance(task)
         return Predictions(listed.paths, Predictive.cat(parts), self.classes)
@@ -139,6 +147,11 @@ class Predictions:
                 "probability": round(float(predictive.confidence[i]), 6),
                 "entropy": round(float(predictive.entropy[i]), 6),
                 "mutual_information": round(float(predictive.mutual_information[i]), 6),
+                **(
+                    {}
+                    if predictive.novelty is None
+                    else {"novelty": round(float(predictive.novelty[i]), 6)}
+                ),
                 "rank": int(ranks[i]),
                 **{
                     f"p({name})": round(float(predictive.probs[i, k]), 6)
@@ -189,6 +202,7 @@ def open_run(
     )
     posterior = bella.load(folder, opened.network)
     posterior.eval().to(place)
+    mixture = read_mixture(folder, posterior) if is_there(folder) else None
     return TrainedRun(
         posterior,
         tuple(model.classes),
@@ -197,6 +211,7 @@ def open_run(
         model.draws,
         model.seed,
         workers,
+        mixture,
     )
 
 

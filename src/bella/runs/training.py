@@ -30,15 +30,18 @@ from bella.models.towers import Tower
 from bella.parallel.ranks import leads
 from bella.particles.architectures import AUTO
 from bella.posterior import Posterior
+from bella.prediction.mixture import FILE as MIXTURE
+from bella.prediction.mixture import Mixture
 from bella.recipes import Plan, linear_head, make, recipe_named
 from bella.report.pictures import curves
 from bella.runs.config import RunConfig, complete
-from bella.runs.found import Found, find
+from bella.runs.found import FEWEST, Found, find
 from bella.runs.opened import BATCH, MODEL, TrainedRun
 from bella.sealed import digest
 from bella.storage import own_tensors
 from bella.training.checkpoint import CHECKPOINT
 from bella.training.fit import fit
+from bella.training.mixture import mixture
 from bella.training.probe import Probe, features_of, probes_for
 
 CONFIG = "config.yaml"
@@ -94,7 +97,7 @@ def train(
     settings = config.fit_settings()
 
     def before_save() -> None:
-        for name in (MODEL, FIGURES, CURVES, PROBES):
+        for name in (MODEL, FIGURES, CURVES, PROBES, MIXTURE):
             (folder / name).unlink(missing_ok=True)
         model = {
             "network": config.network,
@@ -138,6 +141,7 @@ def train(
         finished = recipe.finish(posterior, ordered, validation)
     if finished is not posterior:
         finished.save(folder)
+    mixed = _mixed(config, finished.eval(), parts, opened.preprocess, folder, progress)
     curves(folder / CURVES, record.history)
     run = TrainedRun(
         finished.eval(),
@@ -147,17 +151,46 @@ def train(
         recipe.draws,
         config.seed,
         config.workers,
+        mixed,
     )
     with progress_bar(progress) as bar, run.drawing():
         test, *shifts = (run.loader(parts[name]) for name in ("test", *shifts_of(parts)))
         found = evaluate(
-            finished,
+            run.predicts,
             test,
             ood=dict(zip(shifts_of(parts), shifts, strict=True)),
             progress=bar,
             draws=recipe.draws,
         )
     write_json(folder / FIGURES, found)
+    return found
+
+
+def _mixed(
+    config: RunConfig,
+    posterior: Posterior,
+    parts: dict[str, LabelledImages],
+    preprocess: Preprocess,
+    folder: Path,
+    progress: bool,
+) -> Mixture | None:
+    """The particles pooled with readouts of the frozen network, kept in the run's folder.
+
+    ``None`` where nobody asks for it, or validation has too few images to fit a pool to.
+    """
+    held_out = parts["validation"]
+    if config.mixture == "none" or len(held_out) < FEWEST:
+        return None
+    train = parts["train"].select(range(len(parts["train"])), preprocess.plain())
+
+    def batches(images: LabelledImages) -> DataLoader:
+        return DataLoader(images, BATCH, num_workers=config.workers)
+
+    with progress_bar(progress) as bar:
+        found = mixture(
+            posterior, batches(train), batches(held_out), pool=config.mixture, progress=bar
+        )
+    found.save_beside(folder)
     return found
 
 

@@ -13,6 +13,8 @@ from bella.experiments.methods import (
     full,
     laplace,
     low_rank,
+    multi_depth,
+    pooled,
     probe,
     rank1,
     sparse,
@@ -22,7 +24,10 @@ from bella.experiments.methods.base import Costs, Method, Outputs
 
 __all__ = ["DEMO", "METHODS", "Costs", "Method", "Outputs", "methods_named"]
 
-FAMILIES = (untrained, probe, full, low_rank, laplace, rank1, sparse, derived)
+FAMILIES = (
+    *(untrained, probe, full, low_rank, multi_depth, laplace, rank1, sparse),
+    *(derived, pooled),
+)
 
 METHODS: dict[str, Method] = {row.name: row for family in FAMILIES for row in family.ROWS}
 
@@ -32,9 +37,10 @@ DEMO = (
     "lora",
     "lora+temperature",
     "lora-ensemble",
+    "lora-ensemble+temperature",
+    "repulsive",
+    "anchors",
     "bella",
-    "bella-svgd",
-    "soup",
 )
 """What the demo compares."""
 

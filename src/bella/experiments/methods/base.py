@@ -10,11 +10,13 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
+from bella.prediction.predictive import Predictive
+
 if TYPE_CHECKING:
     from bella.experiments.bench import Bench
 
-Outputs = Mapping[str, tuple[Tensor, Tensor]]
-"""For each part of the data: every particle's logits (particles, count, classes) and labels."""
+Outputs = Mapping[str, tuple[Predictive, Tensor]]
+"""For each part of the data: the predictive (members, count, classes) and the labels."""
 
 Costs = dict[str, float]
 """``trainable`` parameters, ``bytes_on_disk``, ``seconds_training``, ``mb_training`` (the peak)

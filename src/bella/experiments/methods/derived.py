@@ -1,4 +1,4 @@
-"""Rows that another row's run gives for nothing: temperature scaling, the soup, half the file."""
+"""Rows that another row's run gives for nothing: the soup, half the file."""
 
 from __future__ import annotations
 
@@ -13,29 +13,10 @@ from safetensors.torch import load_file
 import bella
 from bella.experiments.methods.base import Costs, Derived, Outputs
 from bella.posterior import Point, Posterior
-from bella.prediction.temperature import fit_temperature
 from bella.storage import TENSORS
 
 if TYPE_CHECKING:
     from bella.experiments.bench import Bench
-
-
-@dataclass(frozen=True, kw_only=True)
-class Temperature(Derived):
-    """One network's logits divided by the temperature of the least validation NLL."""
-
-    @property
-    def from_scratch(self) -> bool:
-        """Logits are logits."""
-        return True
-
-    def run(self, bench: Bench, seed: int, place: Path) -> tuple[Outputs, Costs]:
-        """Scale the logits of another run."""
-        outputs = bench.outputs_of(self.of, seed)
-        logits, labels = outputs["validation"]
-        temperature = fit_temperature(logits[0], labels)
-        scaled = {name: (x / temperature, y) for name, (x, y) in outputs.items()}
-        return scaled, bench.costs_of(self.of, seed)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -89,9 +70,7 @@ class Half(Derived):
 
 
 ROWS = (
-    Temperature(name="single+temperature", title="single + temperature", of="single"),
-    Temperature(name="lora+temperature", title="LoRA + temperature", of="lora"),
-    Soup(name="soup", title="soup of Bella", of="bella"),
+    Soup(name="soup", title="soup of particles", of="repulsive"),
     *(
         Half(name=f"{name}-bf16", title=f"{title}, bf16 file", of=name, draws=5)
         for name, title in (

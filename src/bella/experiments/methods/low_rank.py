@@ -1,8 +1,8 @@
-"""Low-rank particles: single LoRA, their ensemble, and Bella with each transport."""
+"""Low-rank particles: single LoRA, their ensemble, and each transport."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from bella.experiments.methods.trained import Trained, moved
@@ -19,20 +19,23 @@ class LowRank(Trained):
 
     def key(self, bench: Bench, seed: int) -> dict[str, Any]:
         """With what the task says of low-rank changes and heads."""
-        build = dict(bench.task.build) | dict(self.build)
+        build = built(bench, self)
         return super().key(bench, seed) | {
             "rank": bench.task.rank,
             "build": build,
-            "frozen_heads": bench.task.frozen_heads,
         }
 
     def posterior(self, bench: Bench, seed: int) -> Posterior:
         """Particles of the task's rank."""
         opened = bench.task.open(seed)
-        options = {"rank": bench.task.rank} | dict(bench.task.build) | dict(self.build)
+        options = {"rank": bench.task.rank} | built(bench, self)
         plan = bench.plan(KINDS["low-rank"], self.particles, seed, options, opened)
-        frozen = bool(bench.task.frozen_heads and plan.probes)
-        return make("low-rank", opened.network, replace(plan, frozen_heads=frozen))
+        return make("low-rank", opened.network, plan)
+
+
+def built(bench: Bench, method: Trained) -> dict[str, Any]:
+    """Arguments of the constructor: the recipe's, over them the task's, over them the row's."""
+    return {**KINDS["low-rank"].build, **bench.task.build, **method.build}
 
 
 ROWS = (
@@ -40,9 +43,9 @@ ROWS = (
     LowRank(
         name="lora-ensemble", title="low-rank ensemble", particles=5, settings=moved("ensemble")
     ),
-    LowRank(name="bella", title="Bella (repulsive)", particles=5, settings=BELLA),
-    LowRank(name="bella-svgd", title="Bella (svgd)", particles=5, settings=moved("svgd")),
+    LowRank(name="repulsive", title="particles (repulsive)", particles=5, settings=BELLA),
+    LowRank(name="bella-svgd", title="particles (svgd)", particles=5, settings=moved("svgd")),
     LowRank(
-        name="bella-function", title="Bella (function)", particles=5, settings=moved("function")
+        name="bella-function", title="particles (function)", particles=5, settings=moved("function")
     ),
 )

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from bella.experiments.methods.base import Costs, Method, Outputs
+from bella.prediction.predictive import Predictive
 
 if TYPE_CHECKING:
     from bella.experiments.bench import Bench
@@ -36,7 +37,7 @@ class Probes(Method):
         for part in bench.task.split(seed):
             if part != "train":
                 x, y = bench.features(part, seed)
-                outputs[part] = (torch.cat([probe.logits(x) for probe in probes]), y)
+                outputs[part] = (Predictive(torch.cat([probe.logits(x) for probe in probes])), y)
         size = sum(probe.weight.numel() + probe.bias.numel() for probe in probes)
         return outputs, {
             "trainable": size,

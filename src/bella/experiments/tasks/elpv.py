@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+import torch
+
 from bella.data.sets.base import at_most
 from bella.data.split import stratified_split
 from bella.experiments.tasks.task import Gallery, Place, Task, Words, opener, whole
@@ -41,8 +43,6 @@ def elpv_task(shift_limit: int = 400) -> Task:
         split,
         {"doubt": "doubt", "shift": "poly"},
         {"epochs": 3, "learning_rate": 1e-3},
-        {"gain": 10.0},
-        frozen_heads=True,
         words=Words(
             examples="cells",
             noticing={"doubt": "finding cells that experts doubted"},
@@ -67,5 +67,5 @@ def groups_of_cells(task: Task, predictive: Mapping[str, Predictive]) -> dict[st
         for value in values:
             rows = [i for i, p in enumerate(cells.probability) if abs(p - value) < 0.1]
             shown = f"{value:.0f}" if part == "test" else f"{round(3 * value)}/3"
-            found[f"mono, defect {shown}"] = Predictive(predictive[part].logits[:, rows])
+            found[f"mono, defect {shown}"] = predictive[part].rows(torch.tensor(rows))
     return found | {"poly": predictive["poly"]}

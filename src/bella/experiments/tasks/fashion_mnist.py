@@ -24,5 +24,4 @@ def fashion_task() -> Task:
         fixed(parts),
         {"shift": "corrupted"},
         {"epochs": 3, "learning_rate": 1e-3},
-        {"gain": 10.0},
     )

@@ -64,10 +64,8 @@ class Task:
         split: for a seed, where ``train``, ``validation``, ``test`` and the shifted parts are.
         shifts: the shifted parts, by the name that their figures carry; each is told from ``test``.
         settings: of `bella.fit`, for every method alike; chosen on validation data.
-        build: of `bella.low_rank`, for every method alike; chosen on validation data as well.
+        build: of `bella.low_rank`, for every method alike, in place of the recipe's.
         rank: of the low-rank changes.
-        frozen_heads: whether the heads of low-rank particles stay the probes that they start as:
-            each has seen a resample of its own, and training on the same data brings them together.
         pretrained: whether the network is; otherwise all methods train it from scratch.
         words: how a report speaks of it.
     """
@@ -81,7 +79,6 @@ class Task:
     settings: Mapping[str, Any] = field(default_factory=dict)
     build: Mapping[str, Any] = field(default_factory=dict)
     rank: int = 4
-    frozen_heads: bool = False
     pretrained: bool = True
     words: Words = field(default_factory=Words)
 

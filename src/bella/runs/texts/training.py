@@ -41,6 +41,22 @@ from bella.training.fit import fit
 from bella.training.probe import Probe, features_of, probes_for
 
 
+OF_IMAGES = (
+    "from_adapters",
+    "mixture",
+    "templates",
+    "image_size",
+    "folder",
+    "classes",
+    "left_out",
+    "limit",
+    "data_options",
+    "on_bad_image",
+    "workers",
+)
+"""Settings that runs on texts do not have."""
+
+
 def train_text(
     config: TextConfig,
     folder: str | Path,
@@ -158,9 +174,10 @@ def completed(config: TextConfig) -> TextConfig:
     """
     task = task_named(config.task)
     refuse_columns(config.columns, tuple(task.roles), config.task)
-    if config.from_adapters is not None:
-        raise BellaError("from_adapters is for runs on images: leave it out with --task.")
-    values: dict[str, Any] = {"network": config.network or task.network}
+    strange = [name for name in OF_IMAGES if name in config.model_fields_set]
+    if strange:
+        raise BellaError(f"{strange[0]} is for runs on images: leave it out with --task.")
+    values: dict[str, Any] = {"network": config.network or task.network, "mixture": "none"}
     if not task.heads and config.head_init in ("probe", "frozen"):
         if "head_init" in config.model_fields_set:
             raise BellaError(
