@@ -14,4 +14,5 @@ def folder_task(path: str | Path, network: str, *, image_size: int | None = None
     classes = len(splits(path, Preprocess(32))["train"].classes)
     open_it = opener(network, classes, image_size)
     parts = splits(path, open_it(0).preprocess)
-    return Task(Path(path).stem, str(path), open_it, parts, fixed(parts))
+    source = {"path": str(Path(path).absolute()), "network": network, "image_size": image_size}
+    return Task(Path(path).stem, str(path), open_it, parts, fixed(parts), source=source)

@@ -70,6 +70,7 @@ class Task:
             each has seen a resample of its own, and training on the same data brings them together.
         pretrained: whether the network is; otherwise all methods train it from scratch.
         words: how a report speaks of it.
+        source: arguments that open it again, of one that has no name in `TASKS`.
     """
 
     name: str
@@ -84,6 +85,7 @@ class Task:
     frozen_heads: bool = False
     pretrained: bool = True
     words: Words = field(default_factory=Words)
+    source: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def classes(self) -> tuple[str, ...]:
