@@ -1,4 +1,4 @@
-# make demo   the main job on real data: trains, prints the table, writes runs/demo-elpv/report.md
+# make demo   the main job on real data: trains, prints the table, writes runs/demo-elpv/report.html
 # make test   the tests; make test-long   those that take minutes
 # make check  lint, format and types
 # make bench  the benchmarks behind docs/performance.md

@@ -15,6 +15,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from shoot import shoot
+
 from bella.experiments.methods import DEMO
 from bella.experiments.page import early_stop, told_of, took
 from bella.experiments.tasks import task_named
@@ -79,6 +81,8 @@ def main(folders: list[str]) -> None:
                 "results",
                 f"{origin(results, command)}\n\n{compact_table(results)}",
             )
+            if not shoot(folder):
+                print(f"docs/pictures/report.png stays: no Chromium, or no {folder}/report.html.")
 
 
 if __name__ == "__main__":

@@ -46,7 +46,7 @@ FILES = {
     "probes.safetensors",
     "run.json",
 }
-COMMANDS = ("demo", "fit", "evaluate", "predict", "compare", "export", "cost")
+COMMANDS = ("demo", "fit", "evaluate", "predict", "compare", "report", "export", "cost")
 
 
 @pytest.fixture(scope="module")
@@ -292,9 +292,46 @@ def test_compare_prints_its_results(place, tmp_path):
     assert set(found["methods"]) == {"probe", "lora"}
     assert found == json.loads((tmp_path / "results.json").read_text())
     assert "| linear probe |" in (tmp_path / "report.md").read_text()
+    assert "linear probe" in (tmp_path / "report.html").read_text()
     for picture in ("extremes", "densities", "reliability"):
         with Image.open(tmp_path / f"{picture}.png") as drawn:
             assert drawn.width > 300
+
+
+def test_report_writes_a_page_on_runs_and_comparisons(place, tmp_path, monkeypatch, capsys):
+    run, compared = tmp_path / "run", tmp_path / "compared"
+    shutil.copytree(place / "run", run)
+    task = ("--data", place / "images", "--network", f"hf:{place / 'network'}")
+    printed = succeed(
+        "compare", *task, "--methods", "probe,lora", "--seeds", 1, "--epochs", 1, "--out", compared
+    )
+    assert printed.endswith(f"the report in {compared / 'report.html'}\n")
+    printed = succeed("report", run, compared, "--ood", place / "images" / "day")
+    page = (run / "report.html").read_text()
+    assert printed.startswith(f"The report is {run / 'report.html'} (2.")
+    assert page.count("<article") == 2
+    assert "linear probe" in page
+    assert "notices ood (day)" in page
+    out = tmp_path / "elsewhere.html"
+    (compared / "report.html").unlink()
+    succeed("report", compared, "--out", out)
+    assert out.exists()
+    assert not (compared / "report.html").exists()
+    sentence = refused(monkeypatch, capsys, "report", compared, "--attack", "fgsm")
+    assert "leave them out" in sentence
+    assert "'fgsm'" in refused(monkeypatch, capsys, "report", run, "--attack", "fgms")
+    assert "'fog'" in refused(monkeypatch, capsys, "report", run, "--corruptions", "fgo")
+
+
+def test_report_is_asked_of_nobody_without_its_libraries(place, tmp_path, monkeypatch, capsys):
+    for module in ("plotly", "plotly.graph_objects", "plotly.offline"):
+        monkeypatch.setitem(sys.modules, module, None)
+    sentence = refused(monkeypatch, capsys, "report", place / "run", "--out", tmp_path / "r.html")
+    assert "bella-bnn[report]" in sentence
+    task = ("--data", place / "images", "--network", f"hf:{place / 'network'}", "--out", tmp_path)
+    printed = succeed("compare", *task, "--methods", "probe", "--seeds", 1)
+    assert printed.endswith(f"the report in {tmp_path / 'report.md'}\n")
+    assert not (tmp_path / "report.html").exists()
 
 
 # ---------------------------------------------------------------- export
@@ -472,13 +509,14 @@ def test_fit_leaves_the_run_that_it_cannot_continue(place, tmp_path, monkeypatch
     assert {path.name: path.read_bytes() for path in run.iterdir()} == before
 
 
-@pytest.mark.parametrize("command", ["evaluate", "predict", "export", "cost"])
+@pytest.mark.parametrize("command", ["evaluate", "predict", "export", "cost", "report"])
 def test_a_folder_that_is_no_run_is_refused(place, tmp_path, monkeypatch, capsys, command):
     more = {
         "evaluate": ("--data", place / "images"),
         "predict": (place / "images", "--out", tmp_path / "out"),
         "export": ("--out", tmp_path / "out"),
         "cost": (),
+        "report": (),
     }[command]
     for folder in (place / "images", tmp_path / "none", place / "table.csv"):
         assert str(folder) in refused(monkeypatch, capsys, command, folder, *more)

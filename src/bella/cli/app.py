@@ -20,6 +20,7 @@ from bella.cli.export import export
 from bella.cli.fit import fit
 from bella.cli.generate import generate
 from bella.cli.predict import predict
+from bella.cli.report import report
 from bella.errors import BellaError, MissingExtraError
 from bella.host import keep_freed_memory
 
@@ -29,7 +30,7 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-for command in (demo, fit, evaluate, predict, generate, compare, data, export, cost):
+for command in (demo, fit, evaluate, predict, generate, compare, report, data, export, cost):
     app.command()(command)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -116,12 +117,14 @@ def compare(
 ) -> None:
     """Methods side by side on the same data, budget and seeds; continues where it stopped.
 
-    Writes results.json, report.md and pictures.
+    Writes results.json, report.html, report.md and pictures.
     """
     hush(quiet)
     refuse_alone("--corrupt", corrupt, severities=severities, corrupt_size=corrupt_size)
     from bella.data.corruptions import SEVERITIES, corruptions_named
+    from bella.errors import MissingExtraError
     from bella.experiments.compare import compare as run
+    from bella.experiments.material import write_html
     from bella.experiments.page import write_page
     from bella.experiments.tasks import (
         TASKS,
@@ -175,6 +178,10 @@ def compare(
             **asked,
         )
         write_page(subject, results, out)
+        try:
+            write_html(subject, results, out)
+        except MissingExtraError as error:  # all else is there already
+            print(f"Note: {error}", file=sys.stderr)
     if json:
         print_json(results)
     else:
@@ -194,4 +201,5 @@ def print_comparison(results: dict[str, Any], folder: Path) -> None:
     console.print(rich_table(results))
     for said in verdict(results):
         print(f"- {said}")
-    print(f"Everything is in {folder}, the report in {folder / 'report.md'}")
+    page = next(name for name in ("report.html", "report.md") if (folder / name).exists())
+    print(f"Everything is in {folder}, the report in {folder / page}")

@@ -18,7 +18,7 @@ def demo(
     json: Json = False,
     quiet: Quiet = False,
 ) -> None:
-    """Train all methods on real images; print the table, write report.md and pictures."""
+    """Train all methods on real images; print the table, write report.html and report.md."""
     hush(quiet)
     from bella.experiments.demo import demo as run
 

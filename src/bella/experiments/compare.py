@@ -118,6 +118,8 @@ def compare(
         "parts": {name: len(positions) for name, (_, positions) in task.split(0).items()},
         "splits": "each seed" if task.split(0) != task.split(1) else "all seeds",
         "shifts": list(task.shifts),
+        "shifted": dict(task.shifts),
+        "source": dict(task.source),
         "words": {
             "examples": task.words.examples,
             "noticing": task.words.noticing,

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from bella.experiments.compare import compare
+from bella.experiments.material import write_html
 from bella.experiments.methods import DEMO
 from bella.experiments.page import write_page
 from bella.experiments.tasks import task_named
@@ -19,7 +20,8 @@ def demo(
     progress: bool = True,
     **settings: Any,
 ) -> dict[str, Any]:
-    """Compare the demo's methods on a task; write ``results.json``, ``report.md`` and pictures.
+    """Compare the demo's methods on a task; write ``results.json``, ``report.html``,
+    ``report.md`` and pictures.
 
     Args:
         data: ``elpv`` or ``fashion-mnist``.
@@ -38,4 +40,5 @@ def demo(
     task = task_named(data)
     results = compare(task, DEMO, seeds=seeds, folder=folder, progress=progress, **settings)
     write_page(task, results, folder)
+    write_html(task, results, folder)
     return results

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from bella.data import Preprocess, shifts_of
-from bella.data.opening import any_known, open_images_by_name, preprocessed
+from bella.data.opening import any_known, open_images_by_name, preprocessed, whole_name
 from bella.experiments.tasks.task import Task, Words, fixed, opener
 
 
@@ -28,6 +28,14 @@ def images_task(
     open_it = opener(network, len(read["train"].classes), image_size)
     parts = preprocessed(read, open_it(0).preprocess)
     shifts = shifts_of(parts)
+    folder = how.get("folder")
+    source = {
+        "data": whole_name(str(data), None if folder is None else str(folder)),
+        "network": network,
+        "image_size": image_size,
+        **how,
+        "folder": None if folder is None else str(Path(folder).absolute()),
+    }
     return Task(
         Path(data).stem,
         f"{data}, {network}",
@@ -36,4 +44,5 @@ def images_task(
         fixed(parts),
         {name: name for name in shifts},
         words=Words(unscored=tuple(name for name in shifts if not any_known(parts[name]))),
+        source=source,
     )

@@ -68,6 +68,7 @@ class Task:
         rank: of the low-rank changes.
         pretrained: whether the network is; otherwise all methods train it from scratch.
         words: how a report speaks of it.
+        source: arguments that open it again, of one that has no name in `TASKS`.
     """
 
     name: str
@@ -81,6 +82,7 @@ class Task:
     rank: int = 4
     pretrained: bool = True
     words: Words = field(default_factory=Words)
+    source: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def classes(self) -> tuple[str, ...]:

@@ -40,7 +40,7 @@ from bella.runs.training import (
 from bella.training.fit import fit
 from bella.training.probe import Probe, features_of, probes_for
 
-
+FIELDS = TextConfig.model_fields
 OF_IMAGES = (
     "from_adapters",
     "mixture",
@@ -174,7 +174,8 @@ def completed(config: TextConfig) -> TextConfig:
     """
     task = task_named(config.task)
     refuse_columns(config.columns, tuple(task.roles), config.task)
-    strange = [name for name in OF_IMAGES if name in config.model_fields_set]
+    usual = {name: field.get_default(call_default_factory=True) for name, field in FIELDS.items()}
+    strange = [name for name in OF_IMAGES if getattr(config, name) != usual[name]]
     if strange:
         raise BellaError(f"{strange[0]} is for runs on images: leave it out with --task.")
     values: dict[str, Any] = {"network": config.network or task.network, "mixture": "none"}
