@@ -21,7 +21,7 @@ from bella.data import Preprocess, open_images, splits
 from bella.errors import BellaError
 from bella.experiments.compare import compare
 from bella.experiments.tasks import folder_task
-from bella.models import open_network
+from bella.models import full_name, open_network
 from bella.models.hugging_face import read_preprocess
 from bella.models.timm import read_preprocess as read_timm
 from bella.posterior import Point
@@ -37,7 +37,6 @@ from bella.runs import (
     read_config,
     train,
 )
-from bella.runs.config import whole_name
 from bella.runs.exporting import processor_config
 from bella.runs.found import Found, in_words
 from bella.training import fit
@@ -312,8 +311,8 @@ def test_a_run_depends_on_no_working_folder(place, figures, tmp_path, monkeypatc
     assert open_run(place / "from-here").evaluate(place / "images")["accuracy"] >= 0.5
     again = read_config(place / "from-here" / "config.yaml", {})
     train(again, place / "from-here", progress=False)  # it is the same run from elsewhere
-    assert whole_name("hf:some/name") == "hf:some/name"
-    assert whole_name("timm:resnet18") == "timm:resnet18"
+    assert full_name("hf:some/name") == "hf:some/name"
+    assert full_name("timm:resnet18") == "timm:resnet18"
 
 
 def test_runs_made_before_recipes_open_and_are_not_continued(place, figures, tmp_path):

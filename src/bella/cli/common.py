@@ -38,6 +38,12 @@ OnBad = Annotated[
     BadImage,
     typer.Option("--on-bad-image", help="stop at an image that cannot be read, or skip and count."),
 ]
+OwnCode = Annotated[
+    bool,
+    typer.Option(
+        "--own-code", help="Call the package.module:function that the run's network is made by."
+    ),
+]
 Workers = Annotated[int, typer.Option(help="Processes that read images.", min=0)]
 
 OTHERS = ("transformers", "huggingface_hub", "timm", "torch", "sklearn", "datasets", "accelerate")

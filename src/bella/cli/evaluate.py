@@ -12,6 +12,7 @@ from bella.cli.common import (
     Device,
     Json,
     OnBad,
+    OwnCode,
     Quiet,
     Run,
     Workers,
@@ -28,6 +29,7 @@ def evaluate(
     on_bad_image: OnBad = BadImage.stop,
     device: Device = None,
     workers: Workers = 0,
+    own_code: OwnCode = False,
     json: Json = False,
     quiet: Quiet = False,
 ) -> None:
@@ -37,9 +39,8 @@ def evaluate(
     from bella.runs import open_run
 
     with progress_bar(not (json or quiet)) as bar:
-        found = open_run(run, device=device, workers=workers).evaluate(
-            data, ood, bar, on_bad_image.value
-        )
+        opened = open_run(run, device=device, workers=workers, own_code=own_code)
+        found = opened.evaluate(data, ood, bar, on_bad_image.value)
     if json:
         print_json(found)
     else:

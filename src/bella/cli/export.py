@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from bella.cli.common import Quiet, Run, hush, say
+from bella.cli.common import OwnCode, Quiet, Run, hush, say
 
 
 class Format(StrEnum):
@@ -58,6 +58,7 @@ def export(
     push: Annotated[
         str | None, typer.Option(help="Of hub: upload it as OWNER/NAME.", show_default="no upload")
     ] = None,
+    own_code: OwnCode = False,
     quiet: Quiet = False,
 ) -> None:
     """Write a run for other programs: transformers or timm, PEFT and its servers, the hub."""
@@ -86,7 +87,7 @@ def export(
         if push is not None:
             say(push_to_hub(run, push))
         return
-    opened = open_run(run, device="cpu")
+    opened = open_run(run, device="cpu", own_code=own_code)
     if form is Format.network:
         say(f"{out}: {write(opened, out, particle):,} numbers")
         return

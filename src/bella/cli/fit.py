@@ -30,7 +30,9 @@ def fit(
     network: Annotated[
         str | None,
         typer.Option(
-            help="efficientnet-lite0, hf:NAME or timm:NAME.", show_default="efficientnet-lite0"
+            help="efficientnet-lite0, hf:NAME, timm:NAME, open_clip:NAME/TAG, a folder, or "
+            "package.module:function.",
+            show_default="efficientnet-lite0",
         ),
     ] = None,
     image_size: Annotated[
@@ -62,8 +64,15 @@ def fit(
         str | None,
         typer.Option(
             help="Heads start as a probe and train, stay so (frozen), are a copy of the network's, "
-            "or reset.",
+            "a CLIP's zero-shot, or reset.",
             show_default="probe",
+        ),
+    ] = None,
+    template: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Prompt of zero-shot heads, {} for the class; repeatable.",
+            show_default="a photo of a {}.",
         ),
     ] = None,
     from_adapters: Annotated[
@@ -153,6 +162,7 @@ def fit(
         alpha=alpha,
         target_modules=target_modules.split(",") if target_modules else None,
         head_init=heads,
+        templates=template or None,
         from_adapters=from_adapters.split(",") if from_adapters else None,
         options=parse_options(option),
         on_bad_image=None if on_bad_image is None else on_bad_image.value,

@@ -12,6 +12,7 @@ from bella.cli.common import (
     Device,
     Json,
     OnBad,
+    OwnCode,
     Quiet,
     Run,
     Workers,
@@ -33,6 +34,7 @@ def predict(
     on_bad_image: OnBad = BadImage.stop,
     device: Device = None,
     workers: Workers = 0,
+    own_code: OwnCode = False,
     json: Json = False,
     quiet: Quiet = False,
 ) -> None:
@@ -42,9 +44,8 @@ def predict(
     from bella.runs import open_run
 
     with progress_bar(not (json or quiet)) as bar:
-        predictions = open_run(run, device=device, workers=workers).predict(
-            images, bar, on_bad_image.value
-        )
+        opened = open_run(run, device=device, workers=workers, own_code=own_code)
+        predictions = opened.predict(images, bar, on_bad_image.value)
     predictions.write(out)
     if json:
         print_json(predictions.rows())

@@ -2,13 +2,18 @@
 
 from bella.models.efficientnet_lite import efficientnet_lite0
 from bella.models.opened import Defaults, Opened, guess_defaults
-from bella.models.registry import open_network, registry
+from bella.models.registry import full_name, open_network, registry
+from bella.models.tasks import TASKS, OpenedTask, open_task
 
 __all__ = [
+    "TASKS",
     "Defaults",
     "Opened",
+    "OpenedTask",
     "efficientnet_lite0",
+    "full_name",
     "guess_defaults",
     "open_network",
+    "open_task",
     "registry",
 ]

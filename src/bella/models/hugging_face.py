@@ -12,7 +12,9 @@ from PIL import Image
 from bella.data.images import Preprocess
 from bella.errors import BellaError, require
 from bella.files import shortened, shown
+from bella.models.from_hub import load, tokenizer_of
 from bella.models.opened import Opened, guess_defaults, seeded
+from bella.models.towers import tower_of
 
 _SQUARE = ("DeiT", "EfficientNet", "Perceiver")
 """Image processors that squeeze a picture into a square before they crop it, also where an old
@@ -171,13 +173,13 @@ def _processor_config(name: str) -> Mapping[str, Any]:
 
 
 def open_hugging_face(name: str, classes: int | None, image_size: int | None, seed: int) -> Opened:
-    """A network of ``AutoModelForImageClassification`` with a head of ``classes``.
+    """An image classifier with a head of ``classes``.
 
-    Code that comes with a network is never run, whoever answers: without saying so, transformers
-    asks on the terminal, and ``yes |`` would be an answer.
+    A network of ``AutoModelForImageClassification``; or, of a pair that was trained on images and
+    texts (CLIP, SigLIP) and has no classes yet, the image tower, see `bella.models.towers`.
 
     Args:
-        name: on the hub, or a folder.
+        name: on the hub, or a folder; of a PEFT adapter too, see `bella.models.from_hub`.
         classes: size of a fresh head; without it, the head as it was saved.
         image_size: side of the images in pixels; without it, the image processor's, else the
             network's own.
@@ -187,17 +189,46 @@ def open_hugging_face(name: str, classes: int | None, image_size: int | None, se
         BellaError: there is no such network.
         MissingExtraError: transformers is not installed.
     """
-    transformers = require("transformers", extra="hf")
-    head = {} if classes is None else {"num_labels": classes, "ignore_mismatched_sizes": True}
+    require("transformers", extra="hf")
+    if _is_pair(name):
+        return _open_pair(name, classes, image_size, seed)
+    head: dict[str, Any] = {}
+    if classes is not None:
+        head = {"num_labels": classes, "ignore_mismatched_sizes": True}
+    network = load(
+        "AutoModelForImageClassification", name, "an image classifier", seed=seed, **head
+    )
+    config: Any = network.config
+    side = getattr(getattr(config, "vision_config", config), "image_size", 224)
+    known = {"size": side} | dict(_processor_config(name))
+    return Opened(network, read_preprocess(known, image_size), guess_defaults(network))
+
+
+PAIRS = ("clip", "siglip")
+"""Kinds of networks that were trained on images with their texts, by transformers' names."""
+
+
+def _is_pair(name: str) -> bool:
+    """Whether a network is one of `PAIRS` without classes of its own."""
+    auto = require("transformers", extra="hf").AutoConfig
     try:
-        with seeded(seed):
-            network = transformers.AutoModelForImageClassification.from_pretrained(
-                name, trust_remote_code=False, **head
-            )
-    except Exception as error:  # a stranger's folder fails in as many ways as it can be damaged
-        raise BellaError(
-            f"{name!r} cannot be opened as an image classifier ({shortened(error)}): give the "
-            "name of one on the hub, or a folder that `save_pretrained` wrote."
-        ) from error
-    config = {"size": getattr(network.config, "image_size", 224)} | dict(_processor_config(name))
-    return Opened(network.eval(), read_preprocess(config, image_size), guess_defaults(network))
+        config = auto.from_pretrained(name, trust_remote_code=False)
+    except Exception:
+        return False  # opening it says what is wrong with the name
+    fitted = any("ForImageClassification" in kind for kind in config.architectures or ())
+    return config.model_type in PAIRS and not fitted
+
+
+def _open_pair(name: str, classes: int | None, image_size: int | None, seed: int) -> Opened:
+    """The image tower of a pair.
+
+    Raises:
+        BellaError: no number of classes, or no such network.
+    """
+    if classes is None:
+        raise BellaError(f"{name!r} has no classes of its own: say how many there are.")
+    pair: Any = load("AutoModel", name, "a network of images and texts", seed=seed)
+    with seeded(seed):
+        network = tower_of(pair, tokenizer_of(name), classes).eval()
+    known = {"size": pair.config.vision_config.image_size} | dict(_processor_config(name))
+    return Opened(network, read_preprocess(known, image_size), guess_defaults(network))

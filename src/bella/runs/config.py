@@ -9,6 +9,8 @@ from pydantic import Field
 
 from bella.data import OnBadImage
 from bella.errors import BellaError
+from bella.models import full_name
+from bella.models.towers import TEMPLATES
 from bella.recipes import recipe_named
 from bella.training.settings import Settings, checked, read_yaml
 
@@ -25,7 +27,8 @@ class RunConfig(Settings):
     Attributes:
         data: folder with one sub-folder a class (or train, val and test with such), or a CSV of
             path,label.
-        network: ``efficientnet-lite0``, ``hf:NAME`` or ``timm:NAME``.
+        network: ``efficientnet-lite0``, ``hf:NAME``, ``timm:NAME``, ``open_clip:NAME/TAG``, a
+            folder, or ``package.module:function``; see `bella.models.open_network`.
         image_size: pixels; the network's own by default.
         method: the kind of posterior, a name of `bella.recipes.KINDS`.
         particles: how many; the method's habit by default (5 of ``low-rank``).
@@ -36,9 +39,10 @@ class RunConfig(Settings):
         gain: factor on the start of A.
         head_init: ``probe`` starts heads as linear probes of the frozen features, on a resample for
             each particle, and trains them (as in every comparison); ``frozen`` leaves them so;
-            ``copy`` takes the network's; ``reset`` starts them anew by their own
-            ``reset_parameters``. A head that is not one Linear cannot be a probe and starts as a
-            copy.
+            ``copy`` takes the network's; ``zero-shot`` starts a CLIP's head as the texts of the
+            classes; ``reset`` starts them anew by their own ``reset_parameters``. A head that is
+            not one Linear cannot be a probe and starts as a copy.
+        templates: prompts of ``zero-shot``, with ``{}`` for a class's name.
         from_adapters: folders of PEFT adapters (or ``hf:owner/name``) that the particles start as,
             with their ranks, layers and heads; see `bella.from_peft`.
         options: further arguments of the method's constructor, such as ``density`` of ``ssvi``.
@@ -56,7 +60,8 @@ class RunConfig(Settings):
     target_modules: list[str] | None = None
     modules_to_save: list[str] | None = None
     gain: float = 1.0
-    head_init: Literal["probe", "frozen", "copy", "reset"] = "probe"
+    head_init: Literal["probe", "frozen", "copy", "zero-shot", "reset"] = "probe"
+    templates: list[str] = Field(default_factory=lambda: list(TEMPLATES), min_length=1)
     from_adapters: list[str] | None = Field(None, min_length=1)
     options: dict[str, Any] = Field(default_factory=dict)
     workers: int = Field(0, ge=0)
@@ -133,7 +138,7 @@ def complete(config: RunConfig) -> RunConfig:
     values |= {
         "particles": recipe.particles if config.particles is None else config.particles,
         "data": str(Path(config.data).absolute()),
-        "network": whole_name(config.network),
+        "network": full_name(config.network),
     }
     return checked(RunConfig, config.model_dump(exclude_unset=True) | values)
 
@@ -166,12 +171,3 @@ def _with_adapters(config: RunConfig) -> RunConfig:
     whole = [name if name.startswith("hf:") else str(Path(name).absolute()) for name in folders]
     own = {"from_adapters": whole, "particles": len(folders), "head_init": "copy"}
     return checked(RunConfig, config.model_dump(exclude_unset=True) | own)
-
-
-def whole_name(network: str) -> str:
-    """A network's name; one that names a folder names it from the root on."""
-    for family in ("hf:", "timm:local-dir:"):
-        rest = network.removeprefix(family)
-        if network.startswith(family) and rest and Path(rest).is_dir():
-            return f"{family}{Path(rest).absolute()}"
-    return network

@@ -53,7 +53,7 @@ def export(run: TrainedRun, out: str | Path, particle: int | None = None) -> int
 
 def _write_folder(run: TrainedRun, plain: nn.Module, state: dict[str, Tensor], out: Path) -> None:
     with whole_folder(out) as unfinished:
-        if run.network.startswith("hf:"):
+        if run.network.startswith("hf:") and hasattr(plain, "save_pretrained"):
             _for_transformers(run, plain, unfinished)
         else:
             save_file(state, unfinished / WEIGHTS)

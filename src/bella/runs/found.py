@@ -130,6 +130,7 @@ def find(
         "probe": "start as linear probes of the frozen features, and train",
         "frozen": "stay the linear probes of the frozen features that they start as",
         "copy": "start as copies of the network's",
+        "zero-shot": "start as the texts of the classes, and train",
         "reset": "start anew, each on its own",
     }[config.head_init]
     if config.from_adapters:

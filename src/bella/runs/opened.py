@@ -162,7 +162,11 @@ class Predictions:
 
 
 def open_run(
-    folder: str | Path, *, device: str | torch.device | None = None, workers: int = 0
+    folder: str | Path,
+    *,
+    device: str | torch.device | None = None,
+    workers: int = 0,
+    own_code: bool = False,
 ) -> TrainedRun:
     """Open what `train` left in a folder, also while it trains or after it was stopped.
 
@@ -170,6 +174,8 @@ def open_run(
         folder: of the run, or ``hf:owner/name`` for one on the hub.
         device: where to run, such as ``cpu`` or ``cuda``; the accelerator if there is one.
         workers: processes that read images; 0 reads them in this one.
+        own_code: whether a network that is made by ``package.module:function`` may be; a run
+            folder may be anybody's.
 
     Raises:
         BellaError: no run folder, one whose network cannot be opened any more, or no such device.
@@ -178,7 +184,9 @@ def open_run(
     folder = local_folder(folder, *FILES)
     model = read_model(folder)
     preprocess = Preprocess.from_dict(model.preprocess).plain()
-    opened = open_network(model.network, len(model.classes), model.image_size, model.seed)
+    opened = open_network(
+        model.network, len(model.classes), model.image_size, model.seed, own_code=own_code
+    )
     posterior = bella.load(folder, opened.network)
     posterior.eval().to(place)
     return TrainedRun(

@@ -20,10 +20,12 @@ from torch.utils.data import DataLoader
 from bella import transport
 from bella.console import progress_bar
 from bella.data import LabelledImages, Preprocess, splits
+from bella.errors import BellaError
 from bella.evaluation.evaluate import evaluate
 from bella.files import write_json, write_sealed_json, write_whole
 from bella.host import device_named
 from bella.models import Opened, open_network
+from bella.models.towers import Tower
 from bella.parallel.ranks import leads
 from bella.particles.architectures import AUTO
 from bella.posterior import Posterior
@@ -76,7 +78,7 @@ def train(
     progress = progress and leads()
     recipe = recipe_named(config.method)
     classes = splits(config.data, Preprocess(32), seed=config.seed)["train"].classes
-    opened = _open(config, len(classes))
+    opened = _open(config, classes)
     parts = splits(
         config.data, opened.preprocess, classes, seed=config.seed, on_bad_image=config.on_bad_image
     )
@@ -120,6 +122,7 @@ def train(
             "method": config.method,
             "classes": list(classes),
             "heads": config.head_init,
+            **({"templates": config.templates} if config.head_init == "zero-shot" else {}),
             # What they start as does not follow from their settings.
             **({"adapters": digest(own_tensors(posterior))} if config.from_adapters else {}),
         },
@@ -152,8 +155,21 @@ def train(
     return found
 
 
-def _open(config: RunConfig, classes: int) -> Opened:
-    return open_network(config.network, classes, config.image_size, config.seed)
+def _open(config: RunConfig, classes: Sequence[str]) -> Opened:
+    """The network; with the heads' start where the classes' names give it.
+
+    Raises:
+        BellaError: it cannot be opened, or knows no texts and was asked for a zero-shot head.
+    """
+    opened = open_network(config.network, len(classes), config.image_size, config.seed)
+    if config.head_init == "zero-shot":
+        if not isinstance(opened.network, Tower):
+            raise BellaError(
+                f"{config.network} was not trained with texts, so no head starts as its classes' "
+                "names: choose a CLIP or SigLIP, or head_init 'probe'."
+            )
+        opened.network.start_zero_shot(classes, config.templates)
+    return opened
 
 
 def _make(
@@ -196,7 +212,7 @@ def _make(
     if head is None or config.head_init not in ("probe", "frozen"):
         return posterior, ()
     recipe = recipe_named(config.method)
-    network = _open(config, len(parts["train"].classes)).network
+    network = _open(config, parts["train"].classes).network
     count = recipe.probes(config.particles)
     probes = _read_probes(folder, count, network.get_submodule(head))
     if probes is None:
