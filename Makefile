@@ -49,10 +49,11 @@ lowest: .venv-lowest/done
 	@touch $@
 
 # What needs torchvision lies apart, where only the tests look: see tests/conftest.py.
-.venv/dev.done: .venv/demo.done requirements-test.txt
+.venv/dev.done: .venv/demo.done requirements-test.txt requirements-quantised.txt
 	@echo "Installing what the tests need (once)"
 	$(PIP) --editable '.[dev]'
 	$(PIP) --no-deps --upgrade --target .venv/zoo --requirement requirements-test.txt
+	$(PIP) --no-deps --upgrade --target .venv/quantised --requirement requirements-quantised.txt
 	@touch $@
 
 .venv/docs.done: .venv/dev.done

@@ -9,6 +9,7 @@ changed is refused. Folders of versions without checksums open as before.
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -68,12 +69,23 @@ def fingerprint(posterior: Posterior, dtype: torch.dtype | None = None) -> str:
     for name, value in posterior.network.state_dict(keep_vars=True).items():
         if id(value) in own:
             continue
-        if value.is_floating_point():
-            value = value.detach().to(dtype=dtype)
-        digest.update(f"{name} {tuple(value.shape)} {value.dtype}".encode())
-        flat = value.detach().cpu().contiguous().reshape(-1).view(torch.uint8)
-        digest.update(flat.numpy().data)
+        for part in parts_of(value):
+            if part.is_floating_point() and part is value:
+                part = part.detach().to(dtype=dtype)
+            digest.update(f"{name} {tuple(part.shape)} {part.dtype}".encode())
+            flat = part.detach().cpu().contiguous().reshape(-1).view(torch.uint8)
+            digest.update(flat.numpy().data)
     return digest.hexdigest()
+
+
+def parts_of(value: Tensor) -> Iterator[Tensor]:
+    """The tensor itself; of torchao's codes, which have no bytes of their own, what they are made
+    of."""
+    if not type(value).__module__.startswith("torchao"):
+        yield value
+        return
+    for name in value.__tensor_flatten__()[0]:  # type: ignore[attr-defined]
+        yield from parts_of(getattr(value, name))
 
 
 # ---------------------------------------------------------------- writing

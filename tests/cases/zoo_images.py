@@ -141,6 +141,15 @@ def open_clip():
     return CLIP(12, vision, text)
 
 
+def open_clip_split():
+    """Its attention taken apart: particles on the projections themselves."""
+    from bella.models import split_attention
+
+    network = open_clip()
+    split_attention(network)
+    return network
+
+
 def open_clip_resnet():
     from open_clip.model import CLIP, CLIPTextCfg, CLIPVisionCfg
 
@@ -216,5 +225,8 @@ ZOO = {
     "timm-mixer": Architecture(timm_mixer, positional_image()),
     "timm-regnet": Architecture(timm_regnet, positional_image(32)),
     "open-clip": Architecture(open_clip, lambda batch: ((pixels(batch), ids(batch)), {})),
+    "open-clip-split": Architecture(
+        open_clip_split, lambda batch: ((pixels(batch), ids(batch)), {})
+    ),
     "open-clip-resnet": Architecture(open_clip_resnet, positional_image(32)),
 }

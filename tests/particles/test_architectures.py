@@ -54,6 +54,7 @@ EXPECTED = {
     "whisper": (("q_proj", "v_proj"), ()),
     "whisper-encoder": (("q_proj", "v_proj"), ("projector", "classifier")),
     "open-clip": (("c_fc", "c_proj"), None),
+    "open-clip-split": (("q_proj", "v_proj"), None),
 }
 """Targets and heads; ``None`` where no head is found."""
 

@@ -4,6 +4,7 @@ from bella.models.efficientnet_lite import efficientnet_lite0
 from bella.models.opened import Defaults, Opened, guess_defaults
 from bella.models.registry import full_name, open_network, registry
 from bella.models.tasks import TASKS, OpenedTask, open_task
+from bella.particles.attention import split_attention
 
 __all__ = [
     "TASKS",
@@ -16,4 +17,5 @@ __all__ = [
     "open_network",
     "open_task",
     "registry",
+    "split_attention",
 ]

@@ -130,7 +130,8 @@ def unreached(network: nn.Module) -> dict[str, str]:
     ]
     return {
         name: f"Layer {name!r} stands in nn.MultiheadAttention, which reads its weight and never "
-        "calls it, so its particles would be ignored: target other layers."
+        "calls it, so its particles would be ignored: target other layers, or call "
+        "bella.models.split_attention(network) first and target q_proj, k_proj, v_proj or out_proj."
         for name in modules
         if name and any(name.startswith(prefix) for prefix in around)
     }

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 import re
+import warnings
 from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any, Literal
@@ -22,6 +23,7 @@ from bella.particles.copies import copies_of, why_no_head
 from bella.particles.layer import ParticleLayer
 from bella.particles.plan import Plan
 from bella.particles.planner import BatchAxes, Folding
+from bella.particles.quantised import is_quantised, keep_gradients
 from bella.particles.statistics import keep_statistics, moved_by
 from bella.particles.stream import Stream
 from bella.posterior import Posterior, check_prefix
@@ -79,6 +81,24 @@ class LowRankPosterior(Posterior):
                 self.network.get_submodule(name).training = False
             keep_statistics(self.network)
         return self
+
+    def _plain(self, particle: int | None) -> nn.Module:
+        """See `Posterior.particle`; of layers that hold codes it says what is lost."""
+        coded = [
+            layer
+            for layer in self.layers().values()
+            if isinstance(layer, LowRankLayer) and is_quantised(layer.base)
+        ]
+        if coded:
+            kind = type(coded[0].base._parameters["weight"]).__name__
+            warnings.warn(
+                f"{len(coded)} layers hold codes ({kind}), which no change can be added to: in the "
+                "merged network they are plain layers, computed without the codes' rounding, and "
+                "take the memory of an unquantised one. Adapters beside the codes keep both "
+                "(bella.to_peft).",
+                stacklevel=3,
+            )
+        return super()._plain(particle)
 
     def _find_statistics(self, args: tuple, kwargs: dict[str, Any]) -> None:
         """Before the first pass that trains, run one particle to see which frozen modules keep
@@ -181,6 +201,7 @@ def low_rank(
         if not isinstance(given, int) or given < 1:
             raise BellaError(f"{what}={given!r}: give a whole number of at least 1.")
     surgery.check(network)
+    keep_gradients(network)
     modules_to_save = architectures.resolved(network, modules_to_save, heads=True)
     target_modules = architectures.resolved(network, target_modules)
     reasons = surgery.bypassed(network)
