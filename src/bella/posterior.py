@@ -404,7 +404,7 @@ class Posterior(nn.Module):
         return storage.save(self, folder, dtype=dtype, check=check)
 
     def remember_base(self) -> None:
-        """Take the base's fingerprints now: of one that is sharded afterwards no process has all."""
+        """Take the base's fingerprints now: of one that is sharded later no process has all."""
         dtypes = (None, torch.bfloat16, torch.float16)
         self.known_base = {dtype: storage.fingerprint(self, dtype) for dtype in dtypes}
 

@@ -82,8 +82,8 @@ def test_figures_have_the_names_of_the_contract():
         "mi_correct mi_wrong diversity disagreement"
     )
     far = (
-        "auroc_{0}_entropy auroc_{0}_mi auroc_{0}_novelty fpr95_{0}_entropy fpr95_{0}_mi entropy_{0} mi_{0} "
-        "accuracy_{0} nll_{0} ece_{0}"
+        "auroc_{0}_entropy auroc_{0}_mi auroc_{0}_novelty fpr95_{0}_entropy fpr95_{0}_mi "
+        "entropy_{0} mi_{0} accuracy_{0} nll_{0} ece_{0}"
     )
     assert set(found) == {*inside.split(), *far.format("far").split()}
     assert all(isinstance(value, float) and math.isfinite(value) for value in found.values())
