@@ -99,7 +99,6 @@ def case(name: str):
     return ZOO[name].network(name), ZOO[name].inputs(3)
 
 
-@pytest.mark.filterwarnings("ignore:Nothing is shared")  # of a slower way
 @pytest.mark.parametrize(("name", "targets", "heads"), CASES)
 def test_peft_loads_every_particle_and_the_soup_and_computes_the_same(
     name, targets, heads, tmp_path

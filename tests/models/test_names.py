@@ -72,7 +72,6 @@ def saved(folder, network, **more):
         ),
     ],
 )
-@pytest.mark.filterwarnings("ignore:Nothing is shared")  # of a slower way
 def test_every_task_opens_its_networks(task, name, kind, classes, outputs, heads, tmp_path):
     network = ZOO[name].network(name)
     saved(tmp_path / "net", network)

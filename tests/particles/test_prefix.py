@@ -12,6 +12,7 @@ from network_cases import NETWORKS, Skips, call, make
 from torch import nn
 
 import bella
+from bella.particles.plan import Plan
 
 
 def of_size(inputs: dict, batch: int) -> dict:
@@ -166,3 +167,57 @@ def test_autocast_is_as_near_to_float32_as_a_plain_networks_is(name: str) -> Non
         assert value.dtype == torch.float32
         # An untrained EfficientNet rounds to 0.2 here; a wrong gradient is off by 1 and more.
         assert (value - expected[key]).norm() < 0.4 * expected[key].norm(), key
+
+
+class Shows(nn.Module):
+    """Returns what it saw beside its logits, as LLaVA its image features; ``both`` of its stems."""
+
+    def __init__(self, both: bool = False) -> None:
+        super().__init__()
+        self.both = both
+        self.look, self.stem = nn.Linear(4, 5), nn.Linear(5, 6)
+        self.blocks = nn.ModuleList(nn.Linear(6, 6) for _ in range(2))
+        self.head = nn.Linear(6, 3)
+
+    def forward(self, x: torch.Tensor) -> dict[str, torch.Tensor]:
+        seen = {"look": self.look(x)}
+        kept = [x.clone() for x in seen["look"]]  # a list as long as the batch, as LLaVA makes
+        features = self.stem(torch.stack(kept).tanh())
+        h = features
+        for block in self.blocks:
+            h = torch.tanh(block(h))
+        shown = {"logits": self.head(h), "features": 2 * features}
+        return shown | ({"look": 3 * seen["look"]} if self.both else {})
+
+
+def test_what_a_network_shows_of_its_prefix_is_shared_too() -> None:
+    posterior = bella.low_rank(Shows(), 3, 2, (r"blocks\.\d",), b_std=0.5)
+    x = torch.randn(5, 4)
+    found = posterior(x)
+    plan = posterior.plan_for(x)
+    assert plan.how == "shared"
+    assert plan.places is not None
+    assert plan.places.real == "stem"
+    for i in range(3):
+        alone = posterior.particle(i)(x)
+        torch.testing.assert_close(found["logits"][i], alone["logits"])
+        torch.testing.assert_close(found["features"][i], alone["features"])
+    # A stream that is kept, and goes on with other examples, has the features of those.
+    y = torch.randn(3, 4)
+    kept = [value.clone() for value in posterior.prefix(y).carried()]
+    again = posterior(posterior.prefix(x).with_carried(kept))
+    torch.testing.assert_close(again["features"], posterior(y)["features"])
+    torch.testing.assert_close(again["logits"], posterior(y)["logits"])
+    told = Plan.from_json(plan.to_json(), plan.places.kind)
+    assert told.to_json() == plan.to_json()
+
+
+def test_where_two_modules_show_themselves_nothing_is_shared_and_all_is_right() -> None:
+    posterior = bella.low_rank(Shows(both=True), 3, 2, (r"blocks\.\d",), b_std=0.5)
+    x = torch.randn(5, 4)
+    with pytest.warns(UserWarning, match="Nothing is shared"):
+        found = posterior(x)
+    for i in range(3):
+        alone = posterior.particle(i)(x)
+        for name, value in alone.items():
+            torch.testing.assert_close(found[name][i], value)

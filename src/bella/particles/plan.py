@@ -93,6 +93,7 @@ class Plan:
                 "entrance": places.entrance,
                 "arrived": list(places.arrived),
                 "outputs": {k: [list(c) for c in calls] for k, calls in places.outputs.items()},
+                "real": places.real,
             },
             "from_inputs": self.from_inputs,
             "in_place": self.in_place,
@@ -131,6 +132,7 @@ class Plan:
             any(name not in modules for name in named)
             or (places is None and self.shares)
             or (places and places.entrance not in entrances)
+            or (places and places.real and places.real not in places.outputs)
         ):
             raise BellaError(f"A plan of passes is of another network: {BEGIN_ANEW}.")
         for plan in self.others.values():
@@ -176,6 +178,7 @@ class _KeptPlaces(BaseModel):
     entrance: StrictStr
     arrived: Roles
     outputs: dict[StrictStr, list[Roles]]
+    real: StrictStr = ""
 
 
 class _Kept(BaseModel):
@@ -207,6 +210,7 @@ def _read(kept: _Kept, kind: Any) -> Plan:
             entrance=told.entrance,
             arrived=tuple(told.arrived),
             outputs={name: [tuple(c) for c in calls] for name, calls in told.outputs.items()},
+            real=told.real,
         )
     layers = {
         name: Layer(tuple(layer.inputs), tuple(layer.outputs), layer.by_example, layer.why_not)

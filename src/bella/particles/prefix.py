@@ -12,7 +12,8 @@ after the entrance.
 
 Placeholders are NaN. A network that carries something past the entrance, outside the entrance's
 own arguments, gives other outputs than the passes of single particles: `bella.particles.proof`
-finds that out, and then nothing is shared.
+finds that out. If it is what one module answered (the features that a network which sees and reads
+returns beside its logits), that module answers with its own tensors; else nothing is shared.
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ from bella.particles.axis import ParticleAxis, Pass
 from bella.particles.layer import ParticleLayer
 from bella.particles.roles import Role, map_roles
 from bella.particles.stream import Dice, Places, Stream, others_now, placeholder
-from bella.trees import fresh
+from bella.trees import fresh, map_tensors
 
 
 def entrance_of(network: nn.Module, layer: str) -> str:
@@ -130,7 +131,8 @@ class SharedPrefix:
             def hook(module: nn.Module, args: tuple, output: Any) -> None:
                 if axis.is_this(one):
                     calls = finished.setdefault(name, [])
-                    calls.append(output)
+                    # Copied, for the network may put something else into what it was given.
+                    calls.append(map_tensors(lambda x: x, output))
                     if dice is not None and places.draws:
                         dice.after[name, len(calls) - 1] = dice.now()
 
@@ -194,6 +196,11 @@ class SharedPrefix:
                 return x.clone()  # a block may work in place on what it is given
             return x if role is None else axis.repeat(x, role)
 
+        def shaped(x: Tensor, role: Role) -> Tensor:
+            if role is None:
+                return x
+            return placeholder(x, role, width * stream.batch, stream.batch, fill)
+
         def enter(module: nn.Module, args: tuple, kwargs: dict) -> Any:
             nonlocal entered
             if entered or not axis.is_this(one):
@@ -219,11 +226,7 @@ class SharedPrefix:
                 if dice is not None:
                     dice.set(dice.after[name, number - 1])
                 return map_roles(
-                    lambda x, role: (
-                        x
-                        if role is None
-                        else placeholder(x, role, width * stream.batch, stream.batch, fill)
-                    ),
+                    handed if name == places.real else shaped,
                     calls[number - 1],
                     places.of(name, number - 1),
                 )

@@ -49,10 +49,14 @@ from bella.particles.roles import (
     differ,
     examples,
     map_roles,
+    with_roles,
 )
 from bella.particles.sober import Sober, Watch, seed_all, undisturbed
 from bella.particles.stream import Places, Stream, others_now, places_of
 from bella.trees import fresh, map_tensors, tensors_of
+
+PAST = 2
+"""Modules of the prefix that are tried, last first, as what goes past the entrance."""
 
 FEW, FEWER = 3, 2
 """Examples of the two calls that show which tensors follow the batch."""
@@ -197,28 +201,30 @@ class Prover:
             return
         truths = first.outputs, other.outputs
         tried = plan.why
-        if self.fold and not tried:
-            tried = self.compare(
+        past = ("", *may_go_past(stream))
+        for places.real in past if self.fold and not plan.why else ():
+            found = self.compare(
                 lambda which, fill: prefix.resume(
                     stream.again(), self.one(counts[0], (0, 1), which, plan.layers), fill
                 ),
                 truths,
                 plan.outputs,
             )
-            if not tried:
+            if not found:
                 plan.how, plan.places = "shared", places
                 return
-        alone = self.compare_alone(
-            lambda: prefix.resume(
-                stream.again(), self.one(counts[0], (int(self.fold),), (int(self.fold),))
-            ),
-            other.outputs,
-        )
-        if alone:
-            plan.not_shared = tried or alone
-        else:
-            plan.how, plan.places = "shared, looped", places
-            plan.why = tried
+            tried = tried or found
+        for places.real in past:
+            alone = self.compare_alone(
+                lambda: prefix.resume(
+                    stream.again(), self.one(counts[0], (int(self.fold),), (int(self.fold),))
+                ),
+                other.outputs,
+            )
+            if not alone:
+                plan.how, plan.places, plan.why = "shared, looped", places, tried
+                return
+            plan.not_shared = plan.not_shared or tried or alone
 
     def prove_resuming(self, stream: Stream) -> Plan:
         """How second halves from a stream like this one may run, whoever made the stream."""
@@ -425,6 +431,21 @@ class Prover:
             BellaError: none did.
         """
         self.tell_idle(sorted(set(self.layers) - seen.calls.keys()))
+
+
+def may_go_past(stream: Stream) -> list[str]:
+    """Modules of the prefix of which something may be seen after the entrance, last first."""
+    places = stream.places
+    found = [
+        name
+        for name, calls in stream.outputs.items()
+        if any(
+            role is not None and x.is_floating_point()
+            for number, call in enumerate(calls)
+            for x, role in with_roles(call, places.of(name, number))
+        )
+    ]
+    return found[::-1][:PAST]
 
 
 def versions(inputs: Any) -> list[int | None]:

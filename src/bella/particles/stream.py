@@ -33,6 +33,8 @@ class Places:
         arrived: roles of that module's arguments.
         outputs: per module of the prefix, the roles of what each of its calls returns.
         single: whether this was found with a batch of one.
+        real: name of a module of the prefix whose outputs count after the entrance as well, such as
+            a projector whose features a network returns; empty where nothing goes past it.
 
     Attributes:
         draws: whether a first half drew torch's random numbers so far.
@@ -48,6 +50,7 @@ class Places:
         entrance: str = "",
         arrived: tuple[Role, ...] = (),
         outputs: dict[str, list[tuple[Role, ...]]] | None = None,
+        real: str = "",
     ):
         self.kind = kind
         self.inputs = inputs
@@ -55,6 +58,7 @@ class Places:
         self.arrived = arrived
         self.outputs = outputs or {}
         self.single = single
+        self.real = real
         self.draws = self.draws_others = False
 
     def of(self, name: str, number: int) -> tuple[Role, ...]:
@@ -117,7 +121,8 @@ class Stream:
         places: which of all these tensors carry the batch.
         entrance: name of the module that it arrived at.
         arrived: that module's (args, kwargs).
-        outputs: per prefix module, the outputs of its calls, of which only shapes matter.
+        outputs: per prefix module, the outputs of its calls, of which only shapes matter (but of
+            `Places.real`).
         dice: the random numbers of the first half; ``None`` if it drew none.
     """
 
@@ -142,7 +147,13 @@ class Stream:
         """
         inputs = with_roles(self.inputs, self.places.inputs)
         kept = [pair for pair in inputs if not pair[0].is_floating_point()]
-        both = (*kept, *with_roles(self.arrived, self.places.arrived))
+        past = self.outputs.get(self.places.real, ())
+        real = [
+            pair
+            for number, call in enumerate(past)
+            for pair in with_roles(call, self.places.of(self.places.real, number))
+        ]
+        both = (*kept, *with_roles(self.arrived, self.places.arrived), *real)
         return [first(x, role, self.batch) for x, role in both if role is not None]
 
     def with_carried(self, tensors: Sequence[Tensor]) -> Stream:
@@ -166,7 +177,11 @@ class Stream:
             map_roles(exchange, self.arrived, self.places.arrived),
             {
                 name: [
-                    map_roles(shape_only, call, self.places.of(name, number))
+                    map_roles(
+                        exchange if name == self.places.real else shape_only,
+                        call,
+                        self.places.of(name, number),
+                    )
                     for number, call in enumerate(calls)
                 ]
                 for name, calls in self.outputs.items()
