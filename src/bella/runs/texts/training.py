@@ -178,7 +178,12 @@ def completed(config: TextConfig) -> TextConfig:
     strange = [name for name in OF_IMAGES if getattr(config, name) != usual[name]]
     if strange:
         raise BellaError(f"{strange[0]} is for runs on images: leave it out with --task.")
-    values: dict[str, Any] = {"network": config.network or task.network, "mixture": "none"}
+    # What images start with was chosen on images; of texts nothing else has been tried yet.
+    values: dict[str, Any] = {
+        "network": config.network or task.network,
+        "mixture": "none",
+        "gain": config.gain,
+    }
     if not task.heads and config.head_init in ("probe", "frozen"):
         if "head_init" in config.model_fields_set:
             raise BellaError(
