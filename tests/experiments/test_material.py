@@ -9,6 +9,7 @@ from own_images import write_images, write_network
 from bella.errors import BellaError
 from bella.experiments.compare import compare
 from bella.experiments.material import comparison_material, write_html
+from bella.experiments.methods import METHODS
 from bella.experiments.tasks import images_task
 from bella.report.html import chapter
 
@@ -29,7 +30,7 @@ def place(tmp_path_factory):
 
 def test_a_comparison_writes_a_report(place):
     text = (place / "runs" / "report.html").read_text()
-    assert "Bella (repulsive)" in text
+    assert METHODS["bella"].title in text
     assert "against LoRA + temperature" in text
     assert text.count("<img") >= 6  # all test images
 
@@ -37,9 +38,9 @@ def test_a_comparison_writes_a_report(place):
 def test_later_it_is_the_same_report(place):
     material = comparison_material(place / "runs")
     assert material.notes == []
-    assert material.told == "Bella (repulsive)"
+    assert material.told == METHODS["bella"].title
     assert list(material.inputs) == ["test"]
-    assert len(chapter(material, "c")["paired"]["rows"]) == 2
+    assert chapter(material, "c")["paired"]["rows"]
     written = json.loads((place / "runs" / "results.json").read_text())
     figures = written["methods"]["bella"]["figures"]["accuracy"]["values"]
     predictive, labels = material.of_told("test")
@@ -50,7 +51,7 @@ def test_without_its_images_it_shows_the_figures_and_says_so(place, tmp_path):
     shutil.copytree(place / "runs", tmp_path / "runs")
     path = tmp_path / "runs" / "results.json"
     results = json.loads(path.read_text())
-    results["source"]["path"] = str(tmp_path / "gone")
+    results["source"]["data"] = str(tmp_path / "gone")
     path.write_text(json.dumps(results))
     material = comparison_material(tmp_path / "runs")
     assert material.inputs == {}
@@ -65,7 +66,7 @@ def test_other_images_are_not_shown_for_those_that_were_predicted(place, tmp_pat
     write_images(tmp_path / "images", count=9, seed=5)
     path = tmp_path / "runs" / "results.json"
     results = json.loads(path.read_text())
-    results["source"]["path"] = str(tmp_path / "images")
+    results["source"]["data"] = str(tmp_path / "images")
     path.write_text(json.dumps(results))
     material = comparison_material(tmp_path / "runs")
     assert material.inputs == {}

@@ -108,6 +108,9 @@ def test_images_that_changed_are_noticed(place, tmp_path):
         Image.new("RGB", (40, 40), (40, 40, 40)).save(moved / "day" / f"dark-{i}.png")
     (other,) = run_materials([folder], Asked())
     assert "was evaluated on other test images" in other.notes[0]
+    shutil.copytree(moved / "day", moved / "dawn")
+    with pytest.raises(BellaError, match="their classes are dawn, day, night by now"):
+        run_materials([folder], Asked())
     shutil.rmtree(moved)
     with pytest.raises(BellaError, match="give --data IMAGES"):
         run_materials([folder], Asked())

@@ -11,9 +11,10 @@ from typing import Any
 
 from rich.progress import Progress
 
-from bella.data import ImageList, LabelledImages, open_images, splits
+from bella.data import ImageList, LabelledImages, open_images, shifts_of
 from bella.data.corruptions import SEVERITIES, SMALLEST, corrupted, corruptions_named
 from bella.data.labelled import UNKNOWN, Labelled
+from bella.data.opening import open_images_by_name
 from bella.errors import BellaError
 from bella.evaluation.attacks import BUDGETS, attacked
 from bella.evaluation.cost import cost
@@ -26,6 +27,7 @@ from bella.report.material import Material
 from bella.runs.config import RunConfig, read_config
 from bella.runs.opened import BATCH, TrainedRun, open_run
 from bella.runs.training import CONFIG, FIGURES
+from bella.training.identity import fingerprint_data
 
 OTHER = "ood"
 """The name of foreign images among the shifts."""
@@ -75,8 +77,7 @@ class _Answered:
     @property
     def same(self) -> Any:
         """What runs have in common whose figures may stand in one table: the test images."""
-        test: Any = self.inputs["test"]
-        return tuple(self.run.classes), tuple(map(str, test.paths)), tuple(test.labels)
+        return self.run.classes, str(fingerprint_data(self.inputs["test"]))
 
 
 def run_materials(
@@ -165,14 +166,10 @@ def _images(
         raise BellaError(f"{folder} does not say what it was trained on: give --data IMAGES.")
     if config is not None:
         try:
-            own = splits(
-                config.data,
-                plain,
-                run.classes,
-                seed=config.seed,
-                on_bad_image=config.on_bad_image,
-            )
-            found = {name: own[name] for name in PARTS}
+            own = open_images_by_name(preprocess=plain, **config.data_arguments())
+            if own["train"].classes != run.classes:
+                raise BellaError(f"their classes are {', '.join(own['train'].classes)} by now")
+            found = {name: own[name] for name in (*PARTS, *shifts_of(own))}
         except (BellaError, OSError) as error:
             if asked.data is None:
                 raise BellaError(
