@@ -156,6 +156,9 @@ def test_a_stopped_run_goes_on_only_with_the_same_rows(classified, tmp_path, rea
         ({"task": "regression", "head_init": "probe"}, "head_init 'copy'"),
         ({"task": "texts"}, "'text', 'regression'"),
         ({"network": "smollm3"}, "smollm2"),
+        ({"classes": ["red", "blue"]}, "classes is for runs on images"),
+        ({"limit": 5}, "limit is for runs on images"),
+        ({"mixture": "log"}, "mixture is for runs on images"),
     ],
 )
 def test_what_cannot_be_trained_is_refused_before_anything_is_written(
@@ -393,14 +396,3 @@ def test_options_may_be_columns(writer, tmp_path):
     )
     assert 0 <= train_text(config, tmp_path / "run", progress=False)["accuracy"] <= 1
     assert open_run(tmp_path / "run").evaluate(data)["nll"] > 0
-
-
-@pytest.mark.parametrize(
-    "more",
-    [{"classes": ["red", "blue"]}, {"limit": 5}, {"image_size": 32}, {"mixture": "log"}],
-)
-def test_settings_of_images_are_refused(more, tmp_path):
-    config = asked(task="text", data=str(write_csv(tmp_path / "reviews.csv", rows_of(9))), **more)
-    with pytest.raises(BellaError, match=f"{next(iter(more))} is for runs on images"):
-        train_text(config, tmp_path / "run", progress=False)
-    assert not (tmp_path / "run").exists()
