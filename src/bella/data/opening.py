@@ -122,7 +122,8 @@ def open_images_by_name(data: str, preprocess: Preprocess, **how: Any) -> dict[s
     if kind != "image":
         raise BellaError(
             f"{data} holds examples of the kind {kind!r}, and images are trained on here: open "
-            "them with bella.data.open_data, and train with bella.fit."
+            "them with bella.data.open_data and train with bella.fit; files of texts train with "
+            "--task."
         )
     return parts
 
