@@ -18,6 +18,7 @@ from bella.errors import BellaError
 from bella.files import write_json, write_sealed_json, write_whole
 from bella.host import device_named
 from bella.models.language import OpenedLanguage
+from bella.parallel.ranks import leads
 from bella.posterior import Posterior
 from bella.recipes import Plan, linear_head, make, recipe_named
 from bella.report.pictures import curves
@@ -82,6 +83,7 @@ def train_text(
             `bella.fit` and `bella.recipes.make`.
     """
     config, folder = completed(config), Path(folder)
+    progress = progress and leads()
     task, device = task_named(config.task), device_named(config.device)
     recipe = recipe_named(config.method)
     read = read_records(config.data)
@@ -105,7 +107,7 @@ def train_text(
     train = loader("train", config.batch_size, shuffle=True)
     validation = loader("validation", config.batch_size)
     posterior.to(device)
-    if tell is not None:
+    if tell is not None and leads():
         tell(FoundTexts.of(config, posterior, rows, columns, facts, len(train)))
     steps = -(-len(train) // config.accumulate) * config.epochs
     settings = config.fit_settings()
@@ -151,6 +153,8 @@ def train_text(
         before_save=before_save,
         **(settings | recipe.training(posterior, steps, settings)),
     )
+    if not leads():
+        return {}
     with torch.random.fork_rng():
         torch.manual_seed(config.seed)
         finished = recipe.finish(posterior, loader("train", config.batch_size), validation)
@@ -178,6 +182,8 @@ def completed(config: TextConfig) -> TextConfig:
     strange = [name for name in OF_IMAGES if getattr(config, name) != usual[name]]
     if strange:
         raise BellaError(f"{strange[0]} is for runs on images: leave it out with --task.")
+    if config.head_init == "zero-shot":
+        raise BellaError("head_init='zero-shot' is for runs on images: leave it out with --task.")
     # What images start with was chosen on images; of texts nothing else has been tried yet.
     values: dict[str, Any] = {
         "network": config.network or task.network,
