@@ -75,6 +75,7 @@ class Bench:
         self.pool_features: dict[str, Features] = {}
         self.read: dict[str, Activations] = {}
         self.anchors: dict[int, list[Readout]] = {}
+        self.anchor_seconds: dict[int, float] = {}
         self.probes: dict[tuple[int, int], list[Probe]] = {}
         self.strengths: dict[int, float] = {}
         self.networks: dict[int, str] = {}
@@ -218,8 +219,10 @@ class Bench:
             )
         if seed not in self.anchors:
             parts = self.activations("train", seed), self.activations("validation", seed)
+            begun = time.perf_counter()
             chosen = choose_anchors(*parts, len(self.task.classes), progress=self.bar)
             self.anchors[seed] = [anchor.readout for anchor in chosen]
+            self.anchor_seconds[seed] = time.perf_counter() - begun
         return self.anchors[seed]
 
     def distances_of(self, seed: int) -> list[Distance]:
