@@ -55,7 +55,7 @@ def compare(
     limit: Limit = None,
     data_option: DataOption = None,
     methods: Annotated[
-        str,
+        str | None,
         typer.Option(
             help="Comma between. Particles: lora, lora-ensemble, repulsive, bella-svgd, "
             "bella-function, multi-depth, vbl, mola, soup. The recipe: bella, bella-1, bella-log, "
@@ -63,9 +63,11 @@ def compare(
             "weights: single, ensemble, svgd, rank1, vi, ssvi, ssvi-0.05. Calibrated: "
             "single+temperature, probe+temperature, probe-ensemble+temperature, "
             "lora+temperature, lora-ensemble+temperature, lora-ensemble+distance, "
-            "multi-depth+temperature, multi-depth+distance, bella+temperature."
+            "multi-depth+temperature, multi-depth+distance, bella+temperature.",
+            show_default="probe, lora+temperature, lora-ensemble+temperature, anchors, bella; of "
+            "networks without a head untrained and what needs no readout",
         ),
-    ] = "probe,lora+temperature,lora-ensemble+temperature,anchors,bella",
+    ] = None,
     network: Annotated[
         str | None,
         typer.Option(
@@ -125,6 +127,7 @@ def compare(
     from bella.errors import MissingExtraError
     from bella.experiments.compare import compare as run
     from bella.experiments.material import write_html
+    from bella.experiments.methods import usual_methods
     from bella.experiments.page import write_page
     from bella.experiments.tasks import (
         TASKS,
@@ -171,7 +174,7 @@ def compare(
     with stopping(lambda: f"stopped; the same command continues a comparison in {out}."):
         results = run(
             subject,
-            methods.split(","),
+            usual_methods(subject) if methods is None else methods.split(","),
             seeds=seeds,
             folder=out,
             progress=not (json or quiet),

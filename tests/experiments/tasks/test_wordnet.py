@@ -6,10 +6,11 @@ import pytest
 import torch
 from language_cases import stand_in
 
+import bella
 from bella.console import progress_bar
 from bella.experiments.bench import Bench
 from bella.experiments.compare import compare
-from bella.experiments.methods import METHODS
+from bella.experiments.methods import METHODS, usual_methods
 from bella.experiments.tasks import wordnet
 
 
@@ -45,7 +46,7 @@ def test_the_task_is_compared_as_any_other(files, more):
     assert 24 <= len(own) <= 26  # as near as equal shares of each place come
     assert len(parts["train"][1]) > len(parts["test"][1]) > len(parts["validation"][1])
     assert task.split(0) == parts != task.split(1)
-    names = ["untrained", "lora", "bella", "soup", *more]
+    names = ["untrained", "lora", "repulsive", "soup", *more]
     results = compare(
         task, names, seeds=1, folder=files / "out", progress=False, learning_rate=0.01
     )
@@ -56,8 +57,11 @@ def test_the_task_is_compared_as_any_other(files, more):
         for figures in (method["figures"], method["parts"]["shift"], method["parts"]["adjective"]):
             assert 0 <= figures["accuracy"]["mean"] <= 1
         assert "auroc_entropy" in method["parts"]["adjective"]
+    with pytest.raises(bella.BellaError, match="leave out the rows with anchors"):
+        compare(task, ["bella"], seeds=1, folder=files / "none", progress=False)
+    assert "untrained" in usual_methods(task)
     assert methods["untrained"]["costs"]["trainable"]["mean"] == 0
-    assert methods["bella"]["figures"]["mutual_information"]["mean"] > 0
+    assert methods["repulsive"]["figures"]["mutual_information"]["mean"] > 0
 
 
 def test_the_base_model_s_row_is_what_it_says_without_particles(files, tmp_path):
@@ -66,10 +70,10 @@ def test_the_base_model_s_row_is_what_it_says_without_particles(files, tmp_path)
         outputs, _ = METHODS["untrained"].run(Bench(task, tmp_path, {}, bar), 0, tmp_path)
     network = task.open(0).network
     pool, rows = task.split(0)["test"]
-    logits, labels = outputs["test"]
+    predictive, labels = outputs["test"]
     for place, row in enumerate(rows):
         inputs, label = task.pools[pool][row]
         with torch.no_grad():
             truth = network(**{name: x[None] for name, x in inputs.items()})
-        torch.testing.assert_close(logits[0, place], truth[0], atol=1e-5, rtol=1e-4)
+        torch.testing.assert_close(predictive.logits[0, place], truth[0], atol=1e-5, rtol=1e-4)
         assert labels[place] == label

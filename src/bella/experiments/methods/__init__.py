@@ -21,8 +21,9 @@ from bella.experiments.methods import (
     untrained,
 )
 from bella.experiments.methods.base import Costs, Method, Outputs
+from bella.experiments.tasks.task import Task
 
-__all__ = ["DEMO", "METHODS", "Costs", "Method", "Outputs", "methods_named"]
+__all__ = ["DEMO", "METHODS", "Costs", "Method", "Outputs", "methods_named", "usual_methods"]
 
 FAMILIES = (
     *(untrained, probe, full, low_rank, multi_depth, laplace, rank1, sparse),
@@ -43,6 +44,15 @@ DEMO = (
     "bella",
 )
 """What the demo compares."""
+
+
+USUAL = ("probe", "lora+temperature", "lora-ensemble+temperature", "anchors", "bella")
+WITHOUT_HEAD = ("untrained", "lora+temperature", "lora-ensemble+temperature", "bella+temperature")
+
+
+def usual_methods(task: Task) -> tuple[str, ...]:
+    """What is compared where nobody says: no readouts of a network that answers without a head."""
+    return USUAL if task.open(0).defaults.modules_to_save else WITHOUT_HEAD
 
 
 def methods_named(names: Sequence[str]) -> list[Method]:
