@@ -229,7 +229,9 @@ def test_evaluate_measures_the_run_and_the_shift(place):
     assert known["accuracy"] == 1.0
     options = ("--data", place / "images", "--ood", place / "images" / "day")
     shifted = json.loads(succeed("evaluate", place / "run", *options, "--json"))
+    intervals = known.pop("intervals")
     assert {name: shifted[name] for name in known} == known
+    assert {name: shifted["intervals"][name] for name in intervals} == intervals
     assert shifted["entropy_ood"] != shifted["entropy"]
     assert 0 <= shifted["auroc_ood_mi"] <= 1
     assert "auroc ood mi" in succeed("evaluate", place / "run", *options)
@@ -698,7 +700,7 @@ def test_help_shows_the_defaults_that_hold():
         (option,) = get_args(parameter.annotation)[1:] or (None,)
         if option is not None and isinstance(option.show_default, str):
             shown[name] = option.show_default
-    fields = {"heads": "head_init"}
+    fields = {"heads": "head_init", "template": "templates"}
     plain = complete(RunConfig(data="x"))
     texts = TextConfig(task="text", data="x")
     assert shown.pop("task") == "images"
@@ -719,6 +721,7 @@ def test_help_shows_the_defaults_that_hold():
         if name in told_in_words:
             assert value is None
         else:
+            (value,) = value if isinstance(value, list) else (value,)
             assert text.split(";")[0] == f"{value}", name
     kinds = {kind: recipe.settings for kind, recipe in KINDS_OF_POSTERIORS.items()}
     for kind in ("rank1", "ssvi", "full"):
