@@ -7,7 +7,8 @@
 PYTHON ?= python3
 BIN := .venv/bin
 LOWEST := .venv-lowest/bin/python -m pip install --quiet --disable-pip-version-check
-PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
+# Some packages are installed without what they ask for and do not need here; that is no conflict.
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-warn-conflicts --constraint constraints.txt
 
 .PHONY: demo test test-long check bench docs lowest clean
 

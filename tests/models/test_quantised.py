@@ -58,7 +58,7 @@ def test_a_merged_particle_is_plain_and_that_is_said(judged, kind):
     found = judged[kind]
     assert found["merged"] < (2e-2 if kind == "8bit" else 1e-5)
     (said,) = found["said"]
-    assert "4 layers" in said
+    assert "4 of the layers" in said
     assert "codes" in said
     assert "another network" in found["refused"]
 

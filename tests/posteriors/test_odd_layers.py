@@ -141,6 +141,7 @@ def rows():
     return torch.randn(4, 6, generator=torch.Generator().manual_seed(1))
 
 
+@pytest.mark.filterwarnings("ignore:1 of the layers hold codes")  # tests/models/test_quantised.py
 @pytest.mark.parametrize("shape", [(4, 6), (4, 5, 6)])
 @pytest.mark.parametrize("layer", ADAPTED.values(), ids=ADAPTED)
 def test_particles_stand_on_what_the_layer_computes_and_merge_into_it(layer, shape):

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from bella import metrics
-from bella.evaluation.evaluate import flat_name
+from bella.evaluation.evaluate import flat_name, novelty_of
 from bella.prediction.predictive import Predictive
 
 Interval = tuple[float, float]
@@ -41,13 +41,15 @@ def auroc_intervals(
     wrong = predictive.predictions != labels
     found = {
         f"auroc_errors_{name}": _interval(score, wrong, name, resamples, seed)
-        for name, score in _scores(predictive).items()
+        for name, score in _scores_of_errors(predictive).items()
     }
     for part, (other, truth) in (ood or {}).items():
         other, _ = other.counted(truth)
         outside = torch.arange(len(predictive) + len(other)) >= len(predictive)
-        theirs = _scores(other)
-        for name, score in _scores(predictive).items():
+        theirs = _scores_of_shift(other)
+        for name, score in _scores_of_shift(predictive).items():
+            if name not in theirs:
+                continue
             both = torch.cat([score, theirs[name]])
             found[flat_name(part, f"auroc_{name}")] = _interval(
                 both, outside, name, resamples, seed
@@ -57,6 +59,15 @@ def auroc_intervals(
 
 def _scores(predictive: Predictive) -> dict[str, Tensor]:
     return {"entropy": predictive.entropy.cpu(), "mi": predictive.mutual_information.cpu()}
+
+
+def _scores_of_errors(predictive: Predictive) -> dict[str, Tensor]:
+    return _scores(predictive) | {"confidence": 1 - predictive.confidence.cpu()}
+
+
+def _scores_of_shift(predictive: Predictive) -> dict[str, Tensor]:
+    far = {} if predictive.distance is None else {"distance": predictive.distance.cpu()}
+    return _scores(predictive) | {"novelty": novelty_of(predictive).cpu()} | far
 
 
 def _interval(score: Tensor, positive: Tensor, name: str, resamples: int, seed: int) -> Interval:
