@@ -18,7 +18,7 @@ from typing import Any
 from shoot import shoot
 
 from bella.experiments.methods import DEMO
-from bella.experiments.page import early_stop, told_of, took
+from bella.experiments.page import early_stop, stopping_of, told_of, took
 from bella.experiments.tasks import task_named
 from bella.report.tables import compact_table, markdown_table, read_results
 from bella.report.verdict import verdict

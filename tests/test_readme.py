@@ -46,7 +46,9 @@ def test_the_examples_of_a_page_run_in_order(page, capsys, monkeypatch, tmp_path
         from language_cases import stand_in
 
         stand_in("smollm2-135m-instruct", (ROOT / page).read_text(), monkeypatch, tmp_path)
-    paste(blocks(page), page)
+    code = blocks(page)
+    monkeypatch.chdir(tmp_path)  # what an example writes is written there
+    paste(code, page)
     assert capsys.readouterr().out
 
 

@@ -93,9 +93,9 @@ class LowRankPosterior(Posterior):
             kind = type(coded[0].base._parameters["weight"]).__name__
             warnings.warn(
                 f"{len(coded)} of the layers hold codes ({kind}), which no change can be added to: "
-                "in the merged network they are plain layers, computed without the codes' rounding, "
-                "and take the memory of an unquantised one. Adapters beside the codes keep both "
-                "(bella.to_peft).",
+                "in the merged network they are plain layers, computed without the codes' "
+                "rounding, and take the memory of an unquantised one. Adapters beside the codes "
+                "keep both (bella.to_peft).",
                 stacklevel=3,
             )
         return super()._plain(particle)
