@@ -365,3 +365,12 @@ def test_half_precision_trains_anywhere():
 def test_an_unknown_precision_is_refused():
     with pytest.raises(bella.BellaError, match="'bf16'"):
         Precision("int8")
+
+
+@pytest.mark.parametrize("likelihood", ["gaussian", "bernoulli"])
+def test_function_refuses_what_has_no_classes_whoever_names_it(likelihood):
+    network = nn.Sequential(nn.Linear(4, 6), nn.Tanh(), nn.Linear(6, 2))
+    posterior = bella.low_rank(network, particles=2, target_modules=("0",))
+    data = (torch.randn(8, 4), torch.rand(8, 2).round())
+    with pytest.raises(bella.BellaError, match=f"the likelihood is '{likelihood}': choose"):
+        bella.fit(posterior, data, likelihood=likelihood, transport="function", progress=False)

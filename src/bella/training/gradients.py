@@ -88,6 +88,8 @@ class Gradients:
         self.proven: frozenset[str] = frozenset()  # kinds of passes that all processes agree on
         self.move = move
         self.likelihood = likelihoods.resolve(likelihood, posterior.network)
+        if self.likelihood is not None:
+            move.check_likelihood(self.likelihood)
         self.weighing: dict[str, Any] = {"mean_over": mean_over, "class_weights": class_weights}
         self.own = minibatches == "own"
         self.class_axis = ClassAxis()
@@ -228,6 +230,7 @@ class Gradients:
         args, kwargs, labels, *more = batch
         if self.likelihood is None:
             self.likelihood = self.find_likelihood(args, kwargs)
+            self.move.check_likelihood(self.likelihood)
         targets = self.likelihood.targets(labels)
         weighed = likelihoods.weigh(
             targets,

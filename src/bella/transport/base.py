@@ -20,6 +20,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from bella.errors import BellaError
+from bella.likelihood import Likelihood
 from bella.particles.layer import Factors
 from bella.posterior import Posterior
 from bella.transport.coupling import Group, add_to_grad, groups_of, mean_distance, wide
@@ -184,6 +185,13 @@ class Transport:
 
     def follow(self, optimizer: Optimizer) -> None:
         """A transport adds to gradients, whatever optimiser takes them."""
+
+    def check_likelihood(self, likelihood: Likelihood) -> None:
+        """Refuse a likelihood whose predictions this transport cannot compare.
+
+        Raises:
+            BellaError: it is one.
+        """
 
     def couple(self, coefficient: float) -> None:
         """Add ``- coefficient * R`` to the gradients; a transport without coupling adds nothing."""

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from bella.classes import ClassAxis
 from bella.errors import BellaError
-from bella.likelihood import logits_of, of_posterior
+from bella.likelihood import Likelihood, logits_of, of_posterior
 from bella.posterior import Posterior
 from bella.transport import kernels
 from bella.transport.base import Transport
@@ -55,13 +55,8 @@ class Function(Transport):
         **options: Any,
     ):
         super().__init__(posterior, **options)
-        kind = of_posterior(posterior, scoring=False)
-        likelihood = None if kind is None else kind.name
-        if likelihood in ("bernoulli", "gaussian"):
-            raise BellaError(
-                "transport='function' compares the particles' probabilities of classes, and this "
-                f"network's likelihood is {likelihood!r}: choose 'ensemble', 'repulsive' or 'svgd'."
-            )
+        if (kind := of_posterior(posterior, scoring=False)) is not None:
+            self.check_likelihood(kind)
         self.axis = ClassAxis(class_axis)
         self.spread = Spread(self.groups)
         self.kernel = kernels.kernel_named(kernel)
@@ -71,6 +66,14 @@ class Function(Transport):
         self.everyone: Tensor | None = None  # all particles' log-probabilities, when run in parts
         self._felt: dict[str, Tensor | float] = {}
         self.handle = posterior.register_forward_hook(self._listen)
+
+    def check_likelihood(self, likelihood: Likelihood) -> None:
+        """See `Transport.check_likelihood`: there have to be classes."""
+        if likelihood.name in ("bernoulli", "gaussian"):
+            raise BellaError(
+                "transport='function' compares the particles' probabilities of classes, and the "
+                f"likelihood is {likelihood.name!r}: choose 'ensemble', 'repulsive' or 'svgd'."
+            )
 
     def detach(self) -> None:
         """Stop listening to the outputs."""
