@@ -590,3 +590,24 @@ def test_the_fresh_head_is_the_seed_s(place, tmp_path):
     name = f"hf:{place / 'network'}"
     assert torch.equal(head, open_network(name, 2, seed=7).network.classifier.weight)
     assert not torch.equal(head, open_network(name, 2, seed=8).network.classifier.weight)
+
+
+def test_fit_and_compare_mean_the_same_where_validation_is_small(tmp_path, place, capsys):
+    """Fewer than ten validation images: in both the particles predict alone, and both say so."""
+    network, images = f"hf:{place / 'network'}", write_images(tmp_path / "images", count=12, seed=3)
+    settings = {"epochs": 1, "batch_size": 8}
+    asked = RunConfig(data=str(images), network=network, **settings)
+    told = []
+    found = train(asked, tmp_path / "run", progress=False, tell=lambda f: told.extend(f.warnings()))
+    assert any("too few to pool" in line for line in told)
+    results = compare(
+        images_task(images, network),
+        ["bella"],
+        seeds=1,
+        folder=tmp_path / "compare",
+        progress=False,
+        **settings,
+    )
+    assert "the row bella is its particles alone" in capsys.readouterr().err
+    row = results["methods"]["bella"]["figures"]
+    assert row["nll"]["mean"] == pytest.approx(found["nll"], rel=1e-3)

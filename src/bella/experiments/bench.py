@@ -205,18 +205,25 @@ class Bench:
             )
         return self.read[pool].select(positions)
 
-    def readouts_of(self, seed: int) -> list[Readout]:
-        """The anchors of a seed's split.
+    def check_readable(self) -> None:
+        """Refuse a network that has no head for the task's classes.
 
         Raises:
-            BellaError: the network has no head for the task's classes: its answers are of another
-                kind, such as options that it is shown.
+            BellaError: its answers are of another kind, such as options that it is shown.
         """
         if not self.task.open(0).defaults.modules_to_save:
             raise BellaError(
                 f"The network of {self.task.name} answers without a head of its own, so no readout "
                 "can be put beside it: leave out the rows with anchors."
             )
+
+    def readouts_of(self, seed: int) -> list[Readout]:
+        """The anchors of a seed's split.
+
+        Raises:
+            BellaError: see `check_readable`.
+        """
+        self.check_readable()
         if seed not in self.anchors:
             parts = self.activations("train", seed), self.activations("validation", seed)
             begun = time.perf_counter()

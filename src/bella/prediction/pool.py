@@ -37,6 +37,9 @@ Kind = Literal["linear", "log"]
 Group = Float[Tensor, "members batch classes"]
 """Logits of the members of one group."""
 
+FEWEST = 10
+"""Validation examples to fit a pool to; with fewer the particles had better predict alone."""
+
 NEAR = 2.0
 """Deviations from the training data that are still ordinary: beyond, the temperature grows."""
 

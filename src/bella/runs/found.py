@@ -16,13 +16,11 @@ from bella.data import LabelledImages
 from bella.likelihood import nll
 from bella.particles.copies import Copies
 from bella.posterior import Posterior
+from bella.prediction.pool import FEWEST
 from bella.runs.config import RunConfig
 
 FEW_STEPS = 50
 """A training of fewer steps hardly moves particles from where they start."""
-
-FEWEST = 10
-"""Validation images to fit a pool to; with fewer a run predicts with its particles alone."""
 
 MEASURED = 8
 """Images of the batch whose step is timed."""

@@ -32,10 +32,11 @@ from bella.particles.architectures import AUTO
 from bella.posterior import Posterior
 from bella.prediction.mixture import FILE as MIXTURE
 from bella.prediction.mixture import Mixture
+from bella.prediction.pool import FEWEST
 from bella.recipes import Plan, linear_head, make, recipe_named
 from bella.report.pictures import curves
 from bella.runs.config import RunConfig, complete
-from bella.runs.found import FEWEST, Found, find
+from bella.runs.found import Found, find
 from bella.runs.opened import BATCH, MODEL, TrainedRun
 from bella.sealed import digest
 from bella.storage import own_tensors

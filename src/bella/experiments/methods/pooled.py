@@ -7,6 +7,7 @@ whom they ask. The row ``bella`` is the recipe, and the others its controls.
 from __future__ import annotations
 
 import math
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -18,7 +19,7 @@ import bella
 from bella.experiments.methods.base import Costs, Derived, Method, Outputs
 from bella.posterior import Posterior
 from bella.prediction.mixture import FILE, Mixture, Readout
-from bella.prediction.pool import Kind, Pool, cross_fitted, fit_pool
+from bella.prediction.pool import FEWEST, Kind, Pool, cross_fitted, fit_pool
 from bella.storage import TENSORS
 
 if TYPE_CHECKING:
@@ -50,8 +51,17 @@ class Pooled(Derived):
     def run(self, bench: Bench, seed: int, place: Path) -> tuple[Outputs, Costs]:
         """Fit the pool to another run's validation logits, and pool."""
         theirs = bench.outputs_of(self.of, seed)
-        logits = {part: predictive.logits for part, (predictive, _) in theirs.items()}
         costs = bench.costs_of(self.of, seed)
+        if self.anchors:
+            bench.check_readable()
+        if self.anchors and len(theirs["validation"][1]) < FEWEST:  # as a run of `bella fit` does
+            print(
+                f"Note: the validation part has fewer than {FEWEST} examples, too few to pool "
+                f"with readouts: the row {self.name} is its particles alone.",
+                file=sys.stderr,
+            )
+            return theirs, costs
+        logits = {part: predictive.logits for part, (predictive, _) in theirs.items()}
         readouts = bench.readouts_of(seed) if self.anchors else []
         labels = {part: truth for part, (_, truth) in theirs.items()}
         outputs, pool = pooled(bench, seed, logits, labels, readouts, self.distance, self.pool)
