@@ -14,7 +14,6 @@ from typing import Any
 
 import torch
 from rich.progress import Progress
-from torch import nn
 
 from bella import transport
 from bella.console import progress_bar
@@ -27,7 +26,6 @@ from bella.inputs import check_names, split, weights_of
 from bella.parallel.division import Division
 from bella.parallel.mesh import Mesh, mesh_of
 from bella.parallel.ranks import joined, local_rank
-from bella.parallel.sharding import is_sharded
 from bella.particles.recompute import recompute
 from bella.posterior import Posterior
 from bella.training.annealing import kl_weight
@@ -53,6 +51,7 @@ from bella.training.randomness import own_randomness, seed_all
 from bella.training.record import Record, describe
 from bella.training.samplers import examples
 from bella.training.settings import Settings, checked
+from bella.training.shares import check_can_share, checksum
 from bella.training.state import State
 from bella.training.step import Step
 from bella.training.validation import Validation
@@ -499,62 +498,6 @@ class Run:
         record.history, record.seconds = state["history"], state["seconds"]
         record.trace = self.trace = state["trace"]
         return state["epoch"]
-
-
-def check_can_share(
-    posterior: Posterior, mesh: Mesh, settings: Settings, movers: Sequence[Mover]
-) -> None:
-    """Refuse what several processes cannot do as one does it.
-
-    Raises:
-        BellaError: something that looks at a batch as a whole, or draws for each particle.
-    """
-    if mesh.world.size == 1:
-        return
-    ways = "start one process"
-    if is_sharded(posterior):
-        if settings.particles_per_pass == "auto":
-            raise BellaError(
-                "particles_per_pass='auto' measures passes, and those of a sharded base need all "
-                "processes: give a number, or None."
-            )
-        if posterior.particles % mesh.particles.size:
-            raise BellaError(
-                f"Every pass of a sharded base needs all processes, and {posterior.particles} "
-                f"particles on {mesh.particles.size} are not as many each: choose a number that "
-                "particle_processes divides."
-            )
-    if settings.minibatches == "own":
-        raise BellaError(f"minibatches='own' is defined in one process: share them, or {ways}.")
-    if movers:
-        raise BellaError(
-            f"{type(movers[0]).__name__} moves by what a whole batch shows, and each process sees "
-            f"its part of it: {ways}."
-        )
-    if mesh.data.size == 1:
-        return
-    if settings.transport == "function":
-        raise BellaError(
-            "transport 'function' compares predictions of a whole batch: let the processes share "
-            f"the particles (particle_processes={mesh.world.size}), or {ways}."
-        )
-    learns = [
-        name
-        for name, module in posterior.train().network.named_modules()
-        if getattr(module, "normalises", False)
-        or (isinstance(module, nn.modules.batchnorm._BatchNorm) and module.training)
-    ]
-    if learns:
-        raise BellaError(
-            f"{learns[0]} is a batch norm that trains, and each process would see its part of a "
-            f"batch: freeze it, let the processes share the particles, or {ways}."
-        )
-
-
-def checksum(posterior: Posterior) -> list[float]:
-    """What tells whether two processes hold the same particles."""
-    own = posterior.stacked_parameters().values()
-    return [float(p.detach().double().sum()) for p in own]
 
 
 def place_of(posterior: Posterior, wanted: str | None = None) -> torch.device:
