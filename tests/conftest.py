@@ -41,6 +41,7 @@ CHECKED = (
     "bella.posteriors.sparse.topology",
     "bella.evaluation.conformal",
     "bella.evaluation.abstention",
+    "bella.evaluation.landscape",
     "bella.prediction.temperature",
 )
 install_import_hook(CHECKED, "shapes.checked")
