@@ -48,7 +48,7 @@ KINDS = {  # the question that a room answers: edge, face, rooms
     "the ground": (
         "#5f676e",
         "#e9ebed",
-        "errors trees files sealed patterns console host folders parallel",
+        "errors trees files sealed patterns console host kernels folders parallel",
     ),
 }
 

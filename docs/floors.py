@@ -19,7 +19,7 @@ PACKAGE = "bella"
 SOURCE = Path(bella.__file__).parents[1]
 
 FLOORS = (
-    ("the ground", "errors trees patterns files sealed console host folders parallel"),
+    ("the ground", "errors trees patterns files sealed console host kernels folders parallel"),
     ("one pass", "particles inputs"),
     (
         "the contract, and what is scored",

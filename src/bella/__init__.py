@@ -18,6 +18,7 @@ if TYPE_CHECKING:  # what editors and type checkers see; at run time `__getattr_
     from bella.evaluation.cost import cost
     from bella.evaluation.evaluate import evaluate
     from bella.interop.peft import from_peft, to_peft
+    from bella.kernels import fast_float32
     from bella.likelihood import nll, with_variance
     from bella.memory import chunks
     from bella.particles.recompute import checkpoint, recompute
@@ -63,6 +64,7 @@ _PLACES = {
     "chunks": "bella.memory",
     "recompute": "bella.particles.recompute",
     "checkpoint": "bella.particles.recompute",
+    "fast_float32": "bella.kernels",
     "fit": "bella.training.fit",
     "from_peft": "bella.interop.peft",
     "to_peft": "bella.interop.peft",
@@ -86,6 +88,7 @@ __all__ = [
     "cost",
     "data",
     "evaluate",
+    "fast_float32",
     "fit",
     "from_peft",
     "full",

@@ -23,6 +23,7 @@ from bella.generation.proof import TextPlan, plan_of
 from bella.generation.score import check_writes, score_tokens
 from bella.generation.speaker import Speaker, answering, writer_of
 from bella.generation.texts import left_padded, prompt_tokens, several, unpadded
+from bella.kernels import fast_float32
 from bella.particles.axis import Pass, UnprovenError
 from bella.particles.passes import refuse_caches
 from bella.particles.roles import MixedError, map_roles
@@ -99,7 +100,7 @@ def generate(
         if tokenizer is None:
             raise BellaError("stop_strings need the network's tokenizer: give tokenizer=.")
         options["tokenizer"] = tokenizer
-    with evaluating(posterior), torch.no_grad(), _seeded(seed, device):
+    with evaluating(posterior), torch.no_grad(), _seeded(seed, device), fast_float32(posterior):
         write = _each_its_own if each else _together
         plan = plan_of(posterior, inputs, each)
         start = Dice(device, False)

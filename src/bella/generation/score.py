@@ -13,6 +13,7 @@ from bella.errors import BellaError
 from bella.generation.answers import Answers, Figures
 from bella.generation.speaker import writer_of
 from bella.generation.texts import answer_tokens, prompt_tokens, right_padded, several
+from bella.kernels import fast_float32
 from bella.particles.sober import evaluating
 from bella.trees import map_tensors
 
@@ -59,7 +60,7 @@ def score(
         (prompt_tokens(prompt, tokenizer), answer_tokens(answer, tokenizer, ended))
         for prompt, answer in zip(asked, said, strict=True)
     ]
-    with evaluating(posterior), torch.no_grad():
+    with evaluating(posterior), torch.no_grad(), fast_float32(posterior):
         parts = [
             score_tokens(posterior, pairs[first : first + batch_size], {})
             for first in range(0, len(pairs), batch_size)

@@ -17,6 +17,7 @@ from bella import metrics
 from bella.classes import ClassAxis
 from bella.errors import BellaError
 from bella.inputs import arguments
+from bella.kernels import fast_float32
 from bella.likelihood import Likelihood, by_name, likelihood_of_outputs, logits_of, of_posterior
 from bella.memory import at_once, parts
 from bella.particles.sober import evaluating
@@ -135,14 +136,15 @@ def predict(  # type: ignore[misc]  # the options stand here alone
                 "A mixture pools its members in its own way, all of them: leave out stop and "
                 "average, or predict with mixture.posterior."
             )
-        return posterior.predict(
-            inputs,
-            likelihood=likelihood,
-            draws=draws,
-            particles_per_pass=particles_per_pass,
-            memory=memory,
-            class_axis=class_axis,
-        )
+        with fast_float32(posterior):
+            return posterior.predict(
+                inputs,
+                likelihood=likelihood,
+                draws=draws,
+                particles_per_pass=particles_per_pass,
+                memory=memory,
+                class_axis=class_axis,
+            )
     kind = of_posterior(posterior, likelihood, scoring=False)
     if draws < 1:
         raise BellaError(f"draws={draws}: give a whole number of at least 1.")
@@ -166,7 +168,7 @@ def predict(  # type: ignore[misc]  # the options stand here alone
     everyone = range(posterior.particles)
     # A table that the network makes in inference mode when it first needs it would be one that
     # training may not use: the network is the caller's, so it runs without gradients instead.
-    with evaluating(posterior), torch.no_grad():
+    with evaluating(posterior), torch.no_grad(), fast_float32(posterior):
         if particles_per_pass == "auto":
             args, kwargs = posterior.begun(*args, **kwargs)
             particles_per_pass = _at_once(posterior, args, kwargs, memory)

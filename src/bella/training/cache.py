@@ -32,6 +32,7 @@ from bella.data.collate import collate
 from bella.data.loaders import Data, opened
 from bella.errors import BellaError
 from bella.inputs import Weighed, split, to, weights_of
+from bella.kernels import fast_float32
 from bella.particles.roles import with_roles
 from bella.particles.stream import Stream, placeholder
 from bella.posterior import Posterior
@@ -131,7 +132,7 @@ class CachedPrefix(Dataset):
             args, kwargs, y = split(batch, posterior.network)
             # In inference mode a table that the network makes when it first needs it would stay
             # one that training may not use.
-            with torch.no_grad():
+            with torch.no_grad(), fast_float32(posterior):
                 stream = posterior.prefix(*to(args, self.device), **to(kwargs, self.device))
             if stream.batch != len(chunk) or y.shape[:1] != (len(chunk),):
                 raise BellaError(

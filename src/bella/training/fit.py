@@ -23,6 +23,7 @@ from bella.files import shortened
 from bella.folders import held
 from bella.host import device_named
 from bella.inputs import check_names, split, weights_of
+from bella.kernels import DEFAULT, fast_float32, fastest
 from bella.parallel.division import Division
 from bella.parallel.mesh import Mesh, mesh_of
 from bella.parallel.ranks import joined, local_rank
@@ -259,6 +260,7 @@ class Run:
                 )
         self.world.check_same((self.steps, self.identity), "settings, network and data")
         self.validated: dict[str, float] = {}  # of the last epoch, for the bar
+        self.kernel: str | None = None  # of float32 matrices; a resumed run's own
         self.resumed = False  # whether it goes on from a checkpoint
         self.writes = False  # whether the folder is this run's by now
         self.log_every = max(1, self.steps // 60)
@@ -274,6 +276,21 @@ class Run:
         first = self.load_checkpoint(record) if resume else 0
         if first:
             warn_of_generators(self.train)
+        with self.multiplying(record):
+            return self.run_epochs(first, bar, record)
+
+    @contextmanager
+    def multiplying(self, record: Record) -> Iterator[None]:
+        """One kernel for float32 matrices in all steps, all processes and all parts of the run."""
+        wanted = self.kernel
+        if wanted is None and self.world.size > 1:
+            wanted = self.world.first(fastest(self.posterior).name)
+        with fast_float32(self.posterior, wanted) as kernel:
+            self.kernel, record.float32 = kernel.name, kernel.facts()
+            yield
+
+    def run_epochs(self, first: int, bar: Progress, record: Record) -> Record:
+        """The epochs from ``first`` on."""
         begun = time.perf_counter() - record.seconds
         self.share_prefix(bar)
         if self.validation is not None and first < self.settings.epochs:
@@ -465,6 +482,7 @@ class Run:
                 "finished": epoch == self.settings.epochs or self.should_stop(epoch),
                 "epoch": epoch,
                 **self.state.take(),
+                "kernel": self.kernel,
                 "history": record.history,
                 "trace": self.trace,
                 "seconds": record.seconds,
@@ -494,6 +512,7 @@ class Run:
         self.resumed = True
         with self.whole():
             self.state.load(state, str(self.folder))
+        self.kernel = state.get("kernel", DEFAULT)  # earlier versions knew no other
         record.particles_per_pass = self.gradients.at_once
         record.history, record.seconds = state["history"], state["seconds"]
         record.trace = self.trace = state["trace"]

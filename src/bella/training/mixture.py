@@ -17,6 +17,7 @@ from torch import Tensor
 from bella.data.loaders import opened
 from bella.errors import BellaError
 from bella.inputs import split, to
+from bella.kernels import fast_float32
 from bella.particles.sober import evaluating
 from bella.posterior import Posterior
 from bella.prediction.activations import (
@@ -97,7 +98,7 @@ def mixture(
     reads = bool(said is None or said or asked is None or asked)
     places: dict[str, Place] = {}
     readings: list[Reading] = []
-    with evaluating(posterior):
+    with evaluating(posterior), fast_float32(posterior):
         if reads:
             args, kwargs = first_inputs(validation, posterior, batch_size)
             named = [r for group in (*(said or ()), *(asked or ())) for r in group]

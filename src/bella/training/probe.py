@@ -17,6 +17,7 @@ from torch.utils.data import DataLoader
 
 from bella.errors import BellaError, require
 from bella.inputs import split, to
+from bella.kernels import fast_float32
 from bella.particles.layer import Dense
 from bella.posterior import Posterior
 from bella.prediction.predictive import Predictive
@@ -155,7 +156,8 @@ def features_of(
     try:
         for batch in loader:
             args, kwargs, y = split(batch)
-            network(*to(args, device), **to(kwargs, device))
+            with fast_float32(network):
+                network(*to(args, device), **to(kwargs, device))
             labels.append(y.cpu())
             if progress and task is not None:
                 progress.advance(task)
@@ -177,7 +179,8 @@ def head_inputs(posterior: Posterior, loader: DataLoader) -> Features:
     try:
         for batch in loader:
             args, kwargs, y = split(batch)
-            posterior(*args, **kwargs)
+            with fast_float32(posterior):
+                posterior(*args, **kwargs)
             features.append(arrived[-1])  # the first pass of a posterior may run the head twice
             labels.append(y)
     finally:

@@ -24,6 +24,7 @@ class Record:
         best_epoch: the epoch whose particles were kept, counted from 1.
         seconds: wall time of training, validation included.
         particles_per_pass: how many particles ran at once.
+        float32: the kernel that multiplied float32 matrices, see `bella.fast_float32`.
         folder: the run folder, if there is one.
         versions: of the libraries and of Python, and the machine's kind.
     """
@@ -34,6 +35,7 @@ class Record:
     best_epoch: int = 0
     seconds: float = 0.0
     particles_per_pass: int | None = None
+    float32: dict[str, Any] = field(default_factory=dict)
     folder: Path | None = None
     versions: dict[str, str] = field(default_factory=lambda: versions())
 
@@ -47,6 +49,7 @@ class Record:
             "best_epoch": self.best_epoch,
             "seconds": round(self.seconds, 3),
             "particles_per_pass": self.particles_per_pass,
+            "float32": self.float32,
             "history": self.history,
             "trace": self.trace,
         }
