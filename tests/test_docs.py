@@ -9,7 +9,11 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md")])
-THEIRS = ("photos/", "site/")  # folders of a reader, in examples, and what commands make
+THEIRS = (
+    "photos/",
+    "site/",
+    "tensorboard/",
+)  # folders of a reader, in examples, and what commands make
 PLACES = (ROOT, ROOT / "src" / "bella", ROOT / "docs")
 
 

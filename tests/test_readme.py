@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import re
+import sys
 from pathlib import Path
+from unittest.mock import MagicMock
 
 import pytest
 import torch
@@ -46,6 +48,9 @@ def test_the_examples_of_a_page_run_in_order(page, capsys, monkeypatch, tmp_path
         from language_cases import stand_in
 
         stand_in("smollm2-135m-instruct", (ROOT / page).read_text(), monkeypatch, tmp_path)
+    if page == "docs/watching.md":
+        for tracker in ("mlflow", "wandb"):  # they are asked for nothing but what they take
+            monkeypatch.setitem(sys.modules, tracker, MagicMock())
     code = blocks(page)
     monkeypatch.chdir(tmp_path)  # what an example writes is written there
     paste(code, page)
@@ -58,3 +63,14 @@ def test_the_own_loop_trains_every_particle():
     names = paste(blocks("docs/own-loop.md")[:2], "after")
     after = names["posterior"].stacked_parameters()
     assert all((after[k] != v).flatten(1).any(1).all() for k, v in start.items() if ".A" not in k)
+
+
+def test_trackers_are_told_every_figure_of_every_step(monkeypatch):
+    mlflow, wandb = MagicMock(), MagicMock()
+    monkeypatch.setitem(sys.modules, "mlflow", mlflow)
+    monkeypatch.setitem(sys.modules, "wandb", wandb)
+    paste(blocks("docs/watching.md"), "docs/watching.md")
+    for told in (mlflow.log_metrics, wandb.init.return_value.log):
+        assert [call.kwargs["step"] for call in told.call_args_list] == [1, 2]
+        for call in told.call_args_list:
+            assert {"epoch", "loss", "distance", "repulsion_ratio"} <= set(call.args[0])

@@ -45,8 +45,12 @@ FILES = {
     "posterior.safetensors",
     "probes.safetensors",
     "run.json",
+    "trace.csv",
 }
-COMMANDS = ("demo", "fit", "evaluate", "predict", "compare", "report", "export", "cost")
+COMMANDS = (
+    *("demo", "fit", "evaluate", "predict", "compare", "report", "export", "cost"),
+    *("runs", "cite"),
+)
 
 
 @pytest.fixture(scope="module")
@@ -187,6 +191,20 @@ def test_an_interrupted_fit_goes_on_to_the_same_bits(place, tmp_path, monkeypatc
 def test_fit_takes_a_table_as_it_takes_a_folder(place, tmp_path):
     found = json.loads(succeed(*fit_arguments(place, tmp_path, "--json", data="table.csv")))
     assert found == json.loads((place / "run" / "figures.json").read_text())
+
+
+def test_a_run_is_watched_listed_and_cited(place, tmp_path):
+    pytest.importorskip("tensorboard")
+    run = tmp_path / "deep" / "run"
+    more = ("--tensorboard", "--mixture", "none", "--epochs", 1, "--json")
+    succeed(*fit_arguments(place, run, *more))
+    assert {path.name for path in run.iterdir()} == FILES | {"tensorboard"}
+    assert next((run / "tensorboard").iterdir()).stat().st_size > 200
+    (row,) = json.loads(succeed("runs", tmp_path, "--json"))
+    assert row["run"] == str(run)
+    assert (row["state"], row["particles"], row["method"]) == ("finished", 3, "low-rank")
+    assert row["figures"]["accuracy"] == json.loads((run / "figures.json").read_text())["accuracy"]
+    assert "dangelo2021repulsive" in succeed("cite", run)
 
 
 def test_flags_go_over_the_yaml(place, tmp_path):

@@ -11,6 +11,7 @@ from typing import Annotated
 import typer
 
 from bella import __version__
+from bella.cli.cite import cite
 from bella.cli.compare import compare
 from bella.cli.cost import cost
 from bella.cli.data import data
@@ -21,6 +22,7 @@ from bella.cli.fit import fit
 from bella.cli.generate import generate
 from bella.cli.predict import predict
 from bella.cli.report import report
+from bella.cli.runs import runs
 from bella.errors import BellaError, MissingExtraError
 from bella.host import keep_freed_memory
 
@@ -30,7 +32,20 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-for command in (demo, fit, evaluate, predict, generate, compare, report, data, export, cost):
+for command in (
+    demo,
+    fit,
+    evaluate,
+    predict,
+    generate,
+    compare,
+    report,
+    data,
+    export,
+    cost,
+    runs,
+    cite,
+):
     app.command()(command)
 
 

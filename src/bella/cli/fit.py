@@ -27,6 +27,9 @@ from bella.cli.common import (
     stopping,
 )
 
+EVENTS = "tensorboard"
+"""The folder of TensorBoard's events within a run's."""
+
 
 def fit(
     out: Annotated[Path, typer.Option(help="Run folder to write.")] = Path("runs/fit"),
@@ -190,6 +193,10 @@ def fit(
             help="stop at an image that cannot be read, or skip and count.", show_default="stop"
         ),
     ] = None,
+    tensorboard: Annotated[
+        bool,
+        typer.Option("--tensorboard", help="Write TensorBoard's events to the run's tensorboard/."),
+    ] = False,
     fresh: Annotated[bool, typer.Option("--fresh", help="Begin anew in a used folder.")] = False,
     json: Json = False,
     quiet: Quiet = False,
@@ -198,6 +205,7 @@ def fit(
     hush(quiet)
     from bella.parallel.ranks import leads
     from bella.runs import RunConfig, TextConfig, read_config, train, train_text
+    from bella.training.watching import TensorBoard
 
     flags: dict[str, Any] = given(
         data=data,
@@ -241,8 +249,16 @@ def fit(
     asked = read_config(config, flags, kinds)
     run = train_text if isinstance(asked, TextConfig) else train
     before = _epochs_done(out)
+    watch = [TensorBoard(out / EVENTS)] if tensorboard else []
     with stopping(lambda: stopped(out, before, fresh)):
-        found = run(asked, out, resume=not fresh, progress=shown, tell=tell if shown else None)
+        found = run(
+            asked,
+            out,
+            resume=not fresh,
+            progress=shown,
+            tell=tell if shown else None,
+            watch=watch,
+        )
     if not leads():
         return
     if json:
@@ -265,6 +281,7 @@ def stopped(out: Path, before: tuple[int, float], fresh: bool) -> str:
     now = _epochs_done(out)
     if not now[0] or (fresh and now == before):
         left = f"{out} is as it was" if now[0] else f"nothing was written to {out}"
+        left += f" but {EVENTS}/" if (out / EVENTS).exists() else ""
         return f"stopped before the first epoch was done: {left}, and the same command begins anew."
     command = "the same command without --fresh" if fresh else "the same command"
     epochs = "1 epoch" if now[0] == 1 else f"{now[0]} epochs"

@@ -44,6 +44,7 @@ from bella.training.checkpoint import CHECKPOINT
 from bella.training.fit import fit
 from bella.training.mixture import mixture
 from bella.training.probe import Probe, features_of, probes_for
+from bella.training.watching import Watcher
 
 CONFIG = "config.yaml"
 PROBES = "probes.safetensors"
@@ -58,6 +59,7 @@ def train(
     resume: bool = True,
     progress: bool = True,
     tell: Callable[[Found], None] | None = None,
+    watch: Sequence[Watcher] = (),
 ) -> dict[str, float]:
     """Train a posterior on a user's images and evaluate it on their test part and their shifts.
 
@@ -69,6 +71,7 @@ def train(
         resume: continue what the folder holds; see `bella.fit`.
         progress: show bars.
         tell: called before the training with what was found: images, parameters, steps, time.
+        watch: told the figures while it trains, see `bella.fit`.
 
     Returns:
         Figures on the test part by the names of `bella.evaluate`, also in ``figures.json``; none
@@ -122,6 +125,7 @@ def train(
         folder=folder,
         resume=resume,
         progress=progress,
+        watch=watch,
         identity={
             "method": config.method,
             "classes": list(classes),

@@ -56,6 +56,7 @@ from bella.training.shares import check_can_share, checksum
 from bella.training.state import State
 from bella.training.step import Step
 from bella.training.validation import Validation
+from bella.training.watching import Watcher, Watchers
 from bella.transport.base import Mover
 from bella.trees import check_finite
 
@@ -70,6 +71,7 @@ def fit(
     resume: bool = True,
     optimizer: MakeOptimizer | None = None,
     movers: Sequence[Mover] = (),
+    watch: Sequence[Watcher] = (),
     progress: bool = True,
     identity: Mapping[str, Any] | None = None,
     before_save: Callable[[], None] | None = None,
@@ -102,6 +104,8 @@ def fit(
             decay does not; AdamW by default.
         movers: what changes the posterior beside the transport, asked before it: SSVI's
             `Topology`, which changes the active set instead of an optimiser's step.
+        watch: functions that are told the figures while it trains, (step, figures by name): see
+            `bella.training.watching`. Of several processes the first one tells them.
         progress: show bars.
         identity: what else decides the run (JSON values by name): it is continued only where this
             is the same, as its network, posterior, data, settings and optimiser have to be.
@@ -140,6 +144,7 @@ def fit(
             folder=Path(folder) if folder is not None else None,
             optimizer=optimizer,
             movers=movers,
+            watch=watch if world.leads else (),
             settings=chosen,
             identity=identity,
             before_save=before_save,
@@ -171,6 +176,7 @@ class Run:
         optimizer: MakeOptimizer | None,
         movers: Sequence[Mover],
         settings: Settings,
+        watch: Sequence[Watcher] = (),
         identity: Mapping[str, Any] | None = None,
         before_save: Callable[[], None] | None = None,
         in_place: Callable[[], None] | None = None,
@@ -265,6 +271,7 @@ class Run:
         self.writes = False  # whether the folder is this run's by now
         self.log_every = max(1, self.steps // 60)
         self.trace: list[dict[str, float]] = []
+        self.watchers = Watchers(watch)
         self.kept = Kept(posterior)
         self.state = State(self.step, self.schedule, self.kept)
 
@@ -310,12 +317,14 @@ class Run:
                     figures |= self.validated
             except DivergedError as error:
                 raise self.given_up(error, record) from error
+            self.trace[-1] |= self.validated
             self.keep(epoch, figures)
             record.history.append(figures)
             record.trace = self.trace
             record.particles_per_pass = self.gradients.at_once
             record.seconds = time.perf_counter() - begun
             self.save_checkpoint(epoch + 1, record)
+            self.watchers(self.trace[-1])
             bar.update(task, description=describe(figures, self.settings.epochs))
         bar.remove_task(task)
         self.kept.restore()
@@ -392,24 +401,37 @@ class Run:
             total += loss.mean.mean() * loss.counted
             count += loss.counted
             bar.advance(task)
-            if self.step.number % self.log_every == 0 or number == self.steps_per_epoch:
-                mean = float(total) / (count or 1)
-                self.trace.append(
-                    {"step": self.step.number, "loss": mean, "distance": self.move.distance()}
-                )
-                said = {"epoch": epoch + 1, "loss": mean} | self.validated
-                bar.update(task, description=describe(said, settings.epochs))
+            if self.step.number % self.log_every == 0 and number < self.steps_per_epoch:
+                said = self.log(epoch, float(total) / (count or 1))
+                bar.update(task, description=describe(said | self.validated, settings.epochs))
+                self.watchers(said)
         if not count:
             raise BellaError(
                 "Nothing in the training data counts: all labels are -100 (numbers: NaN), or all "
                 "weights 0; check collate_fn."
             )
+        self.log(epoch, float(total) / count)  # watchers hear it with the validation's figures
         return {
             "epoch": epoch + 1,
             "loss": float(total) / count,
             "learning_rate": self.optimizer.param_groups[0]["lr"],
             **self.move.log,
         }
+
+    def log(self, epoch: int, loss: float) -> dict[str, float]:
+        """The figures of this moment, which become the last row of the trace."""
+        row = {
+            "step": self.step.number,
+            "epoch": epoch + 1,
+            "loss": loss,
+            "learning_rate": self.optimizer.param_groups[0]["lr"],
+            **self.move.log,
+            "distance": self.move.distance(),
+        }
+        if self.trace and self.trace[-1]["step"] == row["step"]:
+            del self.trace[-1]  # an epoch ended before its loader had said
+        self.trace.append(row)
+        return row
 
     def update(self, group: list[Any]) -> Loss:
         """One step, from one or more batches."""

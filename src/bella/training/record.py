@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import csv
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +20,8 @@ class Record:
     Attributes:
         settings: the settings of the run (JSON values).
         history: one mapping of figures for each epoch.
-        trace: every few steps the step's number, the epoch's mean loss so far, and the distance of
-            two particles.
+        trace: every few steps, and at the end of every epoch, the figures that watchers hear (see
+            `bella.training.watching`), with ``step``.
         best_epoch: the epoch whose particles were kept, counted from 1.
         seconds: wall time of training, validation included.
         particles_per_pass: how many particles ran at once.
@@ -40,7 +41,7 @@ class Record:
     versions: dict[str, str] = field(default_factory=lambda: versions())
 
     def write(self) -> None:
-        """Write ``run.json`` and ``history.csv``."""
+        """Write ``run.json``, ``history.csv`` and ``trace.csv``."""
         if self.folder is None:
             return
         content = {
@@ -54,15 +55,17 @@ class Record:
             "trace": self.trace,
         }
         write_json(self.folder / "run.json", content)
-        if self.history:
-            write_whole(self.folder / "history.csv", self._write_csv)
+        for name, rows in (("history.csv", self.history), ("trace.csv", self.trace)):
+            if rows:
+                write_whole(self.folder / name, partial(_write_csv, rows))
 
-    def _write_csv(self, path: Path) -> None:
-        columns = list(dict.fromkeys(name for row in self.history for name in row))
-        with path.open("w", newline="") as file:
-            writer = csv.DictWriter(file, columns)
-            writer.writeheader()
-            writer.writerows(self.history)
+
+def _write_csv(rows: Sequence[Mapping[str, float]], path: Path) -> None:
+    columns = list(dict.fromkeys(name for row in rows for name in row))
+    with path.open("w", newline="") as file:
+        writer = csv.DictWriter(file, columns)
+        writer.writeheader()
+        writer.writerows(rows)
 
 
 def describe(figures: Mapping[str, float], epochs: int) -> str:

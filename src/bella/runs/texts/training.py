@@ -40,6 +40,7 @@ from bella.runs.training import (
 )
 from bella.training.fit import fit
 from bella.training.probe import Probe, features_of, probes_for
+from bella.training.watching import Watcher
 
 FIELDS = TextConfig.model_fields
 OF_IMAGES = (
@@ -65,6 +66,7 @@ def train_text(
     resume: bool = True,
     progress: bool = True,
     tell: Callable[[Any], None] | None = None,
+    watch: Sequence[Watcher] = (),
 ) -> dict[str, float]:
     """Train a posterior on a user's rows and evaluate it on their test part.
 
@@ -74,6 +76,7 @@ def train_text(
         resume: continue what the folder holds; see `bella.fit`.
         progress: show bars.
         tell: called before the training with what was found, see `FoundTexts`.
+        watch: told the figures while it trains, see `bella.fit`.
 
     Returns:
         Figures on the test part, also in ``figures.json``.
@@ -140,6 +143,7 @@ def train_text(
         folder=folder,
         resume=resume,
         progress=progress,
+        watch=watch,
         identity={
             "task": config.task,
             "method": config.method,
