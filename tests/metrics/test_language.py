@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import math
 
 import pytest
@@ -66,38 +65,3 @@ def test_exact_match():
     for answers, references in ((["a"], []), ([], []), ("cat", ["c", "a", "t"])):
         with pytest.raises(BellaError):
             metrics.exact_match(answers, references)
-
-
-@pytest.mark.parametrize(("agree", "accuracy"), [(0, 0), (1, 0.3), (2, 0.6), (3, 0.9), (4, 1)])
-def test_the_accuracy_of_vqa_for_ten_people(agree, accuracy):
-    people = ["Yes."] * agree + ["no"] * (10 - agree)
-    assert metrics.vqa_accuracy("yes", people) == pytest.approx(accuracy)
-    assert metrics.vqa_exact_match("yes", people) is (agree >= 4)
-
-
-@pytest.mark.parametrize("people", [["a", "b", "b", "c", "b"], ["b"] * 7, ["b", "c"], ["c"] * 4])
-def test_the_accuracy_of_vqa_is_the_mean_over_all_subsets_without_one(people):
-    subsets = list(itertools.combinations(people, len(people) - 1))
-    mean = sum(min(subset.count("b") / 3, 1) for subset in subsets) / len(subsets)
-    assert metrics.vqa_accuracy("b", people) == pytest.approx(mean)
-
-
-def test_human_confidence_is_the_share_of_the_most_frequent_answer():
-    assert metrics.human_confidence(["yes", "Yes.", "no", "the yes"]) == 0.75
-    for people in ([], "yes"):
-        with pytest.raises(BellaError):
-            metrics.human_confidence(people)
-    with pytest.raises(BellaError, match="at least two"):
-        metrics.vqa_accuracy("yes", ["yes"])
-
-
-def test_confidence_where_entropy_is_low_and_high():
-    entropy = torch.tensor([0.05, 0.25, 0.5], dtype=torch.float64)
-    confidence = torch.tensor([1.0, 0.8, 0.2], dtype=torch.float64)
-    low, high = metrics.confidence_by_entropy(entropy, confidence, (0.1, 0.25, 0.6))
-    assert low.tolist() == pytest.approx([1.0, 0.9, 2 / 3])
-    assert high[:2].tolist() == pytest.approx([0.5, 0.2])
-    assert high[2].isnan()
-    assert len(metrics.confidence_by_entropy(entropy, confidence)[0]) == 8
-    with pytest.raises(BellaError, match="not one of each"):
-        metrics.confidence_by_entropy(entropy, confidence[:2])

@@ -1,10 +1,10 @@
 """Pure figures: functions of tensors, a file for each kind of answer.
 
 Those of classes stand here; those of numbers in `bella.metrics.regression`, of several labels at
-once in `bella.metrics.labels`.
+once in `bella.metrics.labels`, those of answers beside people's in `bella.metrics.vqa`.
 """
 
-from bella.metrics import labels, regression
+from bella.metrics import labels, regression, vqa
 from bella.metrics.classification import (
     Labels,
     ParticleProbs,
@@ -39,15 +39,18 @@ from bella.metrics.classification import (
 from bella.metrics.detection import auroc_interval, fpr_at_tpr
 from bella.metrics.language import (
     answer_entropy,
-    confidence_by_entropy,
     exact_match,
-    human_confidence,
     normalised,
     token_nll,
-    vqa_accuracy,
-    vqa_exact_match,
 )
 from bella.metrics.paired import Paired, holm, paired_test
+from bella.metrics.vqa import (
+    confidence_by_entropy,
+    human_confidence,
+    vqa_accuracy,
+    vqa_exact_match,
+    vqa_normalised,
+)
 
 __all__ = [
     "Labels",
@@ -92,6 +95,8 @@ __all__ = [
     "reliability",
     "risk_coverage",
     "token_nll",
+    "vqa",
     "vqa_accuracy",
     "vqa_exact_match",
+    "vqa_normalised",
 ]

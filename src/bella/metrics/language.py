@@ -1,4 +1,4 @@
-"""Figures of written answers: tokens, whole answers, and answers beside those of several people.
+"""Figures of written answers: tokens and whole answers. Those beside people's: `metrics.vqa`.
 
 Texts are compared after `normalised`, as the question-answering benchmarks do it: people and
 networks write "Two cats." and "the 2 cats" for the same answer. Information is in nats.
@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import re
 import string
-from collections import Counter
 from collections.abc import Sequence
 
 import torch
@@ -19,13 +18,10 @@ from bella.errors import BellaError
 
 TokenValues = Float[Tensor, "batch length"]
 Lengths = Int[Tensor, " batch"]
-Thresholds = Float[Tensor, " thresholds"]
 
 ARTICLES = re.compile(r"\b(a|an|the)\b")
 NAMES = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten")
 NUMBERS = {name: str(number) for number, name in enumerate(NAMES)} | {"none": "0"}
-THRESHOLDS = tuple(step / 10 for step in range(1, 9))
-"""The paper's, in nats (appendix F)."""
 
 
 # ------------------------------------------------------------ tokens
@@ -118,79 +114,3 @@ def _pairs(answers: Sequence[str], others: Sequence[object]) -> None:
         )
     if not answers:
         raise BellaError("There are no answers to measure: the data are empty.")
-
-
-# ------------------------------------------------------------ beside several people
-
-
-def vqa_accuracy(answer: str, people: Sequence[str]) -> float:
-    """min(#people who said it / 3, 1), averaged over all subsets that leave one person out.
-
-    Of ten people m of whom agree: 0, .3, .6, .9, and 1 from four on.
-
-    Args:
-        answer: the network's.
-        people: what each person said.
-
-    Raises:
-        BellaError: fewer than two people.
-
-    Source:
-        Antol et al. 2015, footnote 5: ten choose nine, "to be consistent with human accuracies".
-    """
-    if isinstance(people, str) or len(people) < 2:
-        raise BellaError("Answers of at least two people are needed: one is left out in turn.")
-    said = sum(normalised(person) == normalised(answer) for person in people)
-    others = len(people) - said
-    # One of those who said it is left out, or one of the others.
-    without, with_all = min((said - 1) / 3, 1.0), min(said / 3, 1.0)
-    return (said * without + others * with_all) / len(people) if said else 0.0
-
-
-def vqa_exact_match(answer: str, people: Sequence[str]) -> bool:
-    """Whether the accuracy is 1 (paper, appendix F)."""
-    return vqa_accuracy(answer, people) >= 1 - 1e-9
-
-
-def human_confidence(people: Sequence[str]) -> float:
-    """The share of people who gave the most frequent answer (paper, appendix F).
-
-    Raises:
-        BellaError: there are none.
-    """
-    if isinstance(people, str) or not people:
-        raise BellaError("A question needs the answers of several people, as a list.")
-    return Counter(map(normalised, people)).most_common(1)[0][1] / len(people)
-
-
-def confidence_by_entropy(
-    entropy: Float[Tensor, " batch"],
-    confidence: Float[Tensor, " batch"],
-    thresholds: Sequence[float] = THRESHOLDS,
-) -> tuple[Thresholds, Thresholds]:
-    """Mean human confidence where the network's entropy is low and where it is high.
-
-    Args:
-        entropy: of each answer, in nats.
-        confidence: of the people who answered the same question.
-        thresholds: an entropy above one is high.
-
-    Returns:
-        For each threshold the mean over answers of low and of high entropy; NaN where there are
-        none (paper, appendix F and figure 6).
-
-    Raises:
-        BellaError: shapes that do not fit, or no answers.
-    """
-    if entropy.dim() != 1 or entropy.shape != confidence.shape or not len(entropy):
-        raise BellaError(
-            f"Entropies of shape {tuple(entropy.shape)} and confidences of shape "
-            f"{tuple(confidence.shape)} are not one of each for every answer."
-        )
-    high = entropy > torch.as_tensor(thresholds, dtype=entropy.dtype).to(entropy.device)[:, None]
-    confidence = confidence.to(entropy.device)
-
-    def mean(chosen: Tensor) -> Tensor:
-        return (chosen * confidence).sum(1) / chosen.sum(1)
-
-    return mean(~high), mean(high)
