@@ -36,9 +36,9 @@ def compare(
     data: Annotated[
         str,
         typer.Option(
-            help="A task: elpv, fashion-mnist, cifar10, fashion-resnet, fashion-mlp. Or any data: "
-            "a set's name (`bella data` lists them), hf:NAME, your folder or CSV; with --task your "
-            "rows of text."
+            help="A task: elpv, fashion-mnist, cifar10; from scratch fashion-resnet, fashion-mlp, "
+            "and for a GPU cifar10-resnet18, cifar10-wrn. Or any data: a set's name (`bella data` "
+            "lists them), hf:NAME, your folder or CSV; with --task your rows of text."
         ),
     ] = "elpv",
     task: Annotated[

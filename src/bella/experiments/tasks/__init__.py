@@ -11,7 +11,12 @@ from bella.experiments.tasks.any_images import images_task
 from bella.experiments.tasks.cifar10 import cifar10_task
 from bella.experiments.tasks.elpv import elpv_task
 from bella.experiments.tasks.fashion_mnist import fashion_task
-from bella.experiments.tasks.from_scratch import fashion_mlp_task, fashion_resnet_task
+from bella.experiments.tasks.from_scratch import (
+    cifar10_resnet18_task,
+    cifar10_wrn_task,
+    fashion_mlp_task,
+    fashion_resnet_task,
+)
 from bella.experiments.tasks.shifts import with_corruptions, with_other
 from bella.experiments.tasks.task import Gallery, Place, Task, Words
 from bella.experiments.tasks.texts import text_task
@@ -34,6 +39,8 @@ TASKS: dict[str, Callable[..., Task]] = {
     "elpv": elpv_task,
     "fashion-mnist": fashion_task,
     "cifar10": cifar10_task,
+    "cifar10-resnet18": cifar10_resnet18_task,
+    "cifar10-wrn": cifar10_wrn_task,
     "fashion-resnet": fashion_resnet_task,
     "fashion-mlp": fashion_mlp_task,
     "wordnet": wordnet_task,
