@@ -20,6 +20,7 @@ from bella.cli.evaluate import evaluate
 from bella.cli.export import export
 from bella.cli.fit import fit
 from bella.cli.generate import generate
+from bella.cli.paper import figure, table
 from bella.cli.predict import predict
 from bella.cli.report import report
 from bella.cli.runs import runs
@@ -46,6 +47,8 @@ for command in (
     runs,
     cite,
 ):
+    app.command()(command)
+for command in (table, figure):
     app.command()(command)
 
 

@@ -28,7 +28,6 @@ from bella.cli.common import (
     print_json,
     refuse_alone,
     stopping,
-    words_of,
 )
 
 
@@ -123,47 +122,30 @@ def compare(
     """
     hush(quiet)
     refuse_alone("--corrupt", corrupt, severities=severities, corrupt_size=corrupt_size)
-    from bella.data.corruptions import SEVERITIES, corruptions_named
     from bella.errors import MissingExtraError
     from bella.experiments.compare import compare as run
     from bella.experiments.material import write_html
     from bella.experiments.methods import usual_methods
     from bella.experiments.page import write_page
-    from bella.experiments.tasks import (
-        TASKS,
-        images_task,
-        task_named,
-        text_task,
-        with_corruptions,
-        with_other,
-    )
+    from bella.experiments.tasks.choosing import choose_task
 
     chosen: dict[str, Any] = given(
+        folder=folder,
+        network=network,
+        image_size=image_size,
+        task=task,
+        columns=parse_columns(column),
         classes=listed(classes),
         left_out=listed(left_out),
         limit=limit,
         options=parse_options(data_option),
         train_domains=listed(train_domains),
+        ood=ood,
+        corrupt=listed(corrupt),
+        severities=numbers_of(severities, int, "severities") if severities else None,
+        corrupt_size=corrupt_size,
     )
-    if task is not None:
-        named = given(task=task, data=data, columns=parse_columns(column), network=network)
-        subject = text_task(named)
-    elif data in TASKS and not chosen:
-        subject = task_named(data, folder)
-    else:
-        subject = images_task(
-            data,
-            network or "efficientnet-lite0",
-            image_size=image_size,
-            folder=folder,
-            **chosen,
-        )
-    if ood:
-        subject = with_other(subject, ood)
-    if corrupt is not None:
-        kinds = corruptions_named(words_of(corrupt))
-        strengths = numbers_of(severities, int, "severities") if severities else SEVERITIES
-        subject = with_corruptions(subject, kinds, strengths, side=corrupt_size)
+    subject = choose_task(data, **chosen)
     asked = given(
         epochs=epochs,
         batch_size=batch_size,

@@ -5,6 +5,8 @@ from __future__ import annotations
 import math
 
 import torch
+from jaxtyping import Float
+from torch import Tensor
 
 from bella.particles.layer import Factors
 from bella.posterior import Posterior
@@ -12,11 +14,11 @@ from bella.transport.gram import inner_dense, inner_low_rank
 
 
 @torch.no_grad()
-def weight_similarity(posterior: Posterior) -> float:
-    """Mean cosine of the angle between two particles' changes, over all adapted weights.
+def weight_similarities(posterior: Posterior) -> Float[Tensor, "particles particles"]:
+    """Cosine of the angle between every two particles' changes, over all adapted weights.
 
     Taken from the Gram matrices; heads, which all start alike, count only where nothing else
-    differs. NaN for one particle, or where a particle has not moved.
+    differs. NaN where a particle has not moved.
 
     Source:
         Doan et al., Bella, Table 9.
@@ -30,7 +32,14 @@ def weight_similarity(posterior: Posterior) -> float:
         elif site.in_kernel:
             total += inner_dense(site.value.detach().double().flatten(1).unsqueeze(0))[0].cpu()
     norms = total.diagonal().sqrt()
-    if n == 1 or not bool((norms > 0).all()):
-        return math.nan
-    cosine = total / (norms[:, None] * norms)
-    return float((cosine.sum() - n) / (n * (n - 1)))
+    return total / (norms[:, None] * norms)
+
+
+def weight_similarity(posterior: Posterior) -> float:
+    """The mean of `weight_similarities` over pairs of two particles.
+
+    NaN for one particle, or where a particle has not moved.
+    """
+    n = posterior.particles
+    cosine = weight_similarities(posterior)
+    return float((cosine.sum() - n) / (n * (n - 1))) if n > 1 else math.nan

@@ -22,7 +22,7 @@ from bella.console import progress_bar
 from bella.errors import BellaError
 from bella.evaluation.evaluate import known_figures, shifted_figures
 from bella.experiments.bench import Bench, write_outputs
-from bella.experiments.methods import Method, methods_named
+from bella.experiments.methods import Method, methods_named, names_of
 from bella.experiments.tasks.task import Task
 from bella.files import plain, read_json, write_json
 from bella.host import versions
@@ -59,7 +59,7 @@ class Row:
 
 def compare(
     task: Task,
-    methods: Sequence[str],
+    methods: Sequence[str | Method],
     *,
     seeds: int = 3,
     folder: str | Path,
@@ -70,7 +70,8 @@ def compare(
 
     Args:
         task: the data and the network.
-        methods: names in `bella.experiments.methods.METHODS`; the table has this order.
+        methods: names in `bella.experiments.methods.METHODS`, or methods that stand beside those;
+            the table has this order.
         seeds: how many; each decides the split (where the task has none of its own), the factors,
             the order of the data and the noise.
         folder: for ``results.json`` and the runs.
@@ -131,7 +132,7 @@ def compare(
         "methods": {
             method.name: {"title": method.title, **summary(rows[method.name])}
             for method in chosen
-            if method.name in methods
+            if method.name in names_of(methods)
         },
     }
     results["claims"] = [asdict(claim) for claim in claims(results)]

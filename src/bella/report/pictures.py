@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from functools import partial
 from itertools import cycle
 from pathlib import Path
 from typing import Any
@@ -23,7 +24,8 @@ def colours_of(names: Iterable[str]) -> dict[str, str]:
     return dict(zip(names, cycle(COLOURS), strict=False))
 
 
-def _figure(width: float, height: float, rows: int = 1, columns: int = 1) -> tuple[Any, Any]:
+def new_figure(width: float, height: float, rows: int = 1, columns: int = 1) -> tuple[Any, Any]:
+    """A figure of so many inches, and its axes (rows, columns)."""
     matplotlib = require("matplotlib", "fit")
     matplotlib.use("Agg")
     plt = require("matplotlib.pyplot", "fit")
@@ -33,15 +35,23 @@ def _figure(width: float, height: float, rows: int = 1, columns: int = 1) -> tup
     return figure, axes
 
 
-def _save(figure: Any, path: Path) -> Path:
+def save_figure(figure: Any, *paths: Path) -> Path:
+    """Write a figure to each of ``paths``, in the format that its ending names; returns the first.
+
+    Raises:
+        BellaError: a path cannot be written.
+    """
+    matplotlib = require("matplotlib", "fit")
     plt = require("matplotlib.pyplot", "fit")
     figure.tight_layout()
-    # Without the date and version that matplotlib would note, one seed gives one file.
-    write_whole(
-        path, lambda p: figure.savefig(p, format="png", dpi=130, metadata={"Software": None})
-    )
+    for path in paths:
+        form = path.suffix.removeprefix(".")
+        # Without the date and version that matplotlib would note, one seed gives one file.
+        without = {"Software": None} if form == "png" else {"Date": None, "Creator": None}
+        with matplotlib.rc_context({"svg.hashsalt": "bella"}):
+            write_whole(path, partial(figure.savefig, format=form, dpi=130, metadata=without))
     plt.close(figure)
-    return path
+    return paths[0]
 
 
 def extremes(
@@ -56,7 +66,7 @@ def extremes(
     order = predictive.entropy.argsort()
     count = min(count, len(order))
     rows = {"most certain": order[:count], "least certain": order.flip(0)[:count]}
-    figure, axes = _figure(2.1 * count, 5.4, 2, count)
+    figure, axes = new_figure(2.1 * count, 5.4, 2, count)
     for row, (title, positions) in enumerate(rows.items()):
         for column, position in enumerate(positions.tolist()):
             axis = axes[row, column]
@@ -76,7 +86,7 @@ def extremes(
             va="center",
             ha="right",
         )
-    return _save(figure, path)
+    return save_figure(figure, path)
 
 
 def densities(
@@ -86,7 +96,7 @@ def densities(
 
     Drawn as the share of examples above each value, which needs no bandwidth.
     """
-    figure, axes = _figure(10, 3.8, 1, 2)
+    figure, axes = new_figure(10, 3.8, 1, 2)
     colours = colours_of(groups)
     for axis, (name, words) in zip(
         axes[0],
@@ -103,7 +113,7 @@ def densities(
             axis.set_xscale("symlog", linthresh=1e-3)
     axes[0, 0].legend(frameon=False, fontsize=8)
     figure.suptitle(title)
-    return _save(figure, path)
+    return save_figure(figure, path)
 
 
 def reliability(
@@ -114,7 +124,7 @@ def reliability(
 ) -> Path:
     """Accuracy against confidence of each method's predictive."""
     colours = colours or colours_of(methods)
-    figure, axes = _figure(5, 4.6)
+    figure, axes = new_figure(5, 4.6)
     axis = axes[0, 0]
     axis.plot([0, 1], [0, 1], color="#bbbbbb", linewidth=1)
     for name, predictive in methods.items():
@@ -125,7 +135,7 @@ def reliability(
     lowest = 1 / next(iter(methods.values())).probs.shape[1]
     axis.set(xlabel="confidence", ylabel="accuracy", xlim=(lowest, 1.01), ylim=(0, 1.02))
     axis.legend(frameon=False, fontsize=8)
-    return _save(figure, path)
+    return save_figure(figure, path)
 
 
 def distances(
@@ -135,26 +145,26 @@ def distances(
 ) -> Path:
     """Distance of two particles over training, one line a method."""
     colours = colours or colours_of(traces)
-    figure, axes = _figure(6, 3.8)
+    figure, axes = new_figure(6, 3.8)
     axis = axes[0, 0]
     for name, trace in traces.items():
         steps, values = ([p[key] for p in trace] for key in ("step", "distance"))
         axis.plot(steps, values, label=name, color=colours[name])
     axis.set(xlabel="step", ylabel="distance of two particles, ‖Δᵢ - Δⱼ‖")
     axis.legend(frameon=False)
-    return _save(figure, path)
+    return save_figure(figure, path)
 
 
 def risk_coverage(path: Path, lines: Mapping[str, tuple[Sequence[float], Sequence[float]]]) -> Path:
     """Share of wrong answers among the surest ones, against how many are answered."""
-    figure, axes = _figure(5.5, 3.8)
+    figure, axes = new_figure(5.5, 3.8)
     axis = axes[0, 0]
     for name, (coverage, risk) in lines.items():
         axis.plot(coverage, risk, label=name, color=colours_of(lines)[name])
     axis.set(xlabel="share answered, the surest first", ylabel="share of these wrong", xlim=(0, 1))
     axis.set_ylim(bottom=0)
     axis.legend(frameon=False)
-    return _save(figure, path)
+    return save_figure(figure, path)
 
 
 def under_shift(
@@ -168,7 +178,7 @@ def under_shift(
         lines: by kind and strength, ``accuracy`` and ``entropy``; strength 0 is the clean data.
         strength: what it is, with its unit.
     """
-    figure, axes = _figure(10, 3.8, 1, 2)
+    figure, axes = new_figure(10, 3.8, 1, 2)
     many = len(lines) > len(COLOURS)
     colours = dict.fromkeys(lines, "#c4c9d2") if many else colours_of(lines)
     for axis, figure_name, words in zip(
@@ -191,12 +201,12 @@ def under_shift(
         axis.set(xlabel=strength, ylabel=words)
     axes[0, 0].set_ylim(0, 1.02)
     axes[0, 0].legend(frameon=False, fontsize=8)
-    return _save(figure, path)
+    return save_figure(figure, path)
 
 
 def curves(path: Path, history: Sequence[Mapping[str, float]]) -> Path:
     """Training loss and validation NLL over the epochs of a run."""
-    figure, axes = _figure(5.5, 3.6)
+    figure, axes = new_figure(5.5, 3.6)
     axis = axes[0, 0]
     for (name, words), colour in zip(
         (("loss", "training NLL of a particle"), ("validation_nll", "validation NLL, predictive")),
@@ -208,4 +218,4 @@ def curves(path: Path, history: Sequence[Mapping[str, float]]) -> Path:
             axis.plot(*zip(*points, strict=True), "o-", label=words, color=colour)
     axis.set(xlabel="epoch", ylabel="nats")
     axis.legend(frameon=False)
-    return _save(figure, path)
+    return save_figure(figure, path)

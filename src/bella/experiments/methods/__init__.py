@@ -23,7 +23,16 @@ from bella.experiments.methods import (
 from bella.experiments.methods.base import Costs, Method, Outputs
 from bella.experiments.tasks.task import Task
 
-__all__ = ["DEMO", "METHODS", "Costs", "Method", "Outputs", "methods_named", "usual_methods"]
+__all__ = [
+    "DEMO",
+    "METHODS",
+    "Costs",
+    "Method",
+    "Outputs",
+    "methods_named",
+    "names_of",
+    "usual_methods",
+]
 
 FAMILIES = (
     *(untrained, probe, full, low_rank, multi_depth, laplace, rank1, sparse),
@@ -55,18 +64,25 @@ def usual_methods(task: Task) -> tuple[str, ...]:
     return USUAL if task.open(0).defaults.modules_to_save else WITHOUT_HEAD
 
 
-def methods_named(names: Sequence[str]) -> list[Method]:
+def methods_named(wanted: Sequence[str | Method]) -> list[Method]:
     """Methods by name, with those that they start from before them, in the order asked for.
+
+    Args:
+        wanted: names in `METHODS`, or methods that stand beside those.
 
     Raises:
         BellaError: an unknown name.
     """
+    known = METHODS | {method.name: method for method in wanted if isinstance(method, Method)}
     found: dict[str, Method] = {}
-    for name in names:
-        if name not in METHODS:
-            raise BellaError(
-                f"method {name!r} is unknown: near names are {nearest(name, METHODS)}."
-            )
-        for needed in (*METHODS[name].needs, name):
-            found.setdefault(needed, METHODS[needed])
+    for name in names_of(wanted):
+        if name not in known:
+            raise BellaError(f"method {name!r} is unknown: near names are {nearest(name, known)}.")
+        for needed in (*known[name].needs, name):
+            found.setdefault(needed, known[needed])
     return list(found.values())
+
+
+def names_of(wanted: Sequence[str | Method]) -> list[str]:
+    """The names of methods, which may be given as such."""
+    return [method if isinstance(method, str) else method.name for method in wanted]

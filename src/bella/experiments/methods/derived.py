@@ -21,16 +21,24 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class Soup(Derived):
-    """The one network whose weights are the mean of the particles'."""
+    """The one network whose weights are the mean of the particles'.
+
+    Attributes:
+        reads_images: whether the particles changed what the other methods share.
+    """
+
+    reads_images: bool = False
 
     def run(self, bench: Bench, seed: int, place: Path) -> tuple[Outputs, Costs]:
         """Merge another run's particles."""
         posterior = bella.load(
             bench.place(self.of, seed) / "posterior", bench.task.open(seed).network
         )
-        soup = Point(posterior.soup(), shared_prefix=bench.entrance)
+        entrance = False if self.reads_images else bench.entrance
+        soup = Point(posterior.soup(), shared_prefix=entrance)
         size = sum(p.numel() * p.element_size() for p in soup.parameters())
-        return bench.predict(soup, seed), bench.costs_of(self.of, seed) | {
+        outputs = bench.predict(soup, seed, images=self.reads_images)
+        return outputs, bench.costs_of(self.of, seed) | {
             "trainable": 0,
             "bytes_on_disk": size,
             "similarity": math.nan,

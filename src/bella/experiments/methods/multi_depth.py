@@ -14,11 +14,11 @@ import torch
 from torch import Tensor, nn
 
 from bella.errors import BellaError
-from bella.experiments.methods.low_rank import LowRank, built
+from bella.experiments.methods.low_rank import LowRank
 from bella.experiments.methods.trained import moved
 from bella.posterior import Posterior
 from bella.prediction.activations import Reading, first_block, pooled
-from bella.recipes import KINDS, Plan, linear_head, make
+from bella.recipes import Plan, linear_head, make
 from bella.training.anchors import fit_anchor, scale_of
 from bella.training.probe import head_inputs, probes_for
 from bella.trees import tensors_of
@@ -87,8 +87,7 @@ class MultiDepth(LowRank):
             block.register_forward_pre_hook(head.hold, with_kwargs=True)
             return posterior
 
-        options = {"rank": bench.task.rank} | built(bench, self)
-        plan = bench.plan(KINDS["low-rank"], self.particles, seed, options, opened)
+        plan = self.plan(bench, seed, opened)
         plan = replace(plan, heads=(f"{name}.linear",), head=f"{name}.linear", probes=())
         frozen = made(replace(plan, particles=1))
         features = [

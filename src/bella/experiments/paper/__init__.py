@@ -1,0 +1,54 @@
+"""The tables and figures of the Bella paper on anybody's network and data.
+
+One file an item, in `tables/` or `figures/`, and its line here.
+"""
+
+from __future__ import annotations
+
+from bella.errors import BellaError
+from bella.experiments.paper.item import Item
+from bella.experiments.paper.tables import (
+    accuracy,
+    corruptions,
+    cost,
+    domains,
+    hyperparameters,
+    layers,
+    repulsion,
+    similarity,
+    soups,
+)
+
+__all__ = ["FIGURES", "KINDS", "TABLES", "Item", "items_named"]
+
+TABLES: dict[str, Item] = {
+    "1": accuracy.ITEM,
+    "2": cost.ITEM,
+    "3": domains.ITEM,
+    "4": corruptions.ITEM,
+    "6": layers.ITEM,
+    "7": soups.ITEM,
+    "8": repulsion.ITEM,
+    "9": similarity.ITEM,
+    "11": hyperparameters.ITEM,
+}
+"""By the paper's number."""
+
+FIGURES: dict[str, Item] = {}
+"""By the paper's number."""
+
+KINDS = {"table": TABLES, "figure": FIGURES}
+
+
+def items_named(kind: str, wanted: str) -> dict[str, Item]:
+    """Items by their number; ``all`` for all of them.
+
+    Raises:
+        BellaError: there is none of that number.
+    """
+    known = KINDS[kind]
+    if wanted == "all":
+        return dict(known)
+    if wanted not in known:
+        raise BellaError(f"There is no {kind} {wanted}: choose {', '.join(known)}, or all.")
+    return {wanted: known[wanted]}
