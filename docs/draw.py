@@ -43,7 +43,7 @@ KINDS = {  # the question that a room answers: edge, face, rooms
     "who uses them": (
         "#2b5a94",
         "#e2ecf8",
-        "data models training interop recipes report runs experiments cli",
+        "data models training interop recipes report runs experiments serve cli",
     ),
     "the ground": (
         "#5f676e",

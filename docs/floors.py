@@ -27,7 +27,7 @@ FLOORS = (
     ),
     ("how particles move, what they say, how they differ", "transport prediction posteriors"),
     ("who uses them", "data models evaluation training interop recipes"),
-    ("whole runs", "report runs experiments"),
+    ("whole runs", "report runs experiments serve"),
     ("the command", "cli"),
 )
 """Bottom first; on a floor from left to right. A new room gets its word here."""

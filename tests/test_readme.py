@@ -38,8 +38,8 @@ def test_the_readme_s_example_is_short_and_says_what_particles_dispute(capsys):
     assert capsys.readouterr().out
 
 
-WALKS = ("README.md", "docs/text.md")
-"""Pages that other tests walk through: the one above, and tests/runs/test_walk.py."""
+WALKS = ("README.md", "docs/text.md", "docs/serve.md")
+"""Pages that other tests walk through: the one above, and test_walk.py of runs and of serve."""
 
 
 @pytest.mark.parametrize("page", [page for page in PAGES if page not in WALKS and blocks(page)])

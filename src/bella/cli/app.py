@@ -24,6 +24,7 @@ from bella.cli.paper import figure, table
 from bella.cli.predict import predict
 from bella.cli.report import report
 from bella.cli.runs import runs
+from bella.cli.serve import serve
 from bella.errors import BellaError, MissingExtraError
 from bella.host import keep_freed_memory
 
@@ -44,6 +45,7 @@ for command in (
     data,
     export,
     cost,
+    serve,
     runs,
     cite,
 ):

@@ -115,10 +115,14 @@ class MultipleChoice(TextTask):
         self, posterior: Posterior, loader: Any, facts: Facts, **options: Any
     ) -> list[dict[str, Any]]:
         """The letter of the likeliest option, its probability, entropy, and each option's."""
+        return class_rows(self.said(posterior, loader, facts, **options), facts["classes"])
+
+    def said(self, posterior: Posterior, loader: Any, facts: Facts, **options: Any) -> Any:
+        """The predictive of all questions."""
         parts = []
         for inputs in inputs_of(posterior, loader):
             parts.append(predict(posterior, inputs, **options).cpu())
-        return class_rows(Predictive.cat(parts), facts["classes"])
+        return Predictive.cat(parts)
 
 
 def prompt_of(question: str) -> str:

@@ -115,10 +115,14 @@ class Classification(TextTask):
         self, posterior: Posterior, loader: Any, facts: Facts, **options: Any
     ) -> list[dict[str, Any]]:
         """Class, its probability, entropy, mutual information, and each class's probability."""
+        return class_rows(self.said(posterior, loader, facts, **options), facts["classes"])
+
+    def said(self, posterior: Posterior, loader: Any, facts: Facts, **options: Any) -> Any:
+        """The predictive of all rows."""
         parts = []
         for inputs in inputs_of(posterior, loader):
             parts.append(predict(posterior, inputs, **options).cpu())
-        return class_rows(Predictive.cat(parts), facts["classes"])
+        return Predictive.cat(parts)
 
 
 def class_rows(said: Predictive, classes: list[str]) -> list[dict[str, Any]]:

@@ -118,7 +118,7 @@ class TextRun:
         given = [data] if isinstance(data, str | Path) else list(data)
         if len(given) != 1:
             raise BellaError(f"A run on texts predicts one file of rows: {len(given)} were given.")
-        records = _all_of(given[0])
+        records = all_of(given[0])
         loader = self.loader(self.tokenised(records, labelled=False))
         with self.drawing():
             said = self.task.predict(self.posterior, loader, self.asked.facts, draws=self.draws)
@@ -220,7 +220,8 @@ def _test_of(data: str | Path) -> Records:
     return parts["test"] if "test" in parts else _joined(parts)
 
 
-def _all_of(data: str | Path) -> Records:
+def all_of(data: str | Path) -> Records:
+    """All rows of a file, whatever parts it has."""
     return _joined(read_records(data))
 
 

@@ -100,10 +100,7 @@ class Regression(Classification):
         self, posterior: Posterior, loader: Any, facts: Facts, **options: Any
     ) -> list[dict[str, Any]]:
         """Mean, standard deviation, the 90% interval, entropy and mutual information."""
-        parts = []
-        for inputs in inputs_of(posterior, loader):
-            parts.append(predict(posterior, inputs, likelihood="gaussian", **options).cpu())
-        whole = GaussianPredictive.cat(parts).scaled(facts["mean"], facts["std"])
+        whole = self.said(posterior, loader, facts, **options)
         low, high = whole.interval(0.9)
         columns = {
             "mean": rounded(whole.mean),
@@ -114,3 +111,10 @@ class Regression(Classification):
             "mutual_information": rounded(whole.mutual_information),
         }
         return [{name: values[i] for name, values in columns.items()} for i in range(len(whole))]
+
+    def said(self, posterior: Posterior, loader: Any, facts: Facts, **options: Any) -> Any:
+        """The predictive of all rows, in the numbers' own units."""
+        parts = []
+        for inputs in inputs_of(posterior, loader):
+            parts.append(predict(posterior, inputs, likelihood="gaussian", **options).cpu())
+        return GaussianPredictive.cat(parts).scaled(facts["mean"], facts["std"])

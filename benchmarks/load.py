@@ -1,0 +1,121 @@
+"""A service under load, against one forward pass: `python benchmarks/load.py RUN IMAGES`.
+
+Starts `bella serve RUN`, has locust's users ask it for minutes, and says how long they waited, how
+many images a second were answered, what memory did, and what the same passes take without HTTP.
+locust is installed apart (`pip install locust`) and found on the path, or named by --locust.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+import urllib.request
+from pathlib import Path
+
+HERE = Path(__file__).parent
+
+
+def figures(port: int) -> dict[str, float]:
+    """What the service says of itself."""
+    with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics") as answer:
+        lines = answer.read().decode().splitlines()
+    pairs = (line.rsplit(" ", 1) for line in lines if not line.startswith("#"))
+    return {name: float(value) for name, value in pairs}
+
+
+def one_pass(run_folder: Path, images: Path, batch: int, seconds: float) -> dict[str, float]:
+    """Images a second without HTTP: files to answers, and passes of one image and of many."""
+    import torch
+
+    from bella.prediction.predict import predict
+    from bella.runs import open_run
+
+    run = open_run(run_folder)
+    paths = sorted(p for p in images.rglob("*.*") if p.is_file())[:batch]
+    found = {}
+    listed = run.predict(paths)  # proven and warm
+    begun = time.perf_counter()
+    listed = run.predict(paths)
+    found["files_per_second"] = len(listed.paths) / (time.perf_counter() - begun)
+    shape = (3, run.preprocess.height, run.preprocess.width)
+    for count in (1, batch):
+        x, times = torch.randn(count, *shape), []
+        ends = time.perf_counter() + seconds
+        while time.perf_counter() < ends or len(times) < 4:
+            begun = time.perf_counter()
+            predict(run.predicts, x, draws=run.draws)
+            times.append(time.perf_counter() - begun)
+        middle = sorted(times[1:])[len(times[1:]) // 2]
+        found[f"pass_of_{count}_ms"] = 1000 * middle
+        found[f"pass_of_{count}_per_second"] = count / middle
+    return found
+
+
+def load(run: Path, images: Path, users: int, seconds: int, locust: str) -> dict[str, float]:
+    """The service under so many users for so long."""
+    command = [sys.executable, "-m", "bella", "serve", str(run), "--port", "0"]
+    server = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
+    assert server.stdout is not None
+    found = re.search(r":(\d+)/", server.stdout.readline())
+    assert found, "the service did not start"
+    port, memory = int(found[1]), []
+    with tempfile.TemporaryDirectory() as place:
+        asking = subprocess.Popen(
+            [
+                *(locust, "-f", str(HERE / "locustfile.py"), "--headless", "--only-summary"),
+                *("-u", str(users), "-r", str(users), "-t", f"{seconds}s", "--csv", f"{place}/out"),
+                *("--host", f"http://127.0.0.1:{port}", "--loglevel", "ERROR"),
+            ],
+            env=os.environ | {"BELLA_IMAGES": str(images)},
+            stdout=subprocess.DEVNULL,
+        )
+        while asking.poll() is None:
+            time.sleep(5)
+            memory.append(figures(port)["process_resident_memory_bytes"] / 2**20)
+        with open(f"{place}/out_stats.csv", newline="") as file:
+            said = list(csv.DictReader(file))[-1]
+    own = figures(port)
+    server.send_signal(signal.SIGTERM)
+    status = server.wait(60)
+    third = len(memory) // 3
+    return {
+        "users": users,
+        "seconds": seconds,
+        "requests": int(said["Request Count"]),
+        "failures": int(said["Failure Count"]),
+        "per_second": float(said["Requests/s"]),
+        "p50_ms": float(said["50%"]),
+        "p99_ms": float(said["99%"]),
+        "images_a_pass": own["bella_pass_examples_sum"] / own["bella_pass_examples_count"],
+        "pass_ms": 1000 * own["bella_pass_seconds_sum"] / own["bella_pass_seconds_count"],
+        "memory_after_a_third_mib": sorted(memory[third : third + 3])[1],
+        "memory_at_the_end_mib": sorted(memory[-3:])[1],
+        "exit_status": status,
+    }
+
+
+def main() -> None:
+    """All of it, as JSON."""
+    asked = argparse.ArgumentParser(description=__doc__)
+    asked.add_argument("run", type=Path)
+    asked.add_argument("images", type=Path)
+    asked.add_argument("--users", type=int, default=16)
+    asked.add_argument("--seconds", type=int, default=120)
+    asked.add_argument("--batch", type=int, default=32)
+    asked.add_argument("--locust", default="locust")
+    given = asked.parse_args()
+    found = load(given.run, given.images, given.users, given.seconds, given.locust)
+    found |= one_pass(given.run, given.images, given.batch, 8)
+    print(json.dumps({name: round(value, 2) for name, value in found.items()}, indent=2))
+
+
+if __name__ == "__main__":
+    main()
