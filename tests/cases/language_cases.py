@@ -84,6 +84,24 @@ def stand_in(
     monkeypatch.setitem(language.LANGUAGE, name, (lambda: folder, targets or ("q_proj", "up_proj")))
 
 
+def small_reader(folder: Path, words: Sequence[str] = WORDS) -> str:
+    """A small BERT that knows some words, with its tokenizer, saved as transformers does."""
+    torch.manual_seed(0)
+    config = hf.BertConfig(
+        vocab_size=len(words) + 3,
+        hidden_size=24,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        intermediate_size=32,
+        max_position_embeddings=32,
+        pad_token_id=0,
+        initializer_range=0.3,
+    )
+    hf.BertModel(config).save_pretrained(folder)
+    small_tokenizer(words).save_pretrained(folder)
+    return f"hf:{folder}"
+
+
 def small_writers(particles: int = 3, **options) -> bella.Posterior:
     """Particles that differ, on `small_language_model`."""
     options = {

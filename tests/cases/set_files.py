@@ -94,3 +94,46 @@ def write_vqa(root: Path, part: str, asked: list[tuple[int, str, str, str]]) -> 
         (f"v2_mscoco_{part}_annotations.json", "annotations", annotations),
     ):
         (root / name).write_text(json.dumps({"info": {}, entry: rows}))
+
+
+def reviews(count, words, part):
+    """As UCI writes them: quoted, with HTML's signs, and rated in words or from 1 to 10."""
+    rows = []
+    for i in range(count):
+        rating = ("negative", "neutral", "positive")[i % 3] if words else (1 + i % 10)
+        rows.append(
+            {
+                "": 1000 + i,
+                "drugName": "Zomig",
+                "condition": "Birth Control" if i % 5 == 0 else "Pain",
+                "review": f'"It&#039;s no. {i} of\n\n{part}, rated {rating}"',
+                "rating": rating,
+                "date": "May 1, 2012",
+                "usefulCount": 3,
+            }
+        )
+    return rows
+
+
+def write_reviews(folder):
+    """UCI's two files, small; one review stands in both."""
+    folder.mkdir(exist_ok=True)
+    train, test = reviews(100, False, "train"), reviews(40, False, "test")
+    test.append(test[0] | {"condition": "Pain", "review": train[1]["review"]})
+    write_csv(folder / "drugsComTrain_raw.tsv", train, "\t")
+    write_csv(folder / "drugsComTest_raw.tsv", test, "\t")
+
+
+def write_wordnet(folder, nouns=60, others=12):
+    """WordNet's form: two categories of nouns, and one of verbs, adjectives and adverbs each."""
+    kinds = (("noun", (5, 13), nouns), ("verb", (38,), others), ("adj", (0,), others))
+    for kind, categories, count in (*kinds, ("adv", (2,), others)):
+        lines = []
+        for category in categories:
+            for i in range(count // len(categories)):
+                what = f"{'red' if category == 5 else 'blue'} {kind}"
+                lines.append(
+                    f"{i:08d} {category:02d} n 01 {kind}{category}x{i} 0 001 @ 00001740 n 0000 | "
+                    f"a {what} of size {i % 7} ; number {i}\n"
+                )
+        (folder / f"data.{kind}").write_text("".join(lines))

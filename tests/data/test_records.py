@@ -8,6 +8,7 @@ import datasets
 import pyarrow as pa
 import pyarrow.parquet
 import pytest
+from set_files import write_reviews, write_wordnet
 
 import bella
 from bella.data.records import divided, read_records
@@ -119,3 +120,36 @@ def test_a_wrong_column_lists_those_that_are_there(tmp_path):
     with pytest.raises(bella.BellaError, match="columns are review, stars; say --column text=NAME"):
         records.find("text", None, ("text", "sentence"))
     assert records.find("label", None, ("Label", "stars")) == "stars"
+
+
+@pytest.mark.filterwarnings("ignore:.*the published")
+def test_a_set_by_name_is_read_with_its_parts_and_shifts(tmp_path):
+    write_reviews(tmp_path)
+    found = read_records("drug-reviews", folder=tmp_path, limit=30)
+    assert list(found) == ["train", "validation", "test", "birth-control"]
+    assert len(found["train"]) == 30
+    assert found["train"].columns == ("text", "label")
+    assert set(found["test"].column("label")) <= {"negative", "neutral", "positive"}
+    whole = divided(found, None, 0)
+    assert {name: part.rows for name, part in whole.items()} == {
+        name: part.rows for name, part in found.items()
+    }
+    two = read_records("drug-reviews", folder=tmp_path, classes=["positive", "negative"])
+    assert set(two["train"].column("label")) == {"positive", "negative"}
+
+
+def test_questions_by_name_and_what_is_of_no_class(tmp_path):
+    write_wordnet(tmp_path)
+    found = read_records("wordnet-choice", folder=tmp_path)
+    row = found["train"].rows[0]
+    assert len(row["options"]) == 4
+    assert row["answer"] in row["options"]
+    assert set(read_records("wordnet", folder=tmp_path)["verb"].column("label")) == {None}
+
+
+def test_what_is_for_sets_by_name_is_refused_of_files(tmp_path):
+    path = written(tmp_path, "csv")
+    with pytest.raises(bella.BellaError, match="limit is for a data set by name"):
+        read_records(path, limit=3, seed=1)
+    with pytest.raises(bella.BellaError, match="examples of the kind 'image'"):
+        read_records("digits")

@@ -4,6 +4,7 @@ import shutil
 
 import pytest
 import torch
+from language_cases import WORDS, small_reader
 from own_images import write_images, write_network
 from PIL import Image
 
@@ -12,6 +13,7 @@ from bella.files import read_json
 from bella.report.html import chapter, page
 from bella.runs import RunConfig, train
 from bella.runs.material import Asked, run_materials
+from bella.runs.texts import TextConfig, train_text
 
 
 @pytest.fixture(scope="module")
@@ -125,3 +127,35 @@ def test_a_training_that_goes_on_says_so(place, tmp_path):
     (folder / "figures.json").unlink()
     (found,) = run_materials([folder], Asked())
     assert "is not finished" in found.notes[0]
+
+
+def test_a_run_on_texts_is_told_with_its_texts(tmp_path):
+    columns = ["text,label"]
+    for i in range(96):
+        word = ("red", "blue", "green")[i % 3]
+        columns.append(f"what is the {word} {WORDS[i % 9]},{word}")
+    (tmp_path / "rows.csv").write_text("\n".join(columns))
+    (tmp_path / "other.csv").write_text("text\nwho are you\nwhere is Oslo\n")
+    (tmp_path / "network").mkdir()
+    config = TextConfig(
+        task="text",
+        data=str(tmp_path / "rows.csv"),
+        network=small_reader(tmp_path / "network"),
+        particles=2,
+        epochs=1,
+        target_modules=["auto"],
+    )
+    train_text(config, tmp_path / "run", progress=False)
+    (found,) = run_materials([tmp_path / "run"], Asked(ood=tmp_path / "other.csv"))
+    then = read_json(tmp_path / "run" / "figures.json")
+    (method,) = found.results["methods"].values()
+    for name in ("accuracy", "nll", "mutual_information"):  # of the mixture, as the training's are
+        assert method["figures"][name]["mean"] == pytest.approx(then[name], abs=1e-6)
+    assert found.notes == []
+    text = page([found])
+    assert f"bella predict {tmp_path / 'run'} ROWS" in text
+    assert "The least certain test texts" in text
+    assert "who are you" in text
+    assert "what is the" in text
+    with pytest.raises(BellaError, match="corruptions and attacks are for images"):
+        run_materials([tmp_path / "run"], Asked(attack="fgsm"))

@@ -7,8 +7,8 @@ import json
 
 import pytest
 import torch
-import transformers as hf
-from language_cases import WORDS, small_language_model, small_tokenizer
+from language_cases import WORDS, small_language_model, small_reader, small_tokenizer
+from set_files import write_reviews as write_uci
 
 import bella
 from bella.evaluation.tokens import evaluate_tokens
@@ -25,21 +25,7 @@ FEW = {"epochs": 2, "batch_size": 8, "particles": 2, "rank": 2, "learning_rate":
 @pytest.fixture(scope="module")
 def reader(tmp_path_factory):
     """A small BERT with a tokenizer, as a folder that transformers saved."""
-    folder = tmp_path_factory.mktemp("bert")
-    torch.manual_seed(0)
-    config = hf.BertConfig(
-        vocab_size=len(WORDS) + 3,
-        hidden_size=24,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        intermediate_size=32,
-        max_position_embeddings=32,
-        pad_token_id=0,
-        initializer_range=0.3,
-    )
-    hf.BertModel(config).save_pretrained(folder)
-    small_tokenizer().save_pretrained(folder)
-    return f"hf:{folder}"
+    return small_reader(tmp_path_factory.mktemp("bert"))
 
 
 @pytest.fixture(scope="module")
@@ -99,6 +85,73 @@ def test_a_classifier_from_a_csv(classified):
     assert set(again) >= {"accuracy", "ece", "auroc_ood_entropy", "accuracy_ood"}
     assert again["auroc_ood_entropy"] == pytest.approx(0.5)  # the same rows
     assert train_text(config, folder, progress=False) == found  # finished: nothing is trained
+
+
+@pytest.fixture(scope="module")
+def mixed(reader, tmp_path_factory):
+    """Rows enough for a mixture."""
+    folder = tmp_path_factory.mktemp("mixed")
+    data = write_csv(folder / "reviews.csv", rows_of(96))
+    columns = {"text": "review", "label": "kind"}
+    config = asked(task="text", data=str(data), network=reader, columns=columns)
+    return folder / "run", data, train_text(config, folder / "run", progress=False)
+
+
+def test_its_particles_are_pooled_with_readouts_of_the_frozen_network(mixed, tmp_path):
+    folder, data, found = mixed
+    run = open_run(folder)
+    assert isinstance(run.mixture, bella.Mixture)
+    assert {"nll", "accuracy"} <= set(found)
+    tokens = run.tokenised(_records(data), labelled=True)
+    said = bella.evaluate(run.mixture, run.loader(tokens))
+    assert run.figures(tokens, {})["nll"] == pytest.approx(said["nll"])
+    assert said["nll"] != pytest.approx(bella.evaluate(run.posterior, run.loader(tokens))["nll"])
+    rows = run.predict(data).rows()
+    assert all(isinstance(row["novelty"], float) for row in rows)
+    # What is longer than any other row only pads the batch: a mixture reads past padding too.
+    longer = write_csv(tmp_path / "more.csv", [*rows_of(8), {"review": "red " * 25, "kind": "red"}])
+    alone = write_csv(tmp_path / "few.csv", rows_of(8))
+    one, other = (open_run(folder).predict(path).rows()[:8] for path in (longer, alone))
+    for padded, plain in zip(one, other, strict=True):
+        assert padded["novelty"] == pytest.approx(plain["novelty"], abs=1e-3)
+        assert padded["p(red)"] == pytest.approx(plain["p(red)"], abs=1e-4)
+
+
+def test_what_it_promises_is_promised_on_rows_that_it_does_not_try(mixed, tmp_path):
+    folder, *_ = mixed
+    rows = rows_of(240)
+    kept = [
+        write_csv(tmp_path / f"{name}.csv", some)
+        for name, some in (
+            ("calibration", [r | {"review": f"{r['review']} a"} for r in rows[:120]]),
+            ("trial", rows[120:]),
+        )
+    ]
+    run = open_run(folder)
+    found = run.evaluate(kept[1], calibrate=kept[0], promises={"miss": 0.2, "risk": 0.5})
+    assert found["decisions"]["sets"]["parts"]["trial"]["coverage"] > 0.6
+    assert set(found["intervals"]) >= {"auroc_errors_entropy"}
+    with pytest.raises(bella.BellaError, match="among those to evaluate on"):
+        run.evaluate(kept[1], calibrate=kept[1])
+    with pytest.raises(bella.BellaError, match="corruptions is for runs on images"):
+        run.evaluate(kept[1], corruptions=["fog"])
+
+
+@pytest.mark.filterwarnings("ignore:.*the published")
+def test_a_set_by_name_trains_with_its_own_parts_and_shifts(reader, tmp_path):
+    write_uci(tmp_path / "uci")
+    config = asked(
+        task="text", data="drug-reviews", folder=str(tmp_path / "uci"), network=reader, limit=40
+    )
+    found = train_text(config, tmp_path / "run", progress=False)
+    assert {"auroc_birth-control_entropy", "accuracy_birth-control"} <= set(found)
+    run = open_run(tmp_path / "run")
+    assert run.classes == ("negative", "neutral", "positive")
+    again = run.evaluate("drug-reviews", folder=tmp_path / "uci")
+    for name, value in found.items():
+        assert again[name] == pytest.approx(value, nan_ok=True), name
+    with pytest.raises(bella.BellaError, match="folder is for a data set by name"):
+        run.evaluate(tmp_path / "gone.csv", folder=tmp_path / "uci")
 
 
 def test_predictions_keep_the_rows_of_the_file(classified, tmp_path):
@@ -162,9 +215,10 @@ def test_a_stopped_run_goes_on_only_with_the_same_rows(classified, tmp_path, rea
         ({"task": "texts"}, "'text', 'regression'"),
         ({"head_init": "zero-shot"}, "runs on images"),
         ({"network": "smollm3"}, "smollm2"),
-        ({"classes": ["red", "blue"]}, "classes is for runs on images"),
-        ({"limit": 5}, "limit is for runs on images"),
-        ({"mixture": "log"}, "mixture is for runs on images"),
+        ({"classes": ["red", "blue"]}, "classes is for a data set by name"),
+        ({"limit": 5}, "limit is for a data set by name"),
+        ({"image_size": 64}, "image_size is for runs on images"),
+        ({"task": "regression", "mixture": "log"}, "a number has none"),
     ],
 )
 def test_what_cannot_be_trained_is_refused_before_anything_is_written(

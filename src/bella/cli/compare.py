@@ -13,6 +13,7 @@ from bella.cli.common import (
     Corrupt,
     CorruptSize,
     DataOption,
+    Device,
     Folder,
     Json,
     LeftOut,
@@ -35,9 +36,10 @@ def compare(
     data: Annotated[
         str,
         typer.Option(
-            help="A task: elpv, fashion-mnist, cifar10; from scratch fashion-resnet, fashion-mlp, "
-            "and for a GPU cifar10-resnet18, cifar10-wrn. Or any data: a set's name (`bella data` "
-            "lists them), hf:NAME, your folder or CSV; with --task your rows of text."
+            help="A task: elpv, fashion-mnist, cifar10; of texts wordnet, drug-reviews, "
+            "wordnet-choice; from scratch fashion-resnet, fashion-mlp, and for a GPU "
+            "cifar10-resnet18, cifar10-wrn. Or any data: a set's name (`bella data` lists them), "
+            "hf:NAME, your folder or CSV; with --task your rows of text, or a set's."
         ),
     ] = "elpv",
     task: Annotated[
@@ -112,6 +114,7 @@ def compare(
         str | None,
         typer.Option(help="no (as the parameters are), bf16 or fp16.", show_default="no"),
     ] = None,
+    device: Device = None,
     out: Annotated[Path, typer.Option(help="Folder.")] = Path("runs/compare"),
     json: Json = False,
     quiet: Quiet = False,
@@ -160,6 +163,7 @@ def compare(
             seeds=seeds,
             folder=out,
             progress=not (json or quiet),
+            device=device,
             **asked,
         )
         write_page(subject, results, out)

@@ -12,6 +12,7 @@ from bella.cli.common import (
     Corrupt,
     CorruptSize,
     Device,
+    Folder,
     Json,
     OnBad,
     OwnCode,
@@ -33,9 +34,14 @@ from bella.cli.common import (
 def evaluate(
     run: Run,
     data: Annotated[
-        Path,
-        typer.Option(help="Labelled images (folder or CSV) or rows of text.", show_default=False),
+        str,
+        typer.Option(
+            help="Labelled images (folder or CSV), rows of text, or a data set's name: its test "
+            "part and its shifts.",
+            show_default=False,
+        ),
     ],
+    folder: Folder = None,
     ood: Annotated[
         list[Path] | None,
         typer.Option(
@@ -45,8 +51,8 @@ def evaluate(
     calibrate: Annotated[
         Path | None,
         typer.Option(
-            help="Labelled images that were not trained on: what to refer and which classes to "
-            "name is promised by them.",
+            help="Labelled images or rows that were not trained on: what to refer and which "
+            "classes to name is promised by them.",
             show_default=False,
         ),
     ] = None,
@@ -111,6 +117,7 @@ def evaluate(
         side=corrupt_size,
         attack=attack,
         budgets=None if budgets is None else numbers_of(budgets, float, "budgets"),
+        folder=folder,
         calibrate=calibrate,
         promises=given(risk=risk, delta=delta, miss=miss, score=sets) or None,
     )

@@ -38,7 +38,7 @@ def fit(
         typer.Option(
             help="Folder with one sub-folder a class, CSV of path,label, a data set's name (`bella "
             "data` lists them) or hf:NAME; of texts a CSV, TSV, JSON lines, parquet, folder of a "
-            "data set or hf:NAME."
+            "data set, hf:NAME or a set's name."
         ),
     ] = None,
     task: Annotated[

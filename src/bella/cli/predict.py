@@ -25,8 +25,11 @@ from bella.cli.common import (
 def predict(
     run: Run,
     images: Annotated[
-        list[Path],
-        typer.Argument(help="Image files and folders; of texts one file.", show_default=False),
+        list[str],
+        typer.Argument(
+            help="Image files and folders; of texts one file, or a set's name: its test part.",
+            show_default=False,
+        ),
     ],
     out: Annotated[Path, typer.Option(help="CSV (of texts also JSON lines) to write.")] = Path(
         "predictions.csv"

@@ -150,6 +150,11 @@ class Labelled(Dataset[Any]):
     labels: list[int]
     classes: tuple[str, ...]
 
+    @property
+    def fixed(self) -> bool:
+        """Whether an item is the same each time it is read; not known of subclasses of others."""
+        return type(self).__module__.partition(".")[0] == __name__.partition(".")[0]
+
     def __len__(self) -> int:
         return len(self.labels)
 
@@ -238,9 +243,9 @@ class LabelledImages(Labelled):
 
     @property
     def fixed(self) -> bool:
-        """Whether an item is the same each time it is read; not known of subclasses of others."""
-        own = type(self).__module__.partition(".")[0] == __name__.partition(".")[0]
-        return own and isinstance(self.preprocess, Preprocess) and self.preprocess.augment is None
+        """Whether an item is the same each time: one of `Labelled` without augmentation."""
+        plain = isinstance(self.preprocess, Preprocess) and self.preprocess.augment is None
+        return super().fixed and plain
 
     def without_bad(self, on_bad_image: OnBadImage = "skip") -> Self:
         """These without the images that cannot be read; see `readable`.

@@ -16,6 +16,7 @@ from torch.utils.data import DataLoader, Dataset, IterableDataset, TensorDataset
 from bella.data.collate import collate
 from bella.errors import BellaError
 from bella.inputs import split
+from bella.particles.stream import Stream
 from bella.trees import tensors_of
 
 Data = Dataset | DataLoader | Sequence | Iterable
@@ -142,6 +143,8 @@ def _holds_batches(first: Any) -> bool:
         args, kwargs, labels = split(first)
     except BellaError:
         return False
+    if args and isinstance(args[0], Stream):
+        return True
     inputs = tensors_of((args, kwargs))
     if not isinstance(labels, Tensor) or not labels.dim() or not inputs:
         return False

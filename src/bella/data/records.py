@@ -14,9 +14,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from bella.data.images import Preprocess
+from bella.data.opening import is_set, open_data, shifts_of
+from bella.data.sets import SETS
 from bella.data.split import FRACTIONS, stratified_split
 from bella.data.table import PART_NAMES, PARTS
-from bella.errors import BellaError, require
+from bella.data.written import LabelledTexts, Questions
+from bella.errors import BellaError, nearest, require
 from bella.files import read_bytes, shortened, shown
 
 PREFIX = "hf:"
@@ -85,20 +89,30 @@ class Records:
         return Records(self.name, self.columns, [self.rows[place] for place in places])
 
 
-def read_records(data: str | Path) -> dict[str, Records]:
+def read_records(data: str | Path, **how: Any) -> dict[str, Records]:
     """The parts of a file or data set: ``train`` alone where it is not divided.
 
     A column called split, part, subset or partition says which part a row belongs to: train, val or
-    test.
+    test. A set that is known by its name has its own parts, its shifts among them.
 
     Args:
         data: a file ``.csv``, ``.tsv``, ``.jsonl`` (or ``.ndjson``, ``.json``) or ``.parquet``;
-            ``hf:NAME`` on the hub; or a folder with a copy of such a data set.
+            ``hf:NAME`` on the hub; a folder with a copy of such a data set; or the name of a set of
+            texts or questions (`bella.data.SETS`).
+        **how: of a set by name: arguments of `bella.data.open_data`.
 
     Raises:
         BellaError: there is no such file, or it is none of these.
         MissingExtraError: parquet and the hub need ``datasets``.
     """
+    if is_set(data, how.get("folder")):
+        return _of_set(str(data), how)
+    strange = [name for name, value in how.items() if name != "seed" and value]
+    if strange:
+        raise BellaError(
+            f"{strange[0]} is for a data set by name, and {data} is none: leave it out, or choose "
+            f"{nearest(str(data), SETS)}."
+        )
     path = Path(data)
     if str(data).startswith(PREFIX) or path.is_dir():
         return _of_hub(str(data).removeprefix(PREFIX))
@@ -116,7 +130,7 @@ def read_records(data: str | Path) -> dict[str, Records]:
 def divided(
     parts: Mapping[str, Records], labels: Sequence[int] | None, seed: int
 ) -> dict[str, Records]:
-    """Train, validation and test, those that are missing split off train.
+    """Train, validation and test, those that are missing split off train; after them the shifts.
 
     Args:
         parts: what was read; ``train`` among them.
@@ -145,7 +159,7 @@ def divided(
             f"{train.name} has too few rows for the parts {', '.join(PARTS)} (none is left for "
             f"{empty[0]}): give more."
         )
-    return {part: found[part] for part in PARTS}
+    return {part: found[part] for part in (*PARTS, *shifts_of(found))}
 
 
 def _by_part(records: Records) -> dict[str, Records]:
@@ -164,6 +178,30 @@ def _by_part(records: Records) -> dict[str, Records]:
             )
         places.setdefault(part, []).append(place)
     return {part: records.select(some) for part, some in places.items()}
+
+
+def _of_set(name: str, how: Mapping[str, Any]) -> dict[str, Records]:
+    """The parts of a set by name; an example of no class has no label."""
+    found: dict[str, Records] = {}
+    for part, some in open_data(name, Preprocess(32), **how).items():
+        rows: list[Row]
+        if isinstance(some, LabelledTexts):
+            columns: tuple[str, ...] = ("text", "label")
+            names = [None if label < 0 else some.classes[label] for label in some.labels]
+            rows = [
+                dict(zip(columns, row, strict=True)) for row in zip(some.texts, names, strict=True)
+            ]
+        elif isinstance(some, Questions):
+            columns = ("question", "options", "answer")
+            held = zip(some.questions, some.options, some.labels, strict=True)
+            rows = [{"question": q, "options": list(o), "answer": o[k]} for q, o, k in held]
+        else:
+            raise BellaError(
+                f"{name} holds examples of the kind {some.kind!r}, and texts or questions are read "
+                "here: leave --task out for images."
+            )
+        found[part] = Records(f"{name} ({part})", columns, rows)
+    return found
 
 
 # ------------------------------------------------------------ kinds of files

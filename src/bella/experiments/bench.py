@@ -6,6 +6,7 @@ images, the frozen features, and the linear probes.
 
 from __future__ import annotations
 
+import copy
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -26,7 +27,8 @@ from bella.evaluation.evaluate import collect
 from bella.experiments.methods.base import Costs, Outputs
 from bella.experiments.tasks.task import Task
 from bella.files import read_json, write_whole
-from bella.inputs import split
+from bella.host import device_named
+from bella.inputs import split, to
 from bella.models import Opened
 from bella.models.language import OpenedLanguage
 from bella.posterior import Posterior
@@ -64,13 +66,23 @@ class Bench:
         folder: of all runs.
         settings: of `bella.fit`, for every method.
         bar: where progress is shown.
+        device: where everything runs, see `bella.host.device_named`.
     """
 
-    def __init__(self, task: Task, folder: Path, settings: Mapping[str, Any], bar: Progress):
+    def __init__(
+        self,
+        task: Task,
+        folder: Path,
+        settings: Mapping[str, Any],
+        bar: Progress,
+        device: str | None = None,
+    ):
         self.task = task
         self.folder = folder
+        self.device = device_named(device)
         self.settings = dict(settings)
         self.bar = bar
+        self.fresh: tuple[int, Opened | OpenedLanguage] | None = None
         self.pools: dict[str, Batches] = {}
         self.pool_features: dict[str, Features] = {}
         self.read: dict[str, Activations] = {}
@@ -87,7 +99,7 @@ class Bench:
     def network_of(self, seed: int) -> str:
         """SHA-256 of a seed's network, its fresh head included."""
         if seed not in self.networks:
-            state = dict(self.task.open(seed).network.state_dict())
+            state = dict(self.open(seed).network.state_dict())
             self.networks[seed] = str(fingerprint_data(state))
         return self.networks[seed]
 
@@ -99,9 +111,18 @@ class Bench:
 
     # ------------------------------------------------------------ data and network
 
+    def open(self, seed: int) -> Any:
+        """A fresh network for a seed, on the device. It is read once and copied ever after: a
+        language model takes a second to read."""
+        if self.fresh is None or self.fresh[0] != seed:
+            opened = self.task.open(seed)
+            self.fresh = seed, opened._replace(network=opened.network.to(self.device))
+        kept = self.fresh[1]
+        return kept._replace(network=copy.deepcopy(kept.network))
+
     def frozen(self) -> Posterior:
         """The network as it was pre-trained, with the entrance of low-rank particles."""
-        opened = self.task.open(0)
+        opened = self.open(0)
         return bella.low_rank(
             opened.network,
             1,
@@ -124,7 +145,7 @@ class Bench:
         if pool not in self.pools:
             images = self.task.pools[pool]
             posterior = self.frozen().train() if self.task.pretrained else None
-            if posterior is not None and is_fixed(posterior, images, torch.device("cpu")):
+            if posterior is not None and is_fixed(posterior, images, self.device):
                 self.pools[pool] = CachedPrefix(posterior, images, progress=self.bar).batch
                 self._entrance = posterior.shared is not None and posterior.shared.entrances[0]
             else:
@@ -183,6 +204,7 @@ class Bench:
         pool, images = next(iter(self.task.pools.items()))
         batch = next(iter(self.loader(pool, range(min(8, len(images))), images=True)))
         args, kwargs, _ = split(batch, posterior.network)
+        args, kwargs = to(args, self.device), to(kwargs, self.device)
         places = find_places(posterior, args, kwargs)
         reader = Reader(posterior, places.values())
         arrived, *_ = reader(args, kwargs)
@@ -211,10 +233,11 @@ class Bench:
         Raises:
             BellaError: its answers are of another kind, such as options that it is shown.
         """
-        if not self.task.open(0).defaults.modules_to_save:
+        if not self.open(0).defaults.modules_to_save:
             raise BellaError(
-                f"The network of {self.task.name} answers without a head of its own, so no readout "
-                "can be put beside it: leave out the rows with anchors."
+                f"The network of {self.task.name} answers without a head of its own: there is no "
+                "class that a readout could learn, and no row an example to take a distance "
+                "from, so leave out the rows with anchors or a distance."
             )
 
     def readouts_of(self, seed: int) -> list[Readout]:
@@ -290,10 +313,10 @@ class Bench:
 
     @cached_property
     def few_images(self) -> Any:
-        """The inputs of a few examples."""
+        """The inputs of a few examples, on the device."""
         images = next(iter(self.task.pools.values()))
         inputs, _ = default_collate([images[i] for i in range(min(TIMED, len(images)))])
-        return inputs
+        return to(inputs, self.device)
 
     def milliseconds(self, posterior: Posterior | Combined, *, draws: int = 1) -> float:
         """Time to predict one of `few_images`, from the image on: the best of three."""
@@ -301,7 +324,7 @@ class Bench:
         for _ in range(3):
             inputs = map_tensors(torch.clone, self.few_images)  # none may be remembered
             begun = time.perf_counter()
-            predict(posterior, inputs, draws=draws)
+            predict(posterior, inputs, draws=draws).cpu()  # waits for the device
             best = min(best, time.perf_counter() - begun)
         return 1000 * best / len(tensors_of(self.few_images)[0])
 

@@ -64,6 +64,7 @@ def compare(
     seeds: int = 3,
     folder: str | Path,
     progress: bool = True,
+    device: str | None = None,
     **settings: Any,
 ) -> dict[str, Any]:
     """Compare methods on the same network, data, budget and seeds.
@@ -76,6 +77,7 @@ def compare(
             the order of the data and the noise.
         folder: for ``results.json`` and the runs.
         progress: show bars.
+        device: where everything runs, such as ``cpu`` or ``cuda``; the accelerator if there is one.
         **settings: of `bella.fit`, in place of the task's.
 
     Returns:
@@ -99,7 +101,7 @@ def compare(
     resumed = False  # the wall time of a part says nothing of the whole
     begun = time.perf_counter()
     with progress_bar(progress) as bar:
-        bench = Bench(task, folder, dict(task.settings) | settings, bar)
+        bench = Bench(task, folder, dict(task.settings) | settings, bar, device)
         checked(Settings, bench.settings)
         steps = bar.add_task("methods", total=seeds * len(chosen))
         rows: dict[str, list[Row]] = {method.name: [] for method in chosen}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,6 +13,7 @@ from torch import Tensor
 from bella import metrics
 from bella.data import LabelledImages, OnBadImage, open_images, open_other
 from bella.data.corruptions import SEVERITIES, corrupted, corruptions_named
+from bella.data.opening import is_set, open_images_by_name, shifts_of
 from bella.errors import BellaError
 from bella.evaluation.attacks import BUDGETS, attack_named, attacked, check_budget
 from bella.evaluation.decisions import Part, decisions
@@ -31,6 +32,7 @@ def evaluate_run(
     bar: Progress | None = None,
     on_bad_image: OnBadImage = "stop",
     *,
+    folder: str | Path | None = None,
     calibrate: str | Path | None = None,
     promises: dict[str, Any] | None = None,
     corruptions: Sequence[str] = (),
@@ -43,11 +45,13 @@ def evaluate_run(
 
     Args:
         run: an opened one.
-        data: a labelled folder or CSV.
+        data: a labelled folder or CSV; or the name of a set: its test part, as the run's seed draws
+            it, and its shifts.
         ood: images of other kinds, each a folder or a CSV (`bella.data.open_other`). One carries
             the name ``ood`` in the figures, several that of their folder or file.
         bar: a display to show bars in.
         on_bad_image: see `bella.data.OnBadImage`.
+        folder: where a set by name lies.
         calibrate: a labelled folder or CSV that the run was not trained on, to promise by.
         promises: arguments of `bella.evaluation.decisions.decisions`.
         corruptions: names of `bella.data.corruptions.CORRUPTIONS`, or ``all``.
@@ -57,10 +61,8 @@ def evaluate_run(
         budgets: of the attack.
 
     Returns:
-        The figures of `bella.evaluate`; under ``intervals`` those of its AUROCs; under
-        ``risk_coverage`` a hundred points of that curve, by entropy; with ``calibrate`` under
-        ``decisions`` what may be promised; under ``corruptions`` and ``attacks`` a list of
-        rows: which, how much, and the figures of `shifted_figures`.
+        Those of `figures_of`; under ``corruptions`` and ``attacks`` a list of rows: which, how
+        much, and the figures of `shifted_figures`.
 
     Raises:
         BellaError: data that cannot be opened; see also the functions that are named here.
@@ -71,11 +73,11 @@ def evaluate_run(
         attack_named(attack)
         for budget in budgets:
             check_budget(budget)
-    images = open_images(data, run.preprocess, run.classes, on_bad_image=on_bad_image)
+    images, shifts = labelled_images(run, data, folder, on_bad_image)
     others = {
         name: open_other(path, run.preprocess, run.classes, on_bad_image=on_bad_image)
-        for name, path in names_of_other(ood, taken=[Path(data).stem]).items()
-    }
+        for name, path in names_of_other(ood, taken=[Path(data).stem, *shifts]).items()
+    } | shifts
     spoilt = [
         (kind, severity, corrupted(images, kind, severity, seed=run.seed, side=side))
         for kind in chosen
@@ -87,14 +89,8 @@ def evaluate_run(
         refuse_shared(unseen, images)
     clean = run.collect(images, bar)
     other = {name: run.collect(some, bar) for name, some in others.items()}
-    found: dict[str, Any] = evaluate_predictive(*clean, ood=other)
-    found["intervals"] = auroc_intervals(*clean, ood=other)
-    found["risk_coverage"] = _thinned(*clean)
-    if unseen is not None:
-        labelled = {Path(data).stem: clean} | {
-            name: part for name, part in other.items() if bool((part[1] >= 0).all())
-        }
-        found["decisions"] = decisions(run.collect(unseen, bar), labelled, **(promises or {}))
+    told = None if unseen is None else run.collect(unseen, bar)
+    found = figures_of(clean, other, Path(data).stem, told, promises)
     rows = []
     for kind, severity, some in spoilt:
         part = run.collect(some, bar)
@@ -107,6 +103,63 @@ def evaluate_run(
             | shifted_figures(*clean, *_attacked(run, images, budget, attack, bar))
             for budget in budgets
         ]
+    return found
+
+
+def labelled_images(
+    run: TrainedRun, data: str | Path, folder: str | Path | None, on_bad_image: OnBadImage
+) -> tuple[LabelledImages, dict[str, LabelledImages]]:
+    """The images to evaluate on, and by name the shifts that a set has of its own.
+
+    Raises:
+        BellaError: they cannot be opened, or are not of the run's classes.
+    """
+    if not is_set(data, folder):
+        if folder is not None:
+            raise BellaError(
+                f"--folder says where a data set by name lies, and {data} is none: leave it out."
+            )
+        return open_images(data, run.preprocess, run.classes, on_bad_image=on_bad_image), {}
+    parts = open_images_by_name(
+        str(data),
+        run.preprocess,
+        seed=run.seed,
+        folder=folder,
+        classes=run.classes,
+        on_bad_image=on_bad_image,
+    )
+    return parts["test"], {name: parts[name] for name in shifts_of(parts)}
+
+
+def figures_of(
+    clean: Part,
+    other: Mapping[str, Part],
+    name: str,
+    unseen: Part | None = None,
+    promises: Mapping[str, Any] | None = None,
+) -> dict[str, Any]:
+    """All that is said of classes, whatever the examples are.
+
+    Args:
+        clean: what was predicted of the examples, and their labels.
+        other: of examples of other kinds, by name.
+        name: of the examples.
+        unseen: of examples that were not trained on, to promise by.
+        promises: arguments of `bella.evaluation.decisions.decisions`.
+
+    Returns:
+        The figures of `bella.evaluate`; under ``intervals`` those of its AUROCs; under
+        ``risk_coverage`` a hundred points of that curve, by entropy; with ``unseen`` under
+        ``decisions`` what may be promised.
+    """
+    found: dict[str, Any] = evaluate_predictive(*clean, ood=other)
+    found["intervals"] = auroc_intervals(*clean, ood=other)
+    found["risk_coverage"] = _thinned(*clean)
+    if unseen is not None:
+        labelled = {name: clean} | {
+            name: part for name, part in other.items() if bool((part[1] >= 0).all())
+        }
+        found["decisions"] = decisions(unseen, labelled, **(promises or {}))
     return found
 
 

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from rich.progress import Progress
 
 from bella.data import ImageList, LabelledImages, open_images, shifts_of
@@ -20,14 +21,20 @@ from bella.evaluation.attacks import BUDGETS, attacked
 from bella.evaluation.cost import cost
 from bella.evaluation.evaluate import collect, known_figures, shifted_figures
 from bella.files import read_json
+from bella.inputs import split, to
 from bella.prediction.predict import predict
 from bella.prediction.predictive import Predictive
 from bella.report.charts import Chart, Said, shift_chart
 from bella.report.material import Material
 from bella.runs.config import RunConfig, read_config
-from bella.runs.opened import BATCH, TrainedRun, open_run
+from bella.runs.opened import BATCH, TrainedRun
+from bella.runs.opening import open_run
+from bella.runs.texts.config import TextConfig
+from bella.runs.texts.opened import TextRun, test_of
+from bella.runs.texts.training import rows_of
 from bella.runs.training import CONFIG, FIGURES
 from bella.training.identity import fingerprint_data
+from bella.trees import map_tensors
 
 OTHER = "ood"
 """The name of foreign images among the shifts."""
@@ -44,7 +51,7 @@ class Asked:
     """What a report on runs is asked for.
 
     Attributes:
-        data: labelled images in the place of the run's own test part.
+        data: labelled examples in the place of the run's own test part.
         ood: images of another kind.
         corruptions: kinds of `bella.data.corruptions` to draw curves of.
         attack: a name of `bella.evaluation.attacks.ATTACKS` to draw a curve of.
@@ -65,9 +72,9 @@ class _Answered:
     """A run with what it said."""
 
     folder: Path
-    run: TrainedRun
+    run: TrainedRun | TextRun
     record: Mapping[str, Any]
-    config: RunConfig | None
+    config: Any
     said: Mapping[str, Said]
     inputs: Mapping[str, Labelled]
     method: Mapping[str, Any]
@@ -106,8 +113,10 @@ def run_materials(
 def _answered(folder: Path, asked: Asked, bar: Progress | None) -> _Answered:
     kinds = corruptions_named(asked.corruptions)
     run = open_run(folder, device=asked.device, workers=asked.workers)
-    config = read_config(folder / CONFIG, {}) if (folder / CONFIG).exists() else None
-    inputs = _images(folder, run, config, asked)
+    config = None
+    if (folder / CONFIG).exists():
+        config = read_config(folder / CONFIG, {}, (RunConfig, TextConfig))
+    inputs = _inputs(folder, run, config, asked)
     said = {name: _said(run, part, bar) for name, part in inputs.items()}
     record = read_json(folder / "run.json") if (folder / "run.json").exists() else {}
     figures = known_figures(*said["test"])
@@ -156,26 +165,61 @@ PARTS = ("validation", "test")
 """What is drawn as the training images were."""
 
 
-def _images(
-    folder: Path, run: TrainedRun, config: RunConfig | None, asked: Asked
-) -> dict[str, Any]:
-    """The run's own validation and test images, or others that are named."""
-    plain = run.preprocess
+def _inputs(folder: Path, run: TrainedRun | TextRun, config: Any, asked: Asked) -> dict[str, Any]:
+    """The run's own validation and test examples and its shifts, or others that are named.
+
+    Raises:
+        BellaError: they are not there any more, or something is asked that texts do not have.
+    """
+    what = "IMAGES"
+    if isinstance(run, TextRun):
+        what = "ROWS"
+        if asked.corruptions or asked.attack:
+            raise BellaError(f"{folder} is a run on texts: corruptions and attacks are for images.")
+        if not run.task.classes:
+            raise BellaError(
+                f"{folder} is a run of the task {run.task.name}, and a report is on classes: "
+                f"`bella evaluate {folder} --data {what}` says its figures."
+            )
     found: dict[str, Any] = {}
     if asked.data is None and config is None:
-        raise BellaError(f"{folder} does not say what it was trained on: give --data IMAGES.")
+        raise BellaError(f"{folder} does not say what it was trained on: give --data {what}.")
     if config is not None:
         try:
-            own = open_images_by_name(preprocess=plain, **config.data_arguments())
-            if own["train"].classes != run.classes:
-                raise BellaError(f"their classes are {', '.join(own['train'].classes)} by now")
-            found = {name: own[name] for name in (*PARTS, *shifts_of(own))}
+            found = _own(run, config)
         except (BellaError, OSError) as error:
             if asked.data is None:
                 raise BellaError(
-                    f"The images that {folder} was trained on cannot be read ({error}): give "
-                    "--data IMAGES to report on others."
+                    f"The {what.lower()} that {folder} was trained on cannot be read ({error}): "
+                    f"give --data {what} to report on others."
                 ) from None
+    return found | _named(run, asked)
+
+
+def _own(run: TrainedRun | TextRun, config: Any) -> dict[str, Any]:
+    """The examples that the run's own configuration names."""
+    if isinstance(run, TextRun):
+        rows, _, facts = rows_of(run.task, config)
+        if facts != run.asked.facts:
+            raise BellaError("their classes are others by now")
+        known = {name: run.tokenised(rows[name], labelled=True) for name in PARTS}
+        return known | {name: run.other(rows[name]) for name in shifts_of(rows)}
+    own = open_images_by_name(preprocess=run.preprocess, **config.data_arguments())
+    if own["train"].classes != run.classes:
+        raise BellaError(f"their classes are {', '.join(own['train'].classes)} by now")
+    return {name: own[name] for name in (*PARTS, *shifts_of(own))}
+
+
+def _named(run: TrainedRun | TextRun, asked: Asked) -> dict[str, Any]:
+    """The examples that a report is asked for."""
+    found: dict[str, Any] = {}
+    if isinstance(run, TextRun):
+        if asked.data is not None:
+            found["test"] = run.tokenised(test_of(run.read(asked.data)), labelled=True)
+        if asked.ood is not None:
+            found[OTHER] = run.other(test_of(run.read(asked.ood)))
+        return found
+    plain = run.preprocess
     if asked.data is not None:
         found["test"] = open_images(asked.data, plain, run.classes)
     if asked.ood is not None:
@@ -184,9 +228,9 @@ def _images(
     return found
 
 
-def _said(run: TrainedRun, images: Any, bar: Progress | None) -> Said:
+def _said(run: TrainedRun | TextRun, images: Any, bar: Progress | None) -> Said:
     with run.drawing():
-        return _classes(collect(run.posterior, run.loader(images), progress=bar, draws=run.draws))
+        return _classes(collect(run.predicts, run.loader(images), progress=bar, draws=run.draws))
 
 
 def _classes(said: Any) -> Said:
@@ -195,21 +239,20 @@ def _classes(said: Any) -> Said:
     return said
 
 
-def _milliseconds(run: TrainedRun, images: Any) -> float:
-    """Time to predict one image, from its tensor on: the best of three."""
-    few, _ = next(iter(run.loader(images)))
-    few = few.to(next(run.posterior.parameters()).device)
+def _milliseconds(run: TrainedRun | TextRun, examples: Any) -> float:
+    """Time to predict one example, from its tensors on: the best of three."""
+    args, kwargs, labels = split(next(iter(run.loader(examples))))
+    few = to(kwargs or args, next(run.posterior.parameters()).device)
     best = float("inf")
     for _ in range(3):
+        fresh = map_tensors(torch.clone, few)  # none may be remembered
         begun = time.perf_counter()
-        predict(run.posterior, few.clone(), draws=run.draws).cpu()  # none may be remembered
+        predict(run.predicts, fresh, draws=run.draws).cpu()
         best = min(best, time.perf_counter() - begun)
-    return 1000 * best / len(few)
+    return 1000 * best / len(labels)
 
 
-def _corrupted_curve(
-    run: TrainedRun, images: Any, kind: str, bar: Progress | None
-) -> dict[float, float]:
+def _corrupted_curve(run: Any, images: Any, kind: str, bar: Progress | None) -> dict[float, float]:
     found = {0.0: _accuracy(_said(run, images, bar))}
     small = min(run.preprocess.height, run.preprocess.width) < SMALLEST
     for severity in SEVERITIES:
@@ -218,9 +261,7 @@ def _corrupted_curve(
     return found
 
 
-def _attacked_curve(
-    run: TrainedRun, images: Any, attack: str, bar: Progress | None
-) -> dict[float, float]:
+def _attacked_curve(run: Any, images: Any, attack: str, bar: Progress | None) -> dict[float, float]:
     found = {0.0: _accuracy(_said(run, images, bar))}
     for budget in BUDGETS:
         with run.drawing():
@@ -251,20 +292,21 @@ def _material(group: Sequence[_Answered], asked: Asked) -> Material:
     titles = _titles(group)
     unscored = [n for n in shifts if bool((first.said[n][1] < 0).any())]
     several = len(group) > 1
+    what = "ROWS" if isinstance(first.run, TextRun) else "IMAGES"
     results = {
         "title": first.run.network,
         "seeds": 1,
         "splits": "all seeds",
         "parts": {name: len(part) for name, part in first.inputs.items()},
         "shifts": shifts,
-        "words": {"examples": "images", "noticing": {}, "unscored": unscored},
+        "words": {"examples": first.inputs["test"].examples, "noticing": {}, "unscored": unscored},
         "methods": {
             title: {**one.method, "title": title} for title, one in zip(titles, group, strict=True)
         },
     }
     chance = [
-        f"{len(group)} runs of one training each, on the same test images: what parts them may be "
-        "chance. `bella compare` trains several seeds and tests the differences."
+        f"{len(group)} runs of one training each, on the same test examples: what parts them may "
+        "be chance. `bella compare` trains several seeds and tests the differences."
     ]
     charts = _curve_charts(dict(zip(titles, group, strict=True)))
     title = " and ".join(titles) if len(group) < 3 else f"{len(group)} runs"
@@ -277,7 +319,7 @@ def _material(group: Sequence[_Answered], asked: Asked) -> Material:
         classes=first.run.classes,
         inputs={name: part for name, part in first.inputs.items() if name != "validation"},
         parts={} if asked.ood is None else {OTHER: asked.ood.name},
-        command=f"bella predict {shlex.quote(str(first.folder))} IMAGES --out predictions.csv",
+        command=f"bella predict {shlex.quote(str(first.folder))} {what} --out predictions.csv",
         charts=charts,
         history=() if several else first.record.get("history", ()),
         notes=[
@@ -336,7 +378,7 @@ def _facts(group: Sequence[_Answered], titles: Sequence[str]) -> dict[str, str]:
     found = {
         "network": ", ".join(dict.fromkeys(one.run.network for one in group)),
         "classes": _few(first.run.classes),
-        "images": parts,
+        first.inputs["test"].examples: parts,
     }
     for title, one in zip(titles, group, strict=True):
         if one.config is not None:

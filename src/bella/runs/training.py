@@ -146,7 +146,15 @@ def train(
         finished = recipe.finish(posterior, ordered, validation)
     if finished is not posterior:
         finished.save(folder)
-    mixed = _mixed(config, finished.eval(), parts, opened.preprocess, folder, progress)
+    plain = parts["train"].select(range(len(parts["train"])), opened.preprocess.plain())
+    pooled = mixed(
+        config,
+        finished.eval(),
+        DataLoader(plain, BATCH, num_workers=config.workers),
+        DataLoader(parts["validation"], BATCH, num_workers=config.workers),
+        folder,
+        progress,
+    )
     curves(folder / CURVES, record.history)
     run = TrainedRun(
         finished.eval(),
@@ -156,7 +164,7 @@ def train(
         recipe.draws,
         config.seed,
         config.workers,
-        mixed,
+        pooled,
     )
     with progress_bar(progress) as bar, run.drawing():
         test, *shifts = (run.loader(parts[name]) for name in ("test", *shifts_of(parts)))
@@ -171,30 +179,30 @@ def train(
     return found
 
 
-def _mixed(
+def mixed(
     config: RunConfig,
     posterior: Posterior,
-    parts: dict[str, LabelledImages],
-    preprocess: Preprocess,
+    train: DataLoader,
+    validation: DataLoader,
     folder: Path,
     progress: bool,
 ) -> Mixture | None:
     """The particles pooled with readouts of the frozen network, kept in the run's folder.
 
-    ``None`` where nobody asks for it, or validation has too few images to fit a pool to.
+    ``None`` where nobody asks for it, or validation has too few examples to fit a pool to.
+
+    Args:
+        config: of the run, complete.
+        posterior: trained.
+        train: what it was trained on, without random changes.
+        validation: what it was validated on.
+        folder: of the run.
+        progress: show bars.
     """
-    held_out = parts["validation"]
-    if config.mixture == "none" or len(held_out) < FEWEST:
+    if config.mixture == "none" or len(validation.dataset) < FEWEST:  # type: ignore[arg-type]
         return None
-    train = parts["train"].select(range(len(parts["train"])), preprocess.plain())
-
-    def batches(images: LabelledImages) -> DataLoader:
-        return DataLoader(images, BATCH, num_workers=config.workers)
-
     with progress_bar(progress) as bar:
-        found = mixture(
-            posterior, batches(train), batches(held_out), pool=config.mixture, progress=bar
-        )
+        found = mixture(posterior, train, validation, pool=config.mixture, progress=bar)
     found.save_beside(folder)
     return found
 

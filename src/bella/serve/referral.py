@@ -9,9 +9,8 @@ from bella.data import open_images
 from bella.errors import BellaError
 from bella.evaluation.abstention import promise
 from bella.evaluation.decisions import Part
-from bella.evaluation.evaluate import collect
 from bella.runs import TextRun
-from bella.runs.texts.opened import all_of
+from bella.runs.texts.opened import joined
 
 
 def referral(
@@ -69,8 +68,4 @@ def calibration(run: Any, data: str | Path) -> Part:
             f"Only runs with classes are calibrated, and this one is of task {run.task.name}: "
             "leave it out, or give an entropy to refer from."
         )
-    rows = run.tokenised(all_of(data), labelled=True)
-    with run.drawing():
-        predicts = getattr(run, "predicts", run.posterior)
-        said, labels = collect(predicts, run.loader(rows), draws=run.draws)
-    return said, labels
+    return run.collect(run.tokenised(joined(run.read(data)), labelled=True))

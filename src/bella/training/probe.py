@@ -170,8 +170,10 @@ def features_of(
 
 @torch.no_grad()
 def head_inputs(posterior: Posterior, loader: DataLoader) -> Features:
-    """What arrives at the head of a network whose changes are still zero: its frozen features."""
+    """What arrives at the head of a network whose changes are still zero: its frozen features, on
+    the CPU."""
     head = list(posterior.layers().values())[-1]
+    device = next(posterior.parameters()).device
     arrived: list[Tensor] = []
     handle = head.register_forward_pre_hook(lambda module, args: arrived.append(args[0].flatten(1)))
     features, labels = [], []
@@ -180,9 +182,9 @@ def head_inputs(posterior: Posterior, loader: DataLoader) -> Features:
         for batch in loader:
             args, kwargs, y = split(batch)
             with fast_float32(posterior):
-                posterior(*args, **kwargs)
-            features.append(arrived[-1])  # the first pass of a posterior may run the head twice
-            labels.append(y)
+                posterior(*to(args, device), **to(kwargs, device))
+            features.append(arrived[-1].cpu())  # the first pass may run the head twice
+            labels.append(y.cpu())
     finally:
         handle.remove()
     return torch.cat(features), torch.cat(labels)

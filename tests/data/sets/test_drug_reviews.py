@@ -3,39 +3,14 @@ import sys
 import zipfile
 
 import pytest
-from set_files import write_csv
+from set_files import reviews, write_csv
+from set_files import write_reviews as write_uci
 
 from bella.data import LabelledTexts, Preprocess, open_data
 from bella.errors import BellaError, MissingExtraError
 
 NONE = Preprocess(8)
 pytestmark = pytest.mark.filterwarnings("ignore:.*the published")
-
-
-def reviews(count, words, part):
-    """As UCI writes them: quoted, with HTML's signs, and rated in words or from 1 to 10."""
-    rows = []
-    for i in range(count):
-        rating = ("negative", "neutral", "positive")[i % 3] if words else (1 + i % 10)
-        rows.append(
-            {
-                "": 1000 + i,
-                "drugName": "Zomig",
-                "condition": "Birth Control" if i % 5 == 0 else "Pain",
-                "review": f'"It&#039;s no. {i} of\n\n{part}, rated {rating}"',
-                "rating": rating,
-                "date": "May 1, 2012",
-                "usefulCount": 3,
-            }
-        )
-    return rows
-
-
-def write_uci(folder):
-    train, test = reviews(100, False, "train"), reviews(40, False, "test")
-    test.append(test[0] | {"condition": "Pain", "review": train[1]["review"]})
-    write_csv(folder / "drugsComTrain_raw.tsv", train, "\t")
-    write_csv(folder / "drugsComTest_raw.tsv", test, "\t")
 
 
 def test_uci_files_rated_from_1_to_10(tmp_path):

@@ -1,79 +1,74 @@
-"""The WordNet task on a small network and small files."""
+"""The tasks on sets of texts, on a small network and small files."""
 
 from __future__ import annotations
 
 import pytest
-import torch
-from language_cases import stand_in
+from language_cases import small_reader
+from set_files import write_reviews, write_wordnet
 
 import bella
-from bella.console import progress_bar
-from bella.experiments.bench import Bench
 from bella.experiments.compare import compare
-from bella.experiments.methods import METHODS, usual_methods
-from bella.experiments.tasks import wordnet
+from bella.experiments.tasks import task_named, text_task
+from bella.models import language
 
 
 @pytest.fixture
-def files(tmp_path, monkeypatch):
-    """WordNet's form with a category a file; and a small network that knows the words."""
-    for kind, category, count in (("noun", 5, 60), ("verb", 38, 12), ("adj", 0, 12)):
-        lines = []
-        for i in range(count):
-            gloss = f"a red thing of size {i % 7} and of colour {i % 11} ; number {i}"
-            lines.append(
-                f"{i:08d} {category:02d} n 01 thing{i} 0 001 @ 00001740 n 0000 | {gloss}\n"
-            )
-        (tmp_path / f"data.{kind}").write_text("".join(lines))
-    (tmp_path / "data.adv").write_text("")
-    words = " ".join(f"thing{i} {i}" for i in range(60))
-    page = f"{words} Definition: a red thing of size and colour ; number Word:"
+def reader(tmp_path, monkeypatch):
+    """A small network behind MiniLM's name."""
+    words = ["a", "red", "blue", "noun", "verb", "adj", "adv", "of", "size", ";", "number", "rated"]
     (tmp_path / "network").mkdir()
-    stand_in(
-        wordnet.NETWORK, page, monkeypatch, tmp_path / "network", r"model\.layers\.2\.mlp\.up_proj"
-    )
-    return tmp_path
+    small_reader(tmp_path / "network", [*words, *map(str, range(60))])
+    targets = (r".*layer\.1\..*query",)
+    place = tmp_path / "network"
+    monkeypatch.setitem(language.LANGUAGE, "minilm-l6", (lambda: place, targets))
 
 
-@pytest.mark.parametrize("more", [[], pytest.param(["vbl"], marks=pytest.mark.slow)])
-def test_the_task_is_compared_as_any_other(files, more):
-    task = wordnet.wordnet_task(files, nouns=26, shifted=8)
+def test_definitions_are_compared_by_every_row_of_the_recipe(reader, tmp_path):
+    write_wordnet(tmp_path)
+    task = task_named("wordnet", tmp_path)
     parts = task.split(0)
-    assert list(parts) == ["train", "validation", "test", "verb", "adjective"]
-    assert len(parts["verb"][1]) == len(parts["adjective"][1]) == 8
-    own = [row for part in ("train", "validation", "test") for row in parts[part][1]]
-    assert sorted(own) == list(range(len(task.pools["noun"])))
-    assert 24 <= len(own) <= 26  # as near as equal shares of each place come
-    assert len(parts["train"][1]) > len(parts["test"][1]) > len(parts["validation"][1])
-    assert task.split(0) == parts != task.split(1)
-    names = ["untrained", "lora", "repulsive", "soup", *more]
+    assert list(parts) == ["train", "validation", "test", "verb", "adjective", "adverb"]
+    assert parts["test"] == task.split(1)["test"]
+    assert parts["train"] != task.split(1)["train"]
+    assert not set(task.pools["noun"].texts) & set(task.pools["test"].texts)
+    assert task.classes == ("animal", "food")
+    rows = ["probe", "lora", "anchors", "lora-ensemble+distance", "multi-depth", "bella"]
     results = compare(
-        task, names, seeds=1, folder=files / "out", progress=False, learning_rate=0.01
+        task, rows, seeds=1, folder=tmp_path / "out", progress=False, epochs=1, learning_rate=0.01
     )
     methods = results["methods"]
-    assert set(names) <= set(methods)
+    assert set(rows) <= set(methods)
     for method in methods.values():
-        assert set(method["parts"]) == {"validation", "shift", "adjective"}
-        for figures in (method["figures"], method["parts"]["shift"], method["parts"]["adjective"]):
-            assert 0 <= figures["accuracy"]["mean"] <= 1
-        assert "auroc_entropy" in method["parts"]["adjective"]
-    with pytest.raises(bella.BellaError, match="leave out the rows with anchors"):
-        compare(task, ["bella"], seeds=1, folder=files / "none", progress=False)
-    assert "untrained" in usual_methods(task)
-    assert methods["untrained"]["costs"]["trainable"]["mean"] == 0
-    assert methods["repulsive"]["figures"]["mutual_information"]["mean"] > 0
+        assert {"verb", "adjective", "adverb"} <= set(method["parts"])
+        assert "accuracy" not in method["parts"]["verb"]  # verbs are of no class
+    assert methods["bella"]["parts"]["verb"]["auroc_novelty"]["mean"] is not None
+    seen = methods["bella"]["costs"]["ms_predicting"]["mean"]
+    assert seen > methods["lora"]["costs"]["ms_predicting"]["mean"] > 0
 
 
-def test_the_base_model_s_row_is_what_it_says_without_particles(files, tmp_path):
-    task = wordnet.wordnet_task(files, nouns=26, shifted=8)
-    with progress_bar(False) as bar:
-        outputs, _ = METHODS["untrained"].run(Bench(task, tmp_path, {}, bar), 0, tmp_path)
-    network = task.open(0).network
-    pool, rows = task.split(0)["test"]
-    predictive, labels = outputs["test"]
-    for place, row in enumerate(rows):
-        inputs, label = task.pools[pool][row]
-        with torch.no_grad():
-            truth = network(**{name: x[None] for name, x in inputs.items()})
-        torch.testing.assert_close(predictive.logits[0, place], truth[0], atol=1e-5, rtol=1e-4)
-        assert labels[place] == label
+@pytest.mark.filterwarnings("ignore:.*the published")
+def test_reviews_of_one_condition_are_a_shift_with_right_answers(reader, tmp_path):
+    write_reviews(tmp_path)
+    task = task_named("drug-reviews", tmp_path)
+    parts = task.split(0)
+    assert list(parts) == ["train", "validation", "test", "birth-control"]
+    assert len(parts["train"][1]) == 4 * len(parts["validation"][1]) == 64
+    assert parts["train"] != task.split(1)["train"]
+    assert set(task.part("birth-control", 0).labels) == {0, 1}
+
+
+@pytest.mark.filterwarnings("ignore:.*the published")
+def test_rows_of_any_set_are_a_task(reader, tmp_path):
+    write_reviews(tmp_path / "uci")
+    task = text_task(
+        {"task": "text", "data": "drug-reviews", "folder": str(tmp_path / "uci"), "limit": 30}
+    )
+    assert task.shifts == {"birth-control": "birth-control"}
+    assert task.words.unscored == ()
+    assert len(task.part("train", 0)) == 30
+    (inputs, label), text = task.part("train", 0)[0], task.part("train", 0).texts[0]
+    assert inputs["input_ids"].shape == task.part("test", 0)[0][0]["input_ids"].shape
+    assert label in (0, 1, 2)
+    assert isinstance(text, str)
+    with pytest.raises(bella.BellaError, match="limit is for a data set by name"):
+        text_task({"task": "text", "data": str(tmp_path / "rows.csv"), "limit": 3})

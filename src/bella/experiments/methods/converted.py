@@ -30,7 +30,7 @@ class Converted(Trained):
 
     def posterior(self, bench: Bench, seed: int) -> Posterior:
         """Everything frozen but what the converted layers hold, or nothing frozen."""
-        opened = bench.task.open(seed)
+        opened = bench.open(seed)
         plan = bench.plan(KINDS[self.recipe], self.particles, seed, self.build, opened)
         if bench.task.pretrained:
             plan = replace(plan, shared_prefix=bench.entrance)

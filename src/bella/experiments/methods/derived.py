@@ -31,9 +31,7 @@ class Soup(Derived):
 
     def run(self, bench: Bench, seed: int, place: Path) -> tuple[Outputs, Costs]:
         """Merge another run's particles."""
-        posterior = bella.load(
-            bench.place(self.of, seed) / "posterior", bench.task.open(seed).network
-        )
+        posterior = bella.load(bench.place(self.of, seed) / "posterior", bench.open(seed).network)
         entrance = False if self.reads_images else bench.entrance
         soup = Point(posterior.soup(), shared_prefix=entrance)
         size = sum(p.numel() * p.element_size() for p in soup.parameters())
@@ -65,7 +63,7 @@ class Half(Derived):
         """Save, load and predict."""
 
         def load(folder: Path) -> Posterior:
-            return bella.load(folder, bench.task.open(seed).network)
+            return bella.load(folder, bench.open(seed).network)
 
         whole = load(bench.place(self.of, seed) / "posterior")
         half = load(whole.save(place / "posterior", dtype=torch.bfloat16))

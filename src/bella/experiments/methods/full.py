@@ -28,7 +28,7 @@ class Full(Trained):
 
     def posterior(self, bench: Bench, seed: int) -> Posterior:
         """Copies that differ in their heads at first, or, from scratch, in everything."""
-        opened = bench.task.open(seed)
+        opened = bench.open(seed)
         plan = bench.plan(KINDS["full"], self.particles, seed, self.build, opened)
         return make("full", opened.network, plan)
 

@@ -65,13 +65,13 @@ class VBL(Derived):
 
 def apart(bench: Bench, run: Path, seed: int) -> Iterator[Posterior]:
     """The particles of an earlier run, each as a posterior of one."""
-    whole = bella.load(run / "posterior", bench.task.open(seed).network)
+    whole = bella.load(run / "posterior", bench.open(seed).network)
     if whole.particles == 1:
         yield whole
         return
     for particle in range(whole.particles):
         settings = {**whole.settings, "particles": 1}
-        one = bella.low_rank(bench.task.open(seed).network, **settings)
+        one = bella.low_rank(bench.open(seed).network, **settings)
         theirs = whole.parameters_of(particle)
         with torch.no_grad():
             for name, value in one.stacked_parameters().items():

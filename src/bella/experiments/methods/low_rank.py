@@ -37,7 +37,7 @@ class LowRank(Trained):
 
     def posterior(self, bench: Bench, seed: int) -> Posterior:
         """Particles of the task's rank."""
-        opened = bench.task.open(seed)
+        opened = bench.open(seed)
         return make("low-rank", opened.network, self.plan(bench, seed, opened))
 
     def plan(self, bench: Bench, seed: int, opened: Opened | OpenedLanguage) -> Plan:

@@ -17,7 +17,7 @@ from bella.errors import BellaError
 from bella.experiments.methods.low_rank import LowRank
 from bella.experiments.methods.trained import moved
 from bella.posterior import Posterior
-from bella.prediction.activations import Reading, first_block, pooled
+from bella.prediction.activations import Reading, first_block, mask_of, pooled
 from bella.recipes import Plan, linear_head, make
 from bella.training.anchors import fit_anchor, scale_of
 from bella.training.probe import head_inputs, probes_for
@@ -44,15 +44,22 @@ class ReadsBoth(nn.Module):
         self.pooling = pooling
         self.scale = scale
         self.held: Tensor | None = None
+        self.mask: Tensor | None = None
+
+    def hear(self, module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
+        """Before the network runs: keep which of its tokens are none."""
+        self.mask = mask_of(module, args, kwargs)
 
     def hold(self, module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
         """Before the block runs: keep what it is given."""
-        self.held = self.scale * pooled(tensors_of((args, kwargs))[0], self.pooling)
+        x = tensors_of((args, kwargs))[0]
+        # A block that is itself the first particle layer is given one row for all particles.
+        mask = None if self.mask is None else self.mask[: len(x)]
+        self.held = self.scale * pooled(x, self.pooling, mask)
 
     def forward(self, x: Tensor) -> Tensor:
         """(rows, features) to (rows, classes)."""
         assert self.held is not None
-        # A block that is itself the first particle layer is given one row for all particles.
         held = self.held.repeat(len(x) // len(self.held), 1)
         return self.linear(torch.cat([x.flatten(1), held], 1))
 
@@ -68,7 +75,7 @@ class MultiDepth(LowRank):
             BellaError: the network's head is not one Linear, or what enters its first adapted block
                 cannot be read.
         """
-        opened = bench.task.open(seed)
+        opened = bench.open(seed)
         name = linear_head(opened.network, opened.defaults.modules_to_save)
         if name is None:
             raise BellaError(
@@ -79,10 +86,12 @@ class MultiDepth(LowRank):
         pooling, scale, size = best_reading(bench, seed, entrance)
 
         def made(plan: Plan) -> Posterior:
-            network = bench.task.open(seed).network
+            network = bench.open(seed).network
             head = ReadsBoth(old.in_features, size, old.out_features, pooling, scale)
+            head.to(bench.device)
             network.set_submodule(name, head)
             posterior = make("low-rank", network, plan)
+            network.register_forward_pre_hook(head.hear, with_kwargs=True)
             block = network.get_submodule(entrance)
             block.register_forward_pre_hook(head.hold, with_kwargs=True)
             return posterior

@@ -52,7 +52,7 @@ class Pooled(Derived):
         """Fit the pool to another run's validation logits, and pool."""
         theirs = bench.outputs_of(self.of, seed)
         costs = bench.costs_of(self.of, seed)
-        if self.anchors:
+        if self.anchors or self.distance:
             bench.check_readable()
         if self.anchors and len(theirs["validation"][1]) < FEWEST:  # as a run of `bella fit` does
             print(
@@ -69,7 +69,7 @@ class Pooled(Derived):
         if not (self.priced and (readouts or self.distance) and (folder / TENSORS).exists()):
             return outputs, costs
         costs["seconds_training"] += bench.anchor_seconds[seed] if self.anchors else 0.0
-        posterior = bella.load(folder, bench.task.open(seed).network)
+        posterior = bella.load(folder, bench.open(seed).network)
         return outputs, costs | price(bench, seed, posterior, pool, readouts, self.distance, place)
 
 
@@ -131,7 +131,8 @@ def price(
 ) -> Costs:
     """What a mixture costs beyond its particles: measured on the mixture itself, which is kept."""
     distances = bench.distances_of(seed) if distance else []
-    mixture = Mixture(posterior, pool, readouts, distances, bench.places_of(readouts, distances))
+    places = bench.places_of(readouts, distances)
+    mixture = Mixture(posterior, pool, readouts, distances, places).to(bench.device)
     mixture.save(place / "posterior")
     size = (place / "posterior" / FILE).stat().st_size
     own = sum(readout.weight.numel() + readout.bias.numel() for readout in readouts)

@@ -95,7 +95,7 @@ class Trained(Method):
                 folder=place / "posterior",
                 resume=False,
                 progress=False,
-                **settings,
+                **(settings | {"device": str(bench.device)}),
                 **self.options(posterior, steps, settings),
             )
         (place / "posterior" / CHECKPOINT).unlink(missing_ok=True)

@@ -25,7 +25,7 @@ class Untrained(Method):
         Raises:
             BellaError: the network has a fresh head, which knows nothing.
         """
-        opened = bench.task.open(seed)
+        opened = bench.open(seed)
         if opened.defaults.modules_to_save or not bench.task.pretrained:
             raise BellaError(
                 f"The network of {bench.task.name} has a head that nobody trained: compare with "

@@ -9,6 +9,7 @@ from pathlib import Path
 from bella.errors import BellaError, nearest
 from bella.experiments.tasks.any_images import images_task
 from bella.experiments.tasks.cifar10 import cifar10_task
+from bella.experiments.tasks.drug_reviews import drug_reviews_task
 from bella.experiments.tasks.elpv import elpv_task
 from bella.experiments.tasks.fashion_mnist import fashion_task
 from bella.experiments.tasks.from_scratch import (
@@ -21,6 +22,7 @@ from bella.experiments.tasks.shifts import with_corruptions, with_other
 from bella.experiments.tasks.task import Gallery, Place, Task, Words
 from bella.experiments.tasks.texts import text_task
 from bella.experiments.tasks.wordnet import wordnet_task
+from bella.experiments.tasks.wordnet_choice import wordnet_choice_task
 
 __all__ = [
     "TASKS",
@@ -44,6 +46,8 @@ TASKS: dict[str, Callable[..., Task]] = {
     "fashion-resnet": fashion_resnet_task,
     "fashion-mlp": fashion_mlp_task,
     "wordnet": wordnet_task,
+    "drug-reviews": drug_reviews_task,
+    "wordnet-choice": wordnet_choice_task,
 }
 
 

@@ -35,7 +35,7 @@ def choose_task(
 
     Args:
         data: a name in `TASKS`, or any images, see `bella.data.open_data`; with ``task`` rows of
-            text.
+            text or a set of such.
         folder: where the data lie, if that has to be said.
         network: of data that are no task.
         image_size: pixels, of data that are no task.
@@ -51,7 +51,9 @@ def choose_task(
         BellaError: data that cannot be opened; see the functions that are named here.
     """
     if task is not None:
+        place = None if folder is None else str(folder)
         named = {"task": task, "data": data, "columns": columns, "network": network}
+        named |= {"folder": place, "data_options": how.pop("options", None), **how}
         subject = text_task({name: value for name, value in named.items() if value is not None})
     elif data in TASKS and not how:
         subject = task_named(data, folder)

@@ -1,23 +1,23 @@
-"""Anybody's rows of text: classes of texts, and multiple choice."""
+"""Rows of text as a task: anybody's, and what the tasks on sets of texts share."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
-from bella.data.records import divided, read_records
+from bella.data.opening import any_known, shifts_of
 from bella.data.written import LabelledTexts
 from bella.errors import BellaError
 from bella.experiments.tasks.task import Task, Words, fixed
-from bella.models.language import OpenedLanguage
-from bella.runs.texts.base import Asked
+from bella.models.language import OpenedLanguage, open_language
+from bella.runs.texts.base import Asked, labelled_if_known
 from bella.runs.texts.config import TextConfig
 from bella.runs.texts.tasks import task_named
-from bella.runs.texts.training import completed
+from bella.runs.texts.training import completed, rows_of
 from bella.training.settings import checked
 
 
@@ -25,7 +25,9 @@ class PaddedTexts(LabelledTexts):
     """Texts as tokens, padded to one length; item i is (mapping of tensors, label).
 
     Args:
-        items: the tokens of each text, with ``labels``.
+        texts: as people wrote them.
+        items: the tokens of each.
+        labels: for each the index of its class.
         classes: names of the classes.
         tokenizer: pads them.
         length: tokens of every item.
@@ -34,21 +36,53 @@ class PaddedTexts(LabelledTexts):
     columns: ClassVar[tuple[str, ...]] = ("texts", "items", "labels")
 
     def __init__(
-        self, items: list[dict[str, Any]], classes: list[str], tokenizer: Any, length: int
+        self,
+        texts: Sequence[str],
+        items: Sequence[Mapping[str, Any]],
+        labels: Sequence[int],
+        classes: Sequence[str],
+        tokenizer: Any,
+        length: int,
     ):
-        labels = [item["labels"] for item in items]
-        super().__init__([tokenizer.decode(item["input_ids"]) for item in items], labels, classes)
-        names = [name for name in items[0] if name != "labels"]
-        bare = [{name: item[name] for name in names} for item in items]
-        whole = tokenizer.pad(bare, padding="max_length", max_length=length, return_tensors="pt")
+        super().__init__(texts, labels, classes)
+        whole = tokenizer.pad(
+            list(items), padding="max_length", max_length=length, return_tensors="pt"
+        )
         self.items = [{name: whole[name][i] for name in whole} for i in range(len(items))]
 
     def __getitem__(self, index: int) -> tuple[dict[str, Tensor], int]:  # type: ignore[override]
         return self.items[index], self.labels[index]
 
 
+def padded(
+    parts: Mapping[str, LabelledTexts], tokenizer: Any, max_length: int = 256
+) -> dict[str, PaddedTexts]:
+    """Texts as tokens, cut at ``max_length`` and all padded to the longest."""
+    encoded = {
+        name: tokenizer(part.texts, truncation=True, max_length=max_length)
+        for name, part in parts.items()
+    }
+    longest = max(len(ids) for some in encoded.values() for ids in some["input_ids"])
+    return {
+        name: PaddedTexts(
+            part.texts,
+            [{key: some[key][i] for key in some} for i in range(len(part))],
+            part.labels,
+            part.classes,
+            tokenizer,
+            longest,
+        )
+        for (name, part), some in zip(parts.items(), encoded.values(), strict=True)
+    }
+
+
+def classifier(network: str, classes: int) -> Callable[[int], OpenedLanguage]:
+    """A fresh classifier of texts, for each seed."""
+    return lambda seed: open_language(network, classes, seed)
+
+
 def text_task(settings: Mapping[str, Any]) -> Task:
-    """Rows of a file, for a comparison.
+    """Rows of a file or of a set by name, for a comparison.
 
     Args:
         settings: the fields of `bella.runs.texts.TextConfig` that say what the rows are.
@@ -63,10 +97,7 @@ def text_task(settings: Mapping[str, Any]) -> Task:
             f"bella compare sets figures of classes side by side, and task {config.task!r} has "
             "none: compare its runs by bella evaluate, or choose text or multiple-choice."
         )
-    read = read_records(config.data)
-    columns = task.columns(read["train"], config.columns)
-    facts = task.learn(read["train"], columns)
-    rows = divided(read, task.classes_of(read["train"], columns, facts), config.seed)
+    rows, columns, facts = rows_of(task, config)
 
     def open_it(seed: int) -> OpenedLanguage:
         with torch.random.fork_rng():
@@ -74,18 +105,35 @@ def text_task(settings: Mapping[str, Any]) -> Task:
 
     tokenizer = open_it(0).tokenizer
     asked = Asked(tokenizer, columns, facts, config.max_length, config.options_by)
-    parts: dict[str, Any] = {part: task.tokenise(some, asked) for part, some in rows.items()}
+    parts: dict[str, Any] = {
+        part: labelled_if_known(task, some, asked)
+        if part in shifts_of(rows)
+        else task.tokenise(some, asked)
+        for part, some in rows.items()
+    }
     if config.task == "text":
         longest = max(len(item["input_ids"]) for part in parts.values() for item in part.items)
         parts = {
-            name: PaddedTexts(part.items, facts["classes"], tokenizer, longest)
+            name: PaddedTexts(
+                part.texts,
+                [{key: x for key, x in item.items() if key != "labels"} for item in part.items],
+                part.labels,
+                facts["classes"],
+                tokenizer,
+                longest,
+            )
             for name, part in parts.items()
         }
+    shifts = shifts_of(parts)
     return Task(
         Path(config.data).stem,
         f"{config.data}, {config.network}",
         open_it,
         parts,
         fixed(parts),
-        words=Words(examples="questions" if config.task == "multiple-choice" else "texts"),
+        {name: name for name in shifts},
+        words=Words(
+            examples="questions" if config.task == "multiple-choice" else "texts",
+            unscored=tuple(name for name in shifts if not any_known(parts[name])),
+        ),
     )

@@ -13,11 +13,14 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from bella.data.records import Records
+from bella.data.written import LabelledTexts
 from bella.errors import BellaError
+from bella.evaluation.evaluate import evaluate
 from bella.files import plain
 from bella.inputs import split, to
 from bella.models.language import OpenedLanguage
 from bella.posterior import Posterior
+from bella.prediction.predict import Combined
 from bella.runs.texts.config import TextConfig
 
 Facts = dict[str, Any]
@@ -43,24 +46,29 @@ class Asked:
     options_by: str = "mean"
 
 
-class Tokenised(Dataset[dict[str, Any]]):
-    """Rows as tokens; item i is a mapping of what the network takes, with ``labels``.
+class TokenisedTexts(LabelledTexts):
+    """Texts as tokens; item i is a mapping of what the network takes, with ``labels``.
 
-    Attributes:
+    Args:
+        texts: as people wrote them.
         items: the mappings.
-        labels: of each.
+        labels: of each: a class, a number, or as the task marks what has none.
+        classes: names of the classes, where there are any.
     """
 
-    fixed = True
+    columns: ClassVar[tuple[str, ...]] = ("texts", "items", "labels")
 
-    def __init__(self, items: Sequence[dict[str, Any]], labels: Sequence[Any] | None = None):
+    def __init__(
+        self,
+        texts: Sequence[str],
+        items: Sequence[dict[str, Any]],
+        labels: Sequence[Any],
+        classes: Sequence[str] = (),
+    ):
+        super().__init__(texts, labels, classes)
         self.items = list(items)
-        self.labels = labels
 
-    def __len__(self) -> int:
-        return len(self.items)
-
-    def __getitem__(self, index: int) -> dict[str, Any]:
+    def __getitem__(self, index: int) -> Any:
         return dict(self.items[index])
 
 
@@ -75,6 +83,10 @@ class TextTask(ABC):
         answers: the roles without which one can predict, but not train.
         optional: the roles that may be missing always.
         heads: whether a fresh head is trained, which probes may start.
+        classes: whether what is said of a row is one distribution over classes (or options), so
+            that it can be calibrated and promised by.
+        alone: why no readouts of frozen activations can be pooled with the particles; empty where
+            they can (`bella.mixture`).
     """
 
     name: ClassVar[str]
@@ -83,6 +95,8 @@ class TextTask(ABC):
     answers: ClassVar[tuple[str, ...]]
     optional: ClassVar[tuple[str, ...]] = ()
     heads: ClassVar[bool] = False
+    classes: ClassVar[bool] = False
+    alone: ClassVar[str] = ""
 
     def columns(
         self, records: Records, asked: Mapping[str, str], *, labelled: bool = True
@@ -124,17 +138,33 @@ class TextTask(ABC):
     def collate(self, tokenizer: Any) -> Callable[[list], Any] | None:
         """Transformers' collator; ``None`` for examples of one shape."""
 
-    @abstractmethod
     def evaluate(
-        self, posterior: Posterior, loader: Any, ood: Any, facts: Facts, **options: Any
+        self, posterior: Any, loader: Any, ood: Mapping[str, Any], facts: Facts, **options: Any
     ) -> dict[str, float]:
-        """All figures on labelled rows."""
+        """All figures on labelled rows; those of `bella.evaluate` where nobody says otherwise.
+
+        Args:
+            posterior: the particles, or a mixture of them with readouts.
+            loader: the rows.
+            ood: rows of other kinds, by name.
+            facts: of the training data.
+            **options: of `bella.evaluation.evaluate.collect`.
+        """
+        return evaluate(posterior, loader, ood=ood, **options)
 
     @abstractmethod
     def predict(
-        self, posterior: Posterior, loader: Any, facts: Facts, **options: Any
+        self, posterior: Any, loader: Any, facts: Facts, **options: Any
     ) -> list[dict[str, Any]]:
         """What is written beside each row; ``entropy`` among it."""
+
+
+def labelled_if_known(task: TextTask, records: Records, asked: Asked) -> Dataset:
+    """Rows of another kind as tokens: with their labels where the task knows all of them."""
+    try:
+        return task.tokenise(records, asked)
+    except BellaError:
+        return task.tokenise(records, asked, labelled=False)
 
 
 def texts_of(records: Records, column: str) -> list[str]:
@@ -153,9 +183,9 @@ def texts_of(records: Records, column: str) -> list[str]:
     return found
 
 
-def inputs_of(posterior: Posterior, loader: Any) -> Iterator[dict[str, Any]]:
+def inputs_of(posterior: Posterior | Combined, loader: Any) -> Iterator[dict[str, Any]]:
     """The named inputs of every batch, where the posterior is."""
-    device = next(posterior.network.parameters()).device
+    device = next(posterior.parameters()).device
     for batch in loader:
         yield to(split(batch)[1], device)
 

@@ -8,14 +8,14 @@ from typing import Any, ClassVar
 
 from torch.utils.data import Dataset
 
+from bella.data.labelled import UNKNOWN
 from bella.data.records import Records
 from bella.errors import BellaError, require
 from bella.evaluation.tokens import by_example, evaluate_tokens, token_rows
 from bella.files import shortened
 from bella.generation.texts import answer_tokens, prompt_tokens
 from bella.models.language import OpenedLanguage, open_language
-from bella.posterior import Posterior
-from bella.runs.texts.base import Asked, Facts, TextTask, Tokenised, rounded
+from bella.runs.texts.base import Asked, Facts, TextTask, TokenisedTexts, rounded
 from bella.runs.texts.config import TextConfig
 
 Span = tuple[int, int]
@@ -37,6 +37,7 @@ class CausalLM(TextTask):
         "completion": ("completion", "response", "answer", "output"),
     }
     answers: ClassVar[tuple[str, ...]] = ()
+    alone: ClassVar[str] = "a mixture is for one class an example, and a completion has many tokens"
 
     def columns(
         self, records: Records, asked: Mapping[str, str], *, labelled: bool = True
@@ -76,7 +77,8 @@ class CausalLM(TextTask):
             )
         if not items:
             raise BellaError(f"{records.name} holds no rows.")
-        return Tokenised(items)
+        texts = [asked.tokenizer.decode(item["input_ids"]) for item in items]
+        return TokenisedTexts(texts, items, [UNKNOWN] * len(items))
 
     def read(
         self, row: Mapping[str, Any], asked: Asked, where: str
@@ -108,13 +110,19 @@ class CausalLM(TextTask):
         )
 
     def evaluate(
-        self, posterior: Posterior, loader: Any, ood: Any, facts: Facts, **options: Any
+        self, posterior: Any, loader: Any, ood: Mapping[str, Any], facts: Facts, **options: Any
     ) -> dict[str, float]:
-        """The figures of `bella.evaluation.tokens.evaluate_tokens`."""
-        return evaluate_tokens(posterior, loader, ood, **options)
+        """The figures of `bella.evaluation.tokens.evaluate_tokens`.
+
+        Raises:
+            BellaError: rows of several other kinds.
+        """
+        if len(ood) > 1:
+            raise BellaError("Figures of tokens take rows of one other kind: give --ood once.")
+        return evaluate_tokens(posterior, loader, next(iter(ood.values()), None), **options)
 
     def predict(
-        self, posterior: Posterior, loader: Any, facts: Facts, **options: Any
+        self, posterior: Any, loader: Any, facts: Facts, **options: Any
     ) -> list[dict[str, Any]]:
         """Of each completion: tokens, NLL a token, perplexity, entropy, mutual information."""
         said = token_rows(posterior, loader, **options)

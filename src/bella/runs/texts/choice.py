@@ -13,12 +13,10 @@ from bella.data.choices import TokenisedQuestions
 from bella.data.records import Records
 from bella.data.written import Questions
 from bella.errors import BellaError
-from bella.evaluation.evaluate import evaluate
 from bella.files import shown
 from bella.models.chooser import Chooser
 from bella.models.language import OpenedLanguage, open_language
 from bella.models.opened import Defaults
-from bella.posterior import Posterior
 from bella.prediction.predict import predict
 from bella.prediction.predictive import Predictive
 from bella.runs.texts.base import Asked, Facts, TextTask, inputs_of, texts_of
@@ -43,6 +41,11 @@ class MultipleChoice(TextTask):
         "answer": ("answer", "label", "answerkey", "correct", "target"),
     }
     answers: ClassVar[tuple[str, ...]] = ("answer",)
+    classes: ClassVar[bool] = True
+    alone: ClassVar[str] = (
+        "what is first among a question's options is another word in the next, so there is no "
+        "class that a readout of frozen activations could learn"
+    )
 
     def columns(
         self, records: Records, asked: Mapping[str, str], *, labelled: bool = True
@@ -105,19 +108,13 @@ class MultipleChoice(TextTask):
         """None: all questions have one shape."""
         return None
 
-    def evaluate(
-        self, posterior: Posterior, loader: Any, ood: Any, facts: Facts, **options: Any
-    ) -> dict[str, float]:
-        """The figures of `bella.evaluate`: a question's options are its classes."""
-        return evaluate(posterior, loader, ood=ood, **options)
-
     def predict(
-        self, posterior: Posterior, loader: Any, facts: Facts, **options: Any
+        self, posterior: Any, loader: Any, facts: Facts, **options: Any
     ) -> list[dict[str, Any]]:
         """The letter of the likeliest option, its probability, entropy, and each option's."""
         return class_rows(self.said(posterior, loader, facts, **options), facts["classes"])
 
-    def said(self, posterior: Posterior, loader: Any, facts: Facts, **options: Any) -> Any:
+    def said(self, posterior: Any, loader: Any, facts: Facts, **options: Any) -> Any:
         """The predictive of all questions."""
         parts = []
         for inputs in inputs_of(posterior, loader):

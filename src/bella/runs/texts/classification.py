@@ -9,16 +9,14 @@ from torch.utils.data import Dataset
 
 from bella.data.records import Records
 from bella.errors import BellaError, nearest, require
-from bella.evaluation.evaluate import evaluate
 from bella.models.language import OpenedLanguage, open_language
-from bella.posterior import Posterior
 from bella.prediction.predict import predict
 from bella.prediction.predictive import Predictive
 from bella.runs.texts.base import (
     Asked,
     Facts,
     TextTask,
-    Tokenised,
+    TokenisedTexts,
     inputs_of,
     rounded,
     texts_of,
@@ -39,6 +37,7 @@ class Classification(TextTask):
     answers: ClassVar[tuple[str, ...]] = ("label",)
     optional: ClassVar[tuple[str, ...]] = ("pair",)
     heads: ClassVar[bool] = True
+    classes: ClassVar[bool] = True
     unknown: ClassVar[float] = -1
     """The label of a row that has none."""
 
@@ -99,25 +98,21 @@ class Classification(TextTask):
         items = [{name: encoded[name][i] for name in encoded} for i in range(len(records))]
         for item, label in zip(items, labels, strict=True):
             item["labels"] = label
-        return Tokenised(items, labels)
+        written = [" / ".join(parts) for parts in zip(*texts, strict=True)]
+        return TokenisedTexts(written, items, labels, asked.facts.get("classes", ()))
 
     def collate(self, tokenizer: Any) -> Callable[[list], Any]:
         """Transformers' padding to the longest of a batch."""
         return require("transformers", extra="hf").DataCollatorWithPadding(tokenizer)
 
-    def evaluate(
-        self, posterior: Posterior, loader: Any, ood: Any, facts: Facts, **options: Any
-    ) -> dict[str, float]:
-        """The figures of `bella.evaluate`."""
-        return evaluate(posterior, loader, ood=ood, **options)
-
     def predict(
-        self, posterior: Posterior, loader: Any, facts: Facts, **options: Any
+        self, posterior: Any, loader: Any, facts: Facts, **options: Any
     ) -> list[dict[str, Any]]:
-        """Class, its probability, entropy, mutual information, and each class's probability."""
+        """Class, its probability, entropy, mutual information, novelty where a mixture says it, and
+        each class's probability."""
         return class_rows(self.said(posterior, loader, facts, **options), facts["classes"])
 
-    def said(self, posterior: Posterior, loader: Any, facts: Facts, **options: Any) -> Any:
+    def said(self, posterior: Any, loader: Any, facts: Facts, **options: Any) -> Any:
         """The predictive of all rows."""
         parts = []
         for inputs in inputs_of(posterior, loader):
@@ -131,6 +126,7 @@ def class_rows(said: Predictive, classes: list[str]) -> list[dict[str, Any]]:
         "probability": rounded(said.confidence),
         "entropy": rounded(said.entropy),
         "mutual_information": rounded(said.mutual_information),
+        **({} if said.novelty is None else {"novelty": rounded(said.novelty)}),
     } | {f"p({name})": rounded(said.probs[:, k]) for k, name in enumerate(classes)}
     named = [classes[int(k)] for k in said.predictions]
     return [

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
 from pydantic import Field
 
@@ -15,8 +15,8 @@ class TextConfig(RunConfig):
 
     Attributes:
         task: a name of `bella.runs.texts.TASKS`.
-        data: a file of rows, a folder with a data set or ``hf:NAME``; see
-            `bella.data.records.read_records`.
+        data: a file of rows, a folder with a data set, ``hf:NAME`` or the name of a set of texts or
+            questions; see `bella.data.records.read_records`.
         network: a name that `bella.models.language.open_language` knows; the task's own by default.
         columns: the columns of the data, by what they are for (``text``, ``label``, ...); each task
             looks for usual names where nothing is said.
@@ -32,6 +32,12 @@ class TextConfig(RunConfig):
     max_length: int = Field(256, ge=2)
     options_by: Literal["mean", "sum", "letter"] = "mean"
     variance: Literal["learned", "example"] = "learned"
+
+    def data_arguments(self) -> dict[str, Any]:
+        """Arguments of `bella.data.records.read_records`."""
+        own = super().data_arguments()
+        del own["on_bad_image"]
+        return own
 
 
 def refuse_columns(asked: dict[str, str], known: tuple[str, ...], task: str) -> None:

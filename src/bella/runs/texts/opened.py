@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import csv
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -17,12 +17,17 @@ from torch.utils.data import DataLoader, Dataset
 
 import bella
 from bella.data.collate import collate
+from bella.data.opening import is_set, shifts_of
 from bella.data.records import Records, read_records
 from bella.errors import BellaError
+from bella.evaluation.decisions import Part
+from bella.evaluation.evaluate import collect
 from bella.files import plain, read_sealed_json, write_whole
 from bella.host import device_named
 from bella.posterior import Posterior
-from bella.runs.texts.base import Asked, TextTask
+from bella.prediction.mixture import Mixture, is_there, read_mixture
+from bella.runs.evaluating import figures_of, names_of_other
+from bella.runs.texts.base import Asked, TextTask, digest_of, labelled_if_known
 from bella.runs.texts.config import TextConfig
 from bella.runs.texts.tasks import task_named
 from bella.storage import said_wrong
@@ -42,7 +47,8 @@ class TextRun:
         asked: how it reads rows.
         network: the network's name.
         draws: of a stochastic posterior, for each prediction.
-        seed: of those draws.
+        seed: of those draws, and of what was split for the training.
+        mixture: the particles pooled with readouts, where the run has such.
     """
 
     posterior: Posterior
@@ -51,11 +57,17 @@ class TextRun:
     network: str
     draws: int = 1
     seed: int = 0
+    mixture: Mixture | None = None
 
     @property
     def classes(self) -> tuple[str, ...]:
         """Names of the classes, where there are any."""
         return tuple(self.asked.facts.get("classes", ()))
+
+    @property
+    def predicts(self) -> Posterior | Mixture:
+        """What evaluates and predicts: the mixture, or the particles where there is none."""
+        return self.posterior if self.mixture is None else self.mixture
 
     def evaluate(
         self,
@@ -63,42 +75,82 @@ class TextRun:
         ood: Sequence[str | Path] | str | Path | None = None,
         bar: Progress | None = None,
         on_bad_image: str = "stop",
+        *,
+        folder: str | Path | None = None,
+        calibrate: str | Path | None = None,
+        promises: dict[str, Any] | None = None,
         **more: Any,
-    ) -> dict[str, float]:
-        """All figures on a file of labelled rows; ``ood`` holds rows of another kind, whose labels
-        count where all of them are known.
+    ) -> dict[str, Any]:
+        """All figures on labelled rows; see `bella.runs.evaluating.figures_of`.
+
+        Args:
+            data: a file of rows, or the name of a set: its test part as the run's seed draws it,
+                and its shifts.
+            ood: rows of other kinds, whose labels count where all of them are known. One carries
+                the name ``ood`` in the figures, several that of their file.
+            bar: a display to show bars in.
+            on_bad_image: of runs on images.
+            folder: where a set by name lies.
+            calibrate: rows that the run was not trained on, to promise by.
+            promises: see `bella.evaluation.decisions.decisions`.
+            **more: what runs on images alone have.
 
         Raises:
             BellaError: a column is missing (the sentence lists those that are there), a row cannot
-                be read, or something is asked that runs on images alone have.
+                be read, or something is asked that runs on images or on classes alone have.
         """
         if more:
             raise BellaError(
                 f"{next(iter(more))} is for runs on images: leave it out for a run on texts."
             )
-        if ood is not None and not isinstance(ood, str | Path):
-            if len(ood) > 1:
-                raise BellaError("A run on texts takes rows of one other kind: give ood once.")
-            ood = ood[0] if ood else None
-        known = self.tokenised(_test_of(data), labelled=True)
-        foreign = None
-        if ood is not None:
-            other = _test_of(ood)
-            try:
-                foreign = self.tokenised(other, labelled=True)
-            except BellaError:
-                foreign = self.tokenised(other, labelled=False)
-        return self.figures(known, foreign, bar)
+        if calibrate is not None and not self.task.classes:
+            raise BellaError(
+                f"calibrate promises by classes, and task {self.task.name} has none: leave it out."
+            )
+        read = self.read(data, folder)
+        known = test_of(read)
+        tokens = self.tokenised(known, labelled=True)
+        named = names_of_other(ood, taken=[Path(data).stem, *shifts_of(read)])
+        others = {name: test_of(self.read(path)) for name, path in named.items()}
+        others |= {name: read[name] for name in shifts_of(read)}
+        foreign = {name: self.other(some) for name, some in others.items()}
+        if not self.task.classes:
+            return self.figures(tokens, foreign, bar)
+        unseen = None
+        if calibrate is not None:
+            held_out = joined(self.read(calibrate))
+            refuse_shared_rows(held_out, known)
+            unseen = self.tokenised(held_out, labelled=True)
+        return figures_of(
+            self.collect(tokens, bar),
+            {name: self.collect(some, bar) for name, some in foreign.items()},
+            Path(data).stem,
+            None if unseen is None else self.collect(unseen, bar),
+            promises,
+        )
+
+    def read(self, data: str | Path, folder: str | Path | None = None) -> dict[str, Records]:
+        """The parts of a file; or of a set by name, drawn by the run's seed as in its training."""
+        return read_records(data, folder=folder, seed=self.seed)
+
+    def other(self, records: Records) -> Dataset:
+        """Rows of another kind as tokens, with their labels where all of them are known."""
+        return labelled_if_known(self.task, records, self.reading(records, labelled=False))
+
+    def collect(self, data: Dataset, bar: Progress | None = None) -> Part:
+        """The predictive of tokenised rows, and their labels."""
+        with self.drawing():
+            return collect(self.predicts, self.loader(data), progress=bar, draws=self.draws)
 
     def figures(
-        self, data: Dataset, ood: Dataset | None = None, bar: Progress | None = None
+        self, data: Dataset, ood: Mapping[str, Dataset], bar: Progress | None = None
     ) -> dict[str, float]:
-        """All figures on tokenised rows."""
+        """The plain figures on tokenised rows, and on those of other kinds by name."""
         with self.drawing():
             return self.task.evaluate(
-                self.posterior,
+                self.predicts,
                 self.loader(data),
-                None if ood is None else self.loader(ood),
+                {name: self.loader(some) for name, some in ood.items()},
                 self.asked.facts,
                 draws=self.draws,
                 progress=bar,
@@ -110,7 +162,8 @@ class TextRun:
         bar: Progress | None = None,
         on_bad_image: str = "stop",
     ) -> TextPredictions:
-        """What the particles say of every row of a file; answers need not be there.
+        """What the particles say of every row of a file, or of the test part of a set by name;
+        answers need not be there.
 
         Raises:
             BellaError: see `evaluate`; or several files.
@@ -118,28 +171,27 @@ class TextRun:
         given = [data] if isinstance(data, str | Path) else list(data)
         if len(given) != 1:
             raise BellaError(f"A run on texts predicts one file of rows: {len(given)} were given.")
-        records = all_of(given[0])
+        read = self.read(given[0])
+        records = test_of(read) if is_set(str(given[0])) else joined(read)
         loader = self.loader(self.tokenised(records, labelled=False))
         with self.drawing():
-            said = self.task.predict(self.posterior, loader, self.asked.facts, draws=self.draws)
+            said = self.task.predict(self.predicts, loader, self.asked.facts, draws=self.draws)
         return TextPredictions(records, said)
 
     def tokenised(self, records: Records, *, labelled: bool) -> Dataset:
-        """Rows as tokens; columns by the names that they had in training, if they are there."""
+        """Rows as tokens."""
+        return self.task.tokenise(
+            records, self.reading(records, labelled=labelled), labelled=labelled
+        )
+
+    def reading(self, records: Records, *, labelled: bool) -> Asked:
+        """How rows are read: columns by the names that they had in training, if they are there."""
         asked = {
             role: name
             for role, name in self.asked.columns.items()
             if all(column in records.columns for column in name.split(","))
         }
-        columns = self.task.columns(records, asked, labelled=labelled)
-        own = Asked(
-            self.asked.tokenizer,
-            columns,
-            self.asked.facts,
-            self.asked.max_length,
-            self.asked.options_by,
-        )
-        return self.task.tokenise(records, own, labelled=labelled)
+        return replace(self.asked, columns=self.task.columns(records, asked, labelled=labelled))
 
     def loader(self, data: Dataset) -> DataLoader:
         """Batches of rows, in their order."""
@@ -214,18 +266,28 @@ class TextPredictions:
         write_whole(path, write)
 
 
-def _test_of(data: str | Path) -> Records:
-    """The test part of a file that is divided, else all of it."""
-    parts = read_records(data)
-    return parts["test"] if "test" in parts else _joined(parts)
+def test_of(parts: Mapping[str, Records]) -> Records:
+    """The test part of data that are divided, else all of them."""
+    return parts["test"] if "test" in parts else joined(parts)
 
 
-def all_of(data: str | Path) -> Records:
-    """All rows of a file, whatever parts it has."""
-    return _joined(read_records(data))
+def refuse_shared_rows(unseen: Records, known: Records) -> None:
+    """Refuse rows that are to be promised by and tried on at once.
+
+    Raises:
+        BellaError: some are.
+    """
+    both = {digest_of({"": unseen.select([i])}) for i in range(len(unseen))}
+    both &= {digest_of({"": known.select([i])}) for i in range(len(known))}
+    if both:
+        raise BellaError(
+            f"{len(both)} of the calibration rows are among those to evaluate on: what a promise "
+            "is made on cannot try it."
+        )
 
 
-def _joined(parts: dict[str, Records]) -> Records:
+def joined(parts: Mapping[str, Records]) -> Records:
+    """All rows, whatever parts there are."""
     first = next(iter(parts.values()))
     return Records(first.name, first.columns, [row for part in parts.values() for row in part.rows])
 
@@ -271,4 +333,5 @@ def open_text_run(folder: str | Path, *, device: str | torch.device | None = Non
     posterior = bella.load(folder, opened.network)
     posterior.eval().to(place)
     asked = Asked(opened.tokenizer, model.columns, model.facts, model.max_length, model.options_by)
-    return TextRun(posterior, task, asked, model.network, model.draws, model.seed)
+    mixture = read_mixture(folder, posterior) if is_there(folder) else None
+    return TextRun(posterior, task, asked, model.network, model.draws, model.seed, mixture)

@@ -16,7 +16,6 @@ from bella.files import shown
 from bella.likelihood import with_variance
 from bella.models.language import OpenedLanguage, open_language
 from bella.models.opened import seeded
-from bella.posterior import Posterior
 from bella.prediction.numbers import GaussianPredictive
 from bella.prediction.predict import predict
 from bella.runs.texts.base import Asked, Facts, inputs_of, rounded
@@ -33,6 +32,8 @@ class Regression(Classification):
         "label": ("label", "score", "rating", "stars", "target", "value", "y")
     }
     heads: ClassVar[bool] = False
+    classes: ClassVar[bool] = False
+    alone: ClassVar[str] = "a mixture pools probabilities of classes, and a number has none"
     unknown: ClassVar[float] = math.inf
 
     def learn(self, records: Records, columns: Mapping[str, str]) -> Facts:
@@ -85,7 +86,7 @@ class Regression(Classification):
         return opened
 
     def evaluate(
-        self, posterior: Posterior, loader: Any, ood: Any, facts: Facts, **options: Any
+        self, posterior: Any, loader: Any, ood: Mapping[str, Any], facts: Facts, **options: Any
     ) -> dict[str, float]:
         """The figures of `bella.evaluate`, in the numbers' own units."""
         mean, std = facts["mean"], facts["std"]
@@ -94,10 +95,10 @@ class Regression(Classification):
             said, labels = collect(posterior, data, **options)
             return said.scaled(mean, std), mean + std * labels
 
-        return evaluate_predictive(*run(loader), ood={} if ood is None else {"ood": run(ood)})
+        return evaluate_predictive(*run(loader), ood={name: run(ood[name]) for name in ood})
 
     def predict(
-        self, posterior: Posterior, loader: Any, facts: Facts, **options: Any
+        self, posterior: Any, loader: Any, facts: Facts, **options: Any
     ) -> list[dict[str, Any]]:
         """Mean, standard deviation, the 90% interval, entropy and mutual information."""
         whole = self.said(posterior, loader, facts, **options)
@@ -112,7 +113,7 @@ class Regression(Classification):
         }
         return [{name: values[i] for name, values in columns.items()} for i in range(len(whole))]
 
-    def said(self, posterior: Posterior, loader: Any, facts: Facts, **options: Any) -> Any:
+    def said(self, posterior: Any, loader: Any, facts: Facts, **options: Any) -> Any:
         """The predictive of all rows, in the numbers' own units."""
         parts = []
         for inputs in inputs_of(posterior, loader):

@@ -13,18 +13,21 @@ from torch.utils.data import DataLoader
 
 from bella.console import progress_bar
 from bella.data.collate import collate
-from bella.data.records import PREFIX, divided, read_records
+from bella.data.opening import shifts_of
+from bella.data.records import PREFIX, Records, divided, read_records
+from bella.data.sets.base import USUAL
 from bella.errors import BellaError
 from bella.files import write_json, write_sealed_json, write_whole
 from bella.host import device_named
 from bella.models.language import OpenedLanguage
 from bella.parallel.ranks import leads
 from bella.posterior import Posterior
+from bella.prediction.mixture import FILE as MIXTURE
 from bella.recipes import Plan, linear_head, make, recipe_named
 from bella.report.pictures import curves
 from bella.runs.config import complete
 from bella.runs.opened import BATCH, MODEL
-from bella.runs.texts.base import Asked, TextTask, digest_of
+from bella.runs.texts.base import Asked, TextTask, digest_of, labelled_if_known
 from bella.runs.texts.config import TextConfig, refuse_columns
 from bella.runs.texts.found import FoundTexts
 from bella.runs.texts.opened import TextRun
@@ -35,6 +38,7 @@ from bella.runs.training import (
     FIGURES,
     PROBES,
     chosen,
+    mixed,
     read_probes,
     write_probes,
 )
@@ -45,14 +49,8 @@ from bella.training.watching import Watcher
 FIELDS = TextConfig.model_fields
 OF_IMAGES = (
     "from_adapters",
-    "mixture",
     "templates",
     "image_size",
-    "folder",
-    "classes",
-    "left_out",
-    "limit",
-    "data_options",
     "on_bad_image",
     "workers",
 )
@@ -89,15 +87,13 @@ def train_text(
     progress = progress and leads()
     task, device = task_named(config.task), device_named(config.device)
     recipe = recipe_named(config.method)
-    read = read_records(config.data)
-    if "train" not in read:
-        raise BellaError(f"{config.data} has no rows of the part train: add some.")
-    columns = task.columns(read["train"], config.columns)
-    facts = task.learn(read["train"], columns)
-    rows = divided(read, task.classes_of(read["train"], columns, facts), config.seed)
+    rows, columns, facts = rows_of(task, config)
     opened = task.open(config, facts)
     asked = Asked(opened.tokenizer, columns, facts, config.max_length, config.options_by)
-    parts = {part: task.tokenise(some, asked) for part, some in rows.items()}
+    parts = {
+        part: task.tokenise(some, asked) if part in USUAL else labelled_if_known(task, some, asked)
+        for part, some in rows.items()
+    }
     joined = task.collate(opened.tokenizer) or collate
 
     def loader(part: str, size: int, shuffle: bool = False) -> DataLoader:
@@ -116,7 +112,7 @@ def train_text(
     settings = config.fit_settings()
 
     def before_save() -> None:
-        for name in (MODEL, FIGURES, CURVES, PROBES):
+        for name in (MODEL, FIGURES, CURVES, PROBES, MIXTURE):
             (folder / name).unlink(missing_ok=True)
         model = {
             "task": config.task,
@@ -164,14 +160,45 @@ def train_text(
         finished = recipe.finish(posterior, loader("train", config.batch_size), validation)
     if finished is not posterior:
         finished.save(folder)
+    pooled = mixed(
+        config,
+        finished.eval(),
+        loader("train", BATCH),
+        loader("validation", BATCH),
+        folder,
+        progress,
+    )
     curves(folder / CURVES, record.history)
     run = TextRun(
-        finished.eval(), task, asked, config.network, draws=recipe.draws, seed=config.seed
+        finished.eval(),
+        task,
+        asked,
+        config.network,
+        recipe.draws,
+        config.seed,
+        pooled,
     )
     with progress_bar(progress) as bar:
-        found = run.figures(parts["test"], bar=bar)
+        found = run.figures(parts["test"], {name: parts[name] for name in shifts_of(parts)}, bar)
     write_json(folder / FIGURES, found)
     return found
+
+
+def rows_of(
+    task: TextTask, config: TextConfig
+) -> tuple[dict[str, Records], dict[str, str], dict[str, Any]]:
+    """A run's rows by part (its shifts last), the columns that are read, and what they say.
+
+    Raises:
+        BellaError: they cannot be read, or have no training part.
+    """
+    read = read_records(**config.data_arguments())
+    if "train" not in read:
+        raise BellaError(f"{config.data} has no rows of the part train: add some.")
+    columns = task.columns(read["train"], config.columns)
+    facts = task.learn(read["train"], columns)
+    labels = task.classes_of(read["train"], columns, facts)
+    return divided(read, labels, config.seed), columns, facts
 
 
 def completed(config: TextConfig) -> TextConfig:
@@ -189,11 +216,13 @@ def completed(config: TextConfig) -> TextConfig:
     if config.head_init == "zero-shot":
         raise BellaError("head_init='zero-shot' is for runs on images: leave it out with --task.")
     # What images start with was chosen on images; of texts nothing else has been tried yet.
-    values: dict[str, Any] = {
-        "network": config.network or task.network,
-        "mixture": "none",
-        "gain": config.gain,
-    }
+    values: dict[str, Any] = {"network": config.network or task.network, "gain": config.gain}
+    if task.alone:
+        if config.mixture != "none":
+            raise BellaError(
+                f"mixture={config.mixture!r} is not for task {task.name}: {task.alone}."
+            )
+        values["mixture"] = "none"
     if not task.heads and config.head_init in ("probe", "frozen"):
         if "head_init" in config.model_fields_set:
             raise BellaError(

@@ -1,0 +1,57 @@
+"""Drug reviews: negative, neutral or positive? Reviews of one condition are the shift."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from bella.data import open_data
+from bella.data.images import Preprocess
+from bella.data.sets.base import at_most
+from bella.data.split import stratified_split
+from bella.experiments.tasks.task import Place, Task, Words, whole
+from bella.experiments.tasks.texts import classifier, padded
+from bella.models.language import open_language
+
+NETWORK = "minilm-l6"
+FRACTIONS = {"train": 0.8, "validation": 0.2}
+LONGEST = 128
+"""Tokens that are kept of a review."""
+
+
+def drug_reviews_task(
+    folder: str | Path | None = None, trained: int = 2500, tested: int = 1500
+) -> Task:
+    """Patients' reviews with MiniLM; those of birth control are the shift, and have labels too.
+
+    Each seed draws its training and validation reviews anew; the test part is the same for all. The
+    choice of reviews that a package brings is smaller than the numbers below.
+
+    Args:
+        folder: of UCI's files; the installed package's by default.
+        trained: reviews to train on and to choose by, at most.
+        tested: reviews in the test part, and of birth control, at most.
+    """
+    read: dict[str, Any] = open_data("drug-reviews", Preprocess(32), folder=folder)
+    pools = {
+        "review": at_most(trained, read["train"].join([read["validation"]])),
+        "test": at_most(tested, read["test"]),
+        "birth-control": at_most(tested, read["birth-control"]),
+    }
+    parts = padded(pools, open_language(NETWORK, 2).tokenizer, LONGEST)
+
+    def split(seed: int) -> dict[str, Place]:
+        drawn = stratified_split(parts["review"].labels, FRACTIONS, seed)
+        own = {name: ("review", places) for name, places in drawn.items()}
+        return own | {name: whole(name, parts[name]) for name in ("test", "birth-control")}
+
+    return Task(
+        "drug-reviews",
+        "Drug reviews (all conditions but birth control), MiniLM-L6",
+        classifier(NETWORK, len(parts["review"].classes)),
+        parts,
+        split,
+        {"shift": "birth-control"},
+        {"epochs": 5, "learning_rate": 1e-3},
+        words=Words(examples="reviews", noticing={"shift": "noticing birth control"}),
+    )
