@@ -7,9 +7,10 @@ from pathlib import Path
 from typing import Any
 
 from bella.data.labelled import LabelledImages
+from bella.data.sets.base import USUAL
 from bella.evaluation.early_stop import early_stop_rows
 from bella.experiments.bench import read_outputs
-from bella.experiments.methods import DEMO, METHODS
+from bella.experiments.methods import DEMO, METHODS, Outputs
 from bella.experiments.methods.low_rank import LowRank
 from bella.experiments.methods.pooled import Pooled
 from bella.experiments.tasks.task import Task
@@ -22,8 +23,8 @@ from bella.report.verdict import verdict
 
 Results = Mapping[str, Any]
 
-TOLD = "bella"
-"""The method whose uncertainties the pictures show, where it was compared."""
+TOLD = ("bella", "bella+temperature")
+"""The methods whose uncertainties the pictures show, the first that was compared."""
 
 LINES = len(pictures.COLOURS)
 """Methods that one picture has colours for."""
@@ -48,7 +49,8 @@ def told_of(results: Results) -> str:
     """The method whose uncertainties are shown: Bella, or the last one that can disagree."""
     methods = results["methods"]
     several = [name for name, method in methods.items() if not is_single(method)]
-    return TOLD if TOLD in methods else several[-1] if several else next(iter(methods))
+    several += [name for name in reversed(TOLD) if name in methods]
+    return several[-1] if several else next(iter(methods))
 
 
 def stopping_of(told: str) -> str:
@@ -69,10 +71,10 @@ def draw(task: Task, results: Results, folder: Path, told: str) -> dict[str, Pat
     outputs = read_outputs(folder / "runs" / f"{told}-0")
     predictive = {part: said for part, (said, _) in outputs.items()}
     shown = _draw_images(task, folder, predictive)
-    groups = task.words.groups or _parts
+    groups = task.words.groups
     shown["Uncertainty by group"] = pictures.densities(
         folder / "densities.png",
-        groups(task, predictive),
+        by_answer(outputs) if groups is None else groups(task, predictive),
         f"{METHODS[told].title}: {task.title}",
         task.words.examples,
     )
@@ -123,8 +125,13 @@ def _draw_images(task: Task, folder: Path, predictive: Mapping[str, Predictive])
     return shown
 
 
-def _parts(task: Task, predictive: Mapping[str, Predictive]) -> dict[str, Predictive]:
-    return {part: predictive[part] for part in predictive if part != "validation"}
+def by_answer(outputs: Outputs) -> dict[str, Predictive]:
+    """Test examples by whether the answer is right, and the shifted parts."""
+    said, labels = outputs["test"]
+    right = said.predictions == labels
+    found = {"right": said.positions(right), "wrong": said.positions(~right)}
+    found |= {part: said for part, (said, _) in outputs.items() if part not in USUAL}
+    return {name: group for name, group in found.items() if len(group)}
 
 
 def early_stop(results: Results, shifts: Mapping[str, str], folder: Path, told: str) -> str:

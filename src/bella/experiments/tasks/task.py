@@ -42,7 +42,7 @@ class Words:
             counted.
         galleries: pictures beside that of the test images.
         groups: from the predictives of all parts to those that the picture of uncertainties
-            compares; all parts but the validation one where it is missing.
+            compares; where it is missing right answers, wrong ones, and the shifted parts.
     """
 
     examples: str = "images"
