@@ -18,6 +18,7 @@ from bella.runs.config import RunConfig
 from bella.runs.texts import TASKS, TextConfig
 from bella.runs.texts.base import Asked
 from bella.runs.texts.causal import chat_tokens
+from bella.runs.writing import open_writer
 
 FEW = {"epochs": 2, "batch_size": 8, "particles": 2, "rank": 2, "learning_rate": 0.01}
 
@@ -152,6 +153,12 @@ def test_a_set_by_name_trains_with_its_own_parts_and_shifts(reader, tmp_path):
         assert again[name] == pytest.approx(value, nan_ok=True), name
     with pytest.raises(bella.BellaError, match="folder is for a data set by name"):
         run.evaluate(tmp_path / "gone.csv", folder=tmp_path / "uci")
+
+
+def test_what_does_not_write_is_not_asked_to(classified):
+    folder, *_ = classified
+    with pytest.raises(bella.BellaError, match="task text, which writes no text"):
+        open_writer(folder)
 
 
 def test_predictions_keep_the_rows_of_the_file(classified, tmp_path):

@@ -20,6 +20,8 @@ from bella.models.language import open_language
 from bella.posterior import Posterior
 
 MODEL = "model.json"
+WRITES = "causal-lm"
+"""The task whose runs answer."""
 LARGEST_FILE = 2**30
 """No file of prompts is larger, in bytes."""
 
@@ -112,7 +114,7 @@ def open_writer(
         device: where to run; the accelerator if there is one.
 
     Raises:
-        BellaError: no posterior there, or no name of its network.
+        BellaError: no posterior there, no name of its network, or a run of another task.
     """
     place, folder = device_named(device), Path(folder)
     if network is None:
@@ -120,7 +122,13 @@ def open_writer(
             raise BellaError(
                 f"{folder} has no {MODEL} that names its network: name it with --network."
             )
-        network = read_sealed_json(folder / MODEL).get("network")
+        model = read_sealed_json(folder / MODEL)
+        if (task := model.get("task", WRITES)) != WRITES:
+            raise BellaError(
+                f"{folder} is a run of the task {task}, which writes no text: `bella predict "
+                f"{folder} ROWS` says what it thinks of rows."
+            )
+        network = model.get("network")
         if not isinstance(network, str):
             raise BellaError(f"{folder / MODEL} names no network: name it with --network.")
     opened = open_language(network)
