@@ -9,9 +9,9 @@ from typing import Any, NamedTuple
 from torch import nn
 
 from bella.errors import BellaError, nearest, require
-from bella.files import shortened
+from bella.models.from_hub import load, tokenizer_of
 from bella.models.minilm import minilm_folder
-from bella.models.opened import Defaults, guess_defaults, seeded
+from bella.models.opened import Defaults, guess_defaults
 from bella.models.smollm2 import smollm2_folder
 
 LATE_BLOCKS = r"model\.layers\.2\d\.(self_attn\.[qv]_proj|mlp\.down_proj)"
@@ -38,8 +38,8 @@ def open_language(name: str, classes: int | None = None, seed: int = 0) -> Opene
     Code that comes with a network is never run.
 
     Args:
-        name: ``smollm2-135m-instruct``, ``minilm-l6``, or ``hf:`` and a name on the hub or a folder
-            that transformers saved.
+        name: ``smollm2-135m-instruct``, ``minilm-l6``, or ``hf:`` and a name on the hub, a folder
+            that transformers saved, or one of a PEFT adapter, which is merged.
         classes: size of a fresh head; without it, a causal language model.
         seed: of the fresh head.
 
@@ -55,25 +55,23 @@ def open_language(name: str, classes: int | None = None, seed: int = 0) -> Opene
         )
     if classes is not None and classes < 2:
         raise BellaError(f"classes={classes}: a classifier needs at least two.")
-    transformers = require("transformers", extra="hf")
-    folder, targets = (place, ()) if place else (LANGUAGE[name][0](), LANGUAGE[name][1])
-    kind = "SequenceClassification" if classes else "CausalLM"
-    auto = getattr(transformers, f"AutoModelFor{kind}")
-    head = {"num_labels": classes, "ignore_mismatched_sizes": True} if classes else {}
-    try:
-        with seeded(seed):
-            network = auto.from_pretrained(folder, trust_remote_code=False, **head)
-        tokenizer = transformers.AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
-    except Exception as error:  # a stranger's folder fails in as many ways as it can be damaged
-        what = f"a text classifier of {classes} classes" if classes else "a causal language model"
-        raise BellaError(
-            f"{name!r} cannot be opened as {what} ({shortened(error)}): give the name of one on "
-            "the hub, or a folder that `save_pretrained` wrote."
-        ) from error
+    require("transformers", extra="hf")
+    folder, targets = (place, ()) if place else (str(LANGUAGE[name][0]()), LANGUAGE[name][1])
+    auto, what = "AutoModelForCausalLM", "a causal language model"
+    head: dict[str, Any] = {}
+    if classes is not None:
+        auto = "AutoModelForSequenceClassification"
+        what = f"a text classifier of {classes} classes"
+        head = {"num_labels": classes, "ignore_mismatched_sizes": True}
+    network = load(auto, folder, what, seed=seed, **head)
+    tokenizer = tokenizer_of(folder)
+    if tokenizer is None:
+        raise BellaError(f"{name!r} comes without a tokenizer: save one beside the network.")
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
-    if network.config.get_text_config().pad_token_id is None:
-        network.config.get_text_config().pad_token_id = tokenizer.pad_token_id
+    config: Any = network.config
+    if config.get_text_config().pad_token_id is None:
+        config.get_text_config().pad_token_id = tokenizer.pad_token_id
     heads = ("classifier",) if hasattr(network, "classifier") else ("score",)
     return OpenedLanguage(
         network.requires_grad_(False).eval(),
