@@ -6,6 +6,7 @@ import hashlib
 import json
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
@@ -161,10 +162,10 @@ class TextTask(ABC):
 
 def labelled_if_known(task: TextTask, records: Records, asked: Asked) -> Dataset:
     """Rows of another kind as tokens: with their labels where the task knows all of them."""
-    try:
-        return task.tokenise(records, asked)
-    except BellaError:
-        return task.tokenise(records, asked, labelled=False)
+    if set(task.answers) <= set(asked.columns):
+        with suppress(BellaError):
+            return task.tokenise(records, asked)
+    return task.tokenise(records, asked, labelled=False)
 
 
 def texts_of(records: Records, column: str) -> list[str]:
