@@ -88,6 +88,7 @@ class Setup:
         average: how rows of particles are averaged.
         folder: where comparisons are kept, so that nothing is trained twice.
         progress: show bars.
+        resumed: names of the tasks some of whose rows were there already; filled while it is made.
     """
 
     tasks: Sequence[Task]
@@ -97,6 +98,7 @@ class Setup:
     settings: Mapping[str, Any] = field(default_factory=dict)
     average: Average = "logits"
     progress: bool = False
+    resumed: list[str] = field(default_factory=list)
 
     @property
     def task(self) -> Task:
@@ -128,7 +130,7 @@ class Setup:
         chosen = rows_named(self.methods if methods is None else methods)
         folder = self.folder / f"{task.name}-{self._digest(task)}"
         needed = {name: ROWS[name] for row in chosen for name in row.needs if name in ROWS}
-        compare(
+        results = compare(
             task,
             [*needed.values(), *chosen],
             seeds=self.seeds,
@@ -136,6 +138,8 @@ class Setup:
             progress=self.progress,
             **self.settings,
         )
+        if results["seconds"] is None:
+            self.resumed.append(task.name)
         return Compared(task, chosen, folder, self.seeds, self.average)
 
     def _digest(self, task: Task) -> str:

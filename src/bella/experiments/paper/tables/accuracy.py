@@ -89,7 +89,6 @@ ITEM = Item(
     title="accuracy by data set and method",
     methods=(*BASIC, *CONTROLS),
     data=("elpv", "fashion-mnist"),
-    settings={"epochs": 1},
     train=200,
     others=200,
     cost="? minutes",

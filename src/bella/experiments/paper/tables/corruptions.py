@@ -88,8 +88,7 @@ ITEM = Item(
     title="accuracy under corruptions",
     methods=(*BASIC, *CONTROLS),
     data=("fashion-mnist",),
-    settings={"epochs": 1},
-    train=300,
-    others=100,
+    train=200,
+    others=200,
     cost="? minutes",
 )

@@ -62,8 +62,7 @@ ITEM = Item(
     title="accuracy under domain shift",
     methods=(*BASIC, *CONTROLS),
     data=("elpv",),
-    settings={"epochs": 1},
     train=200,
-    others=100,
+    others=200,
     cost="? minutes",
 )

@@ -134,9 +134,7 @@ ITEM = Item(
     title="which layers change",
     methods=("svgd-bella",),
     data=("elpv",),
-    seeds=2,
-    settings={"epochs": 2},
-    train=300,
+    train=200,
     others=200,
     cost="? minutes",
 )

@@ -144,8 +144,7 @@ ITEM = Item(
     make=make,
     title="strength of the repulsion against the budget of an attack",
     data=("fashion-mnist",),
-    settings={"epochs": 1},
-    train=300,
-    others=100,
+    train=200,
+    others=200,
     cost="? minutes",
 )

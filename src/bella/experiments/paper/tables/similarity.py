@@ -92,8 +92,7 @@ ITEM = Item(
     title="similarity of particles",
     methods=("lora-ensemble", "svgd-bella", "repulsive"),
     data=("elpv",),
-    settings={"epochs": 2},
-    train=300,
-    others=60,
+    train=200,
+    others=200,
     cost="? minutes",
 )

@@ -95,8 +95,7 @@ ITEM = Item(
         *("ensemble", "svgd", "lora-ensemble", "svgd-bella", "single"),
     ),
     data=("fashion-mnist",),
-    settings={"epochs": 1},
-    train=300,
-    others=300,
+    train=200,
+    others=200,
     cost="? minutes",
 )
