@@ -158,7 +158,7 @@ def command(kind: str) -> Callable[..., None]:
     ) -> None:
         from bella.errors import BellaError, MissingExtraError
         from bella.experiments.paper import KINDS, items_named
-        from bella.experiments.paper.running import Asked, make
+        from bella.experiments.paper.running import Asked, fitting, make
         from bella.experiments.tasks.choosing import choose_task
 
         hush(quiet)
@@ -203,14 +203,18 @@ def command(kind: str) -> Callable[..., None]:
             average=average.value,
             progress=not (json or quiet),
         )
+        for name in asked.options:
+            if len(items) > 1 and not any(name in item.options for item in items.values()):
+                raise BellaError(f"No {kind} has an option {name!r}: leave it out.")
         typed = shlex.join(["bella", *sys.argv[1:]])
         found = []
         with stopping(lambda: f"stopped; the same command goes on with what is in {out}."):
             for one, item in items.items():
                 try:
-                    found.append(make(item, f"{kind}-{one}", out, asked, typed))
+                    own = asked if len(items) == 1 else fitting(item, asked)
+                    found.append(make(item, f"{kind}-{one}", out, own, typed))
                 except (BellaError, MissingExtraError) as error:
-                    if number != "all":
+                    if len(items) == 1:
                         raise
                     print(f"bella: {kind} {one} is left out: {error}", file=sys.stderr)
                     continue

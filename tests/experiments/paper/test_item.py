@@ -13,7 +13,7 @@ from bella.experiments.bench import read_outputs
 from bella.experiments.methods import METHODS
 from bella.experiments.paper import TABLES
 from bella.experiments.paper.item import Item, rows_named
-from bella.experiments.paper.running import Asked, setup_of
+from bella.experiments.paper.running import Asked, fitting, setup_of
 from bella.experiments.tasks.smaller import smaller
 
 
@@ -100,7 +100,27 @@ def test_what_an_item_does_not_have_is_refused(folder):
         setup_of(item, Asked(comparisons=folder, options={"particle": 1}))
     with pytest.raises(bella.BellaError, match="made without data"):
         setup_of(item, Asked(comparisons=folder, tasks=[small_task()]))
+    with pytest.raises(bella.BellaError, match="has rows of its own"):
+        setup_of(item, Asked(comparisons=folder, methods=["lora"]))
+    with pytest.raises(bella.BellaError, match="trains no rows"):
+        setup_of(TABLES["2"], Asked(comparisons=folder, settings={"epochs": 2}))
     with pytest.raises(bella.BellaError, match="seeds=0"):
         setup_of(TABLES["1"], Asked(comparisons=folder, tasks=[small_task()], seeds=0))
     with pytest.raises(bella.BellaError, match="near names are"):
         setup_of(TABLES["1"], Asked(comparisons=folder, tasks=[small_task()], methods=["bela"]))
+
+
+def test_of_what_is_asked_of_all_each_takes_its_part(folder):
+    asked = Asked(
+        comparisons=folder,
+        tasks=[small_task()],
+        methods=["lora"],
+        seeds=2,
+        settings={"epochs": 1},
+        options={"batch": 2, "gammas": [0.1]},
+    )
+    two = fitting(TABLES["2"], asked)
+    assert (two.methods, two.seeds, two.settings, two.options) == (None, None, {}, {"batch": 2})
+    assert two.tasks == asked.tasks  # counted on its network
+    eight = fitting(TABLES["8"], asked)
+    assert (eight.seeds, eight.settings, eight.options) == (2, {"epochs": 1}, {"gammas": [0.1]})

@@ -21,7 +21,7 @@ from bella.experiments.methods.base import Outputs
 from bella.experiments.paper.product import Product
 from bella.experiments.paper.rows import AVERAGING, PROBABILITIES, ROWS, averages_logits
 from bella.experiments.tasks.task import Task
-from bella.files import plain
+from bella.files import plain, read_json
 from bella.posterior import Posterior
 from bella.prediction.predictive import Average, Predictive
 from bella.storage import TENSORS
@@ -37,6 +37,7 @@ class Item:
         methods: its rows, where nobody says.
         data: names of the tasks that it is made on, where nobody says; none of what needs no data.
         takes_data: whether it can be made on a task.
+        trains: whether rows are trained for it by settings, seeds and the like.
         seeds: how many, where nobody says.
         settings: of `bella.fit`, over the task's, on these data.
         train: training examples at most, of these data.
@@ -50,6 +51,7 @@ class Item:
     methods: Sequence[str] = ()
     data: Sequence[str] = ()
     takes_data: bool = True
+    trains: bool = True
     seeds: int = 1
     settings: Mapping[str, Any] = field(default_factory=dict)
     train: int | None = None
@@ -219,7 +221,7 @@ class Compared:
         """What a row costs, a value a seed (see `bella.experiments.methods.base.Costs`)."""
         found: dict[str, list[float]] = {}
         for seed in range(self.seeds):
-            kept = json.loads((self._run(name, seed) / "figures.json").read_text())["costs"]
+            kept = read_json(self._run(name, seed) / "figures.json")["costs"]
             for cost, value in kept.items():
                 found.setdefault(cost, []).append(float("nan") if value is None else value)
         return found

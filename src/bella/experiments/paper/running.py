@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import date
 from pathlib import Path
 from typing import Any
@@ -63,6 +63,10 @@ def setup_of(item: Item, asked: Asked) -> Setup:
         raise BellaError(f"seeds={asked.seeds}: give a whole number of at least 1.")
     if asked.tasks is not None and not item.takes_data:
         raise BellaError(f"{item.title!r} is made without data: leave out what names some.")
+    if asked.methods is not None and not item.methods:
+        raise BellaError(f"{item.title!r} has rows of its own: leave out methods.")
+    if (asked.settings or asked.seeds is not None) and not item.trains:
+        raise BellaError(f"{item.title!r} trains no rows: leave out seeds and epochs.")
     seeds = asked.seeds or item.seeds
     own = asked.tasks is None
     tasks = [task_named(name) for name in item.data] if asked.tasks is None else asked.tasks
@@ -76,6 +80,19 @@ def setup_of(item: Item, asked: Asked) -> Setup:
         settings=(dict(item.settings) if own else {}) | dict(asked.settings),
         average=asked.average,
         progress=asked.progress,
+    )
+
+
+def fitting(item: Item, asked: Asked) -> Asked:
+    """Of what is asked of several items, what this one takes."""
+    known = item.options
+    return replace(
+        asked,
+        tasks=asked.tasks if item.takes_data else None,
+        methods=asked.methods if item.methods else None,
+        settings=asked.settings if item.trains else {},
+        seeds=asked.seeds if item.trains else None,
+        options={name: value for name, value in asked.options.items() if name in known},
     )
 
 
@@ -119,7 +136,8 @@ def facts(item: Item, setup: Setup, asked: Asked) -> dict[str, Any]:
         found["seeds"] = list(range(setup.seeds))
     if item.methods:
         found["rows"] = [method.name for method in setup.methods]
-    options = {name: asked.options.get(name, value) for name, value in item.options.items()}
+    every = item.options | dict(asked.options)
+    options = {name: value for name, value in every.items() if value is not None}
     if options:
         found["options"] = options
     known = versions()

@@ -44,7 +44,8 @@ def make(setup: Setup) -> Product:
             Column(f"{task.name} accuracy", "%", "{:.1f}"),
             Column(f"{task.name} NLL", "nats", "{:.3f}"),
         ]
-    columns.append(Column("trainable parameters", form="{:,.0f}"))
+    first = setup.tasks[0].name
+    columns.append(Column(f"trainable parameters, {first}", form="{:,.0f}"))
     rows, pictures = [], []
     accuracies: dict[str, dict[str, list[float]]] = {name: {} for name in compared}
     for method in setup.methods:
@@ -53,8 +54,7 @@ def make(setup: Setup) -> Product:
             figures = one.figures(method.name)
             accuracies[name][method.title] = percent(figures["accuracy"])
             row += [percent(figures["accuracy"]), figures["nll"]]
-        largest = next(iter(compared.values())).costs(method.name)["trainable"]
-        rows.append([*row, middle_of(largest)])
+        rows.append([*row, middle_of(compared[first].costs(method.name)["trainable"])])
     for task in setup.tasks:
         of = accuracies[task.name]
         said = ", ".join(f"{title} {middle_of(values):.1f}" for title, values in of.items())

@@ -23,6 +23,7 @@ from bella.experiments.paper.item import Item, Setup
 from bella.experiments.paper.product import Column, Picture, Product, Sheet, Value
 from bella.experiments.paper.rows import GAMMA
 from bella.experiments.tasks.task import Task
+from bella.host import device_named
 from bella.models.towers import Seen, Tower
 from bella.posterior import Posterior
 from bella.report.charts import Axis, Line
@@ -171,7 +172,7 @@ def make(
         title=f"Table 2: what particles cost, {subject.title}",
         shows=(
             "Trainable parameters and the bytes of their tensors are counted exactly (rank "
-            f"{rank}, layers {', '.join(subject.targets)}). The file is what `posterior.save` "
+            f"{rank}, layers `{', '.join(subject.targets)}`). The file is what `posterior.save` "
             f"wrote. Memory is what a step of training needs beyond the network itself ({base:,} "
             f"parameters, {4 * base / 1e6:,.0f} MB): parameters, gradients, AdamW's two moments "
             f"and the activations of {batch} example{'s'[: batch != 1]}, {at_once} particles at "
@@ -211,7 +212,8 @@ def trained(
 ) -> dict[str, float]:
     """Train for one step and save: ``memory`` in MB, NaN where it cannot be had, and the bytes of
     the ``file``."""
-    network, examples = subject.open(), subject.batch(batch)
+    # What trains there lies there before it begins: the network is no part of what is measured.
+    network, examples = subject.open().to(device_named(None)), subject.batch(batch)
     with PeakMemory() as peak:
         posterior = build(network, particles)
         fit(
@@ -264,5 +266,6 @@ def picture(rows: Sequence[Sequence[Any]], title: str) -> Picture:
 ITEM = Item(
     make=make,
     title="trainable parameters, bytes and memory by the number of particles",
+    trains=False,
     cost="? minutes",
 )
