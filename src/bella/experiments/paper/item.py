@@ -90,7 +90,7 @@ class Setup:
         average: how rows of particles are averaged.
         folder: where comparisons are kept, so that nothing is trained twice.
         progress: show bars.
-        resumed: names of the tasks some of whose rows were there already; filled while it is made.
+        made: every comparison that the item asked for; filled while it is made.
     """
 
     tasks: Sequence[Task]
@@ -100,7 +100,7 @@ class Setup:
     settings: Mapping[str, Any] = field(default_factory=dict)
     average: Average = "logits"
     progress: bool = False
-    resumed: list[str] = field(default_factory=list)
+    made: list[Compared] = field(default_factory=list)
 
     @property
     def task(self) -> Task:
@@ -140,9 +140,9 @@ class Setup:
             progress=self.progress,
             **self.settings,
         )
-        if results["seconds"] is None:
-            self.resumed.append(task.name)
-        return Compared(task, chosen, folder, self.seeds, self.average)
+        resumed = results["seconds"] is None
+        self.made.append(Compared(task, chosen, folder, self.seeds, self.average, resumed))
+        return self.made[-1]
 
     def _digest(self, task: Task) -> str:
         parts = {part: [pool, len(rows)] for part, (pool, rows) in task.split(0).items()}
@@ -174,6 +174,7 @@ class Compared:
         folder: of the comparison.
         seeds: how many.
         average: see `Setup`.
+        resumed: whether some of the rows were there already.
     """
 
     task: Task
@@ -181,6 +182,7 @@ class Compared:
     folder: Path
     seeds: int
     average: Average
+    resumed: bool = False
 
     @cached_property
     def titles(self) -> dict[str, str]:

@@ -117,8 +117,8 @@ def make(item: Item, name: str, folder: Path, asked: Asked, command: str) -> dic
     product: Product = item.make(setup, **asked.options)
     made = {"command": command, **facts(item, setup, asked)}
     made["seconds"] = round(time.perf_counter() - begun, 1)
-    if setup.resumed:
-        made["not in the seconds"] = "rows that an earlier command had trained"
+    if any(compared.resumed for compared in setup.made):
+        made["not in the seconds"] = "the training of rows that were there already"
     write_product(product, name, folder, made)
     found: dict[str, Any] = plain(as_json(product, name, made))
     return found

@@ -46,6 +46,7 @@ def make(setup: Setup) -> Product:
         ]
     first = setup.tasks[0].name
     columns.append(Column(f"trainable parameters, {first}", form="{:,.0f}"))
+    columns.append(Column(f"training, {first}", "s", "{:,.0f}"))
     rows, pictures = [], []
     accuracies: dict[str, dict[str, list[float]]] = {name: {} for name in compared}
     for method in setup.methods:
@@ -54,7 +55,8 @@ def make(setup: Setup) -> Product:
             figures = one.figures(method.name)
             accuracies[name][method.title] = percent(figures["accuracy"])
             row += [percent(figures["accuracy"]), figures["nll"]]
-        rows.append([*row, middle_of(compared[first].costs(method.name)["trainable"])])
+        costs = compared[first].costs(method.name)
+        rows.append([*row, middle_of(costs["trainable"]), middle_of(costs["seconds_training"])])
     for task in setup.tasks:
         of = accuracies[task.name]
         said = ", ".join(f"{title} {middle_of(values):.1f}" for title, values in of.items())
