@@ -67,13 +67,12 @@ def make(
     compared = setup.compare(task, rows)
     count = len(task.split(0)["train"][1])
     lines: list[list[Value]] = []
-    for row, gamma in zip(rows, [*gammas, None], strict=True):
-        by_budget = [under_attack(compared, row, budget, attack) for budget in budgets]
-        strength = 1000.0 if gamma is None else gamma * count / row.particles
-        shown = f"{strength * row.particles / count:.3g}" if gamma is None else f"{gamma:g}"
-        mi = compared.figures(row.name)["mutual_information"]
-        clean = percent(compared.figures(row.name)["accuracy"])
-        lines.append([row.title, shown, strength, clean, *map(percent, by_budget), mi])
+    for row in rows:
+        gamma, heat = strength_of(row, count)
+        figures = compared.figures(row.name)
+        by_budget = [percent(under_attack(compared, row, budget, attack)) for budget in budgets]
+        clean, mi = percent(figures["accuracy"]), figures["mutual_information"]
+        lines.append([row.title, f"{gamma:.3g}", heat, clean, *by_budget, mi])
     drawn = [
         Line(f"γ={line[1]}", list(budgets), [middle_of(v) / 100 for v in line[4:-1]], at, "marked")
         for at, line in enumerate(lines)
@@ -121,6 +120,14 @@ def make(
 def with_rank(row: LowRank, rank: int) -> LowRank:
     """A row of another rank than the task's."""
     return replace(row, build={**row.build, "rank": rank})
+
+
+def strength_of(row: LowRank, data_size: int) -> tuple[float, float]:
+    """γ and T = γ N / n of a row, whichever of the two it is given by."""
+    options = row.settings["transport_options"]
+    if "gamma" in options:
+        return options["gamma"], options["gamma"] * data_size / row.particles
+    return options["temperature"] * row.particles / data_size, options["temperature"]
 
 
 def under_attack(compared: Compared, row: Method, budget: float, attack: str) -> list[float]:
