@@ -101,6 +101,10 @@ def test_layers_are_chosen_by_role_and_by_depth(folder):
     assert list(groups) == ["all", "fc1 alone", "fc2 alone", "first half", "last half"]
     assert groups["fc1 alone"] == [f"blocks.{i}.mlp.fc1" for i in range(4)]
     assert groups["last half"] == names[4:]
+    twice = layers.choices(["blocks.0.fc1", "head"])
+    assert twice == {"all": ["blocks.0.fc1", "head"], "fc1 alone": ["blocks.0.fc1"]} | {
+        "head alone": ["head"]
+    }
     product = layers.make(small_setup(folder, ["lora"]))
     trainable = {row["layers that change"]: row["trainable parameters"] for row in rows_of(product)}
     assert trainable["all"] == 8 * 2 * 14 + 14
