@@ -16,6 +16,7 @@ from bella.cli.common import (
     Corrupt,
     CorruptSize,
     DataOption,
+    Device,
     Folder,
     Json,
     LeftOut,
@@ -148,6 +149,7 @@ def command(kind: str) -> Callable[..., None]:
             str | None,
             typer.Option(help="no (as the parameters are), bf16 or fp16.", show_default="no"),
         ] = None,
+        device: Device = None,
         out: Annotated[Path, typer.Option(help="Folder of the files.")] = Path("runs/paper"),
         comparisons: Annotated[
             Path | None,
@@ -202,6 +204,7 @@ def command(kind: str) -> Callable[..., None]:
             options=parse_options(option) or {},
             average=average.value,
             progress=not (json or quiet),
+            device=device,
         )
         for name in asked.options:
             if len(items) > 1 and not any(name in item.options for item in items.values()):

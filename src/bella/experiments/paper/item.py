@@ -22,6 +22,7 @@ from bella.experiments.paper.product import Product
 from bella.experiments.paper.rows import AVERAGING, PROBABILITIES, ROWS, averages_logits
 from bella.experiments.tasks.task import Task
 from bella.files import plain, read_json
+from bella.host import device_named
 from bella.posterior import Posterior
 from bella.prediction.predictive import Average, Predictive
 from bella.storage import TENSORS
@@ -90,6 +91,7 @@ class Setup:
         average: how rows of particles are averaged.
         folder: where comparisons are kept, so that nothing is trained twice.
         progress: show bars.
+        device: where everything runs; the accelerator if there is one.
         made: every comparison that the item asked for; filled while it is made.
     """
 
@@ -100,6 +102,7 @@ class Setup:
     settings: Mapping[str, Any] = field(default_factory=dict)
     average: Average = "logits"
     progress: bool = False
+    device: str | None = None
     made: list[Compared] = field(default_factory=list)
 
     @property
@@ -138,10 +141,14 @@ class Setup:
             seeds=self.seeds,
             folder=folder,
             progress=self.progress,
+            device=self.device,
             **self.settings,
         )
         resumed = results["seconds"] is None
-        self.made.append(Compared(task, chosen, folder, self.seeds, self.average, resumed))
+        found = Compared(
+            task, chosen, folder, self.seeds, self.average, self.device, resumed=resumed
+        )
+        self.made.append(found)
         return self.made[-1]
 
     def _digest(self, task: Task) -> str:
@@ -174,6 +181,7 @@ class Compared:
         folder: of the comparison.
         seeds: how many.
         average: see `Setup`.
+        device: where posteriors are put.
         resumed: whether some of the rows were there already.
     """
 
@@ -182,6 +190,7 @@ class Compared:
     folder: Path
     seeds: int
     average: Average
+    device: str | None = None
     resumed: bool = False
 
     @cached_property
@@ -237,7 +246,7 @@ class Compared:
         folder = self._run(name, seed) / "posterior"
         if not (folder / TENSORS).exists():
             raise BellaError(f"The row {name!r} keeps no posterior: leave it out.")
-        return bella.load(folder, self.task.open(seed).network)
+        return bella.load(folder, self.task.open(seed).network.to(device_named(self.device)))
 
     def _run(self, name: str, seed: int) -> Path:
         return self.folder / "runs" / f"{name}-{seed}"

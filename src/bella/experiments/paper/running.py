@@ -36,6 +36,7 @@ class Asked:
         average: see `Setup`.
         comparisons: folder of the trained rows.
         progress: show bars.
+        device: where everything runs; the accelerator if there is one.
     """
 
     comparisons: Path
@@ -48,6 +49,7 @@ class Asked:
     options: Mapping[str, Any] = field(default_factory=dict)
     average: Average = "logits"
     progress: bool = False
+    device: str | None = None
 
 
 def setup_of(item: Item, asked: Asked) -> Setup:
@@ -80,6 +82,7 @@ def setup_of(item: Item, asked: Asked) -> Setup:
         settings=(dict(item.settings) if own else {}) | dict(asked.settings),
         average=asked.average,
         progress=asked.progress,
+        device=asked.device,
     )
 
 

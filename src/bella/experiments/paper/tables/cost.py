@@ -155,7 +155,9 @@ def make(
         for n in counts:
             with torch.device("meta"):
                 counted = cost(build(copy.deepcopy(bare), n))
-            seen = trained(subject, build, n, batch, at_once) if n in measured else {}
+            seen = {}
+            if n in measured:
+                seen = trained(subject, build, n, batch, at_once, setup.device)
             rows.append(
                 [
                     kind,
@@ -209,11 +211,12 @@ def trained(
     particles: int,
     batch: int,
     at_once: int,
+    device: str | None = None,
 ) -> dict[str, float]:
     """Train for one step and save: ``memory`` in MB, NaN where it cannot be had, and the bytes of
     the ``file``."""
     # What trains there lies there before it begins: the network is no part of what is measured.
-    network, examples = subject.open().to(device_named(None)), subject.batch(batch)
+    network, examples = subject.open().to(device_named(device)), subject.batch(batch)
     with PeakMemory() as peak:
         posterior = build(network, particles)
         fit(
@@ -227,6 +230,7 @@ def trained(
             cache_prefix=False,
             keep="last",
             progress=False,
+            device=device,
         )
     with tempfile.TemporaryDirectory() as folder:
         posterior.save(folder)
