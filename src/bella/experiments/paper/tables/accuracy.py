@@ -93,5 +93,5 @@ ITEM = Item(
     data=("elpv", "fashion-mnist"),
     train=200,
     others=200,
-    cost="? minutes",
+    cost="10 minutes",
 )

@@ -271,5 +271,5 @@ ITEM = Item(
     make=make,
     title="trainable parameters, bytes and memory by the number of particles",
     trains=False,
-    cost="? minutes",
+    cost="90 seconds",
 )

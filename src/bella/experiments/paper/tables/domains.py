@@ -64,5 +64,5 @@ ITEM = Item(
     data=("elpv",),
     train=200,
     others=200,
-    cost="? minutes",
+    cost="7 minutes",
 )
