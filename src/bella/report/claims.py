@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -134,14 +134,24 @@ def claims(results: Results) -> list[Claim]:
     found: list[Claim] = []
     for ours, other in PAIRS:
         if ours in methods and other in methods:
-            found += _between(methods[ours], methods[other], results)
+            found += made_of(methods[ours], methods[other], results, questions(results))
     adjusted = holm([claim.test.p for claim in found])
     return [replace(claim, p=p) for claim, p in zip(found, adjusted, strict=True)]
 
 
-def _between(ours: Mapping[str, Any], other: Mapping[str, Any], results: Results) -> list[Claim]:
+def made_of(
+    ours: Mapping[str, Any], other: Mapping[str, Any], results: Results, asked: Sequence[Question]
+) -> list[Claim]:
+    """What one method's figures say against another's, each claim as if it were the only one.
+
+    Args:
+        ours: what ``results`` holds of the method that is told of.
+        other: of the one that it is told against.
+        results: of the comparison, which says how its splits overlap.
+        asked: the questions; one that a method has no figure for is left out.
+    """
     found = []
-    for column, more in questions(results):
+    for column, more in asked:
         a, b = column.of(ours), column.of(other)
         if a is None or b is None or (column.disputes and (is_single(ours) or is_single(other))):
             continue
