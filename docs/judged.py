@@ -85,11 +85,12 @@ def main(names: list[str]) -> None:
         for (data, control), row in cells.items()
     ]
     said = (
-        f"Bella minus each control: mean difference over the seeds, its 95% interval, seeds won, and "
-        f"p by Holm among all {len(found)} claims of the table. In bold what stands in Bella's favour "
-        f"(p < {LEVEL}; {won} of {len(found)}), in italics what stands against it ({lost})."
+        "Bella minus each control: mean difference over the seeds, its 95% interval, seeds won, p "
+        f"by Holm among all {len(found)} claims of the table. In bold what stands for Bella "
+        f"(p < {LEVEL}; {won} of {len(found)}), in italics what stands against ({lost})."
     )
-    between(ROOT / "docs" / "results.md", "judged", f"{said}\n\n{markdown(HEADINGS, rows, words=2)}")
+    table = markdown(HEADINGS, rows, words=2)
+    between(ROOT / "docs" / "results.md", "judged", f"{said}\n\n{table}")
 
 
 if __name__ == "__main__":

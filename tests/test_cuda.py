@@ -18,6 +18,8 @@ from language_cases import small_writers
 from torch.utils.data import DataLoader, TensorDataset
 
 import bella
+from bella.models.resnet import small_resnet
+from bella.prediction.activations import find_places
 from bella.training.fit import Run
 
 pytestmark = [
@@ -164,6 +166,25 @@ def test_a_folded_pass_is_the_loop_and_what_a_cpu_gives(name):
     torch.testing.assert_close(folded, loops, **CLOSE)
     torch.testing.assert_close(folded.cpu(), expected, **CLOSE)
     assert "looped" not in str(there.plan())
+
+
+def test_convolutions_fold_where_they_are_let_to_round_to_tf32():
+    """As PyTorch lets them unasked; two ways to compute the same then differ by a thousandth."""
+    torch.manual_seed(0)
+    network = small_resnet().eval().cuda()
+    posterior = bella.low_rank(
+        network, 3, 2, (r"stages\.2\..*conv\d",), modules_to_save=("classifier",)
+    )
+    x = torch.randn(8, 1, 28, 28, device="cuda")
+    before = torch.backends.cudnn.conv.fp32_precision
+    torch.backends.cudnn.conv.fp32_precision = "tf32"
+    try:
+        posterior.eval()(x)
+        assert "looped" not in str(posterior.plan())
+        assert find_places(posterior, (x,), {})
+        assert torch.backends.cudnn.conv.fp32_precision == "tf32"
+    finally:
+        torch.backends.cudnn.conv.fp32_precision = before
 
 
 def test_generation_writes_what_a_cpu_writes():

@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from bella.particles.exact import exactly
 from bella.trees import tensors_of
 
 aten = torch.ops.aten
@@ -146,11 +147,12 @@ def _selects(packet: Any, args: tuple) -> bool:
 
 @contextmanager
 def undisturbed(network: nn.Module) -> Iterator[None]:
-    """Random numbers (torch's, numpy's, Python's) and buffers are afterwards as they were."""
+    """Random numbers (torch's, numpy's, Python's) and buffers are afterwards as they were; products
+    are full float32 inside, see `bella.particles.exact`."""
     device = next(iter(network.parameters()), torch.empty(0)).device
     before = [(buffer, buffer.clone()) for buffer in network.buffers()]
     python, numbers = random.getstate(), np.random.get_state()
-    with torch.random.fork_rng([device] if device.type == "cuda" else []):
+    with torch.random.fork_rng([device] if device.type == "cuda" else []), exactly(device):
         try:
             yield
         finally:

@@ -17,7 +17,9 @@ import torch
 from torch import Tensor, nn
 
 from bella.errors import BellaError, nearest
+from bella.kernels import device_of
 from bella.particles.copies import Copies
+from bella.particles.exact import exactly
 from bella.particles.prefix import entrance_of
 from bella.particles.roles import MixedError, role_of
 from bella.particles.stream import Stream
@@ -281,9 +283,10 @@ def find_places(
                 f"{name!r} is no module of the network: near names are {nearest(name, known)}."
             )
     wanted = blocks_of(posterior) if names is None else list(names)
-    whole, *_ = arrivals(posterior, wanted, args, kwargs)
-    batch, fewer = _fewer(posterior, args, kwargs)
-    part, *_ = arrivals(posterior, wanted, *fewer)
+    with exactly(device_of(posterior)):
+        whole, *_ = arrivals(posterior, wanted, args, kwargs)
+        batch, fewer = _fewer(posterior, args, kwargs)
+        part, *_ = arrivals(posterior, wanted, *fewer)
     found: dict[str, Place] = {}
     for name, arrived in whole.items():
         place = _place(name, arrived, part.get(name), batch)
