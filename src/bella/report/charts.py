@@ -183,37 +183,58 @@ def dispute_chart(groups: Mapping[str, Predictive], title: str) -> Chart:
         title: of the system.
     """
     disputed = any(bool((group.mutual_information > 0).any()) for group in groups.values())
-    word = "mutual information" if disputed else "entropy"
-    values = {
-        name: _logs(group.mutual_information if disputed else group.entropy)
-        for name, group in groups.items()
-    }
-    low, high = min(x.min() for x in values.values()), max(x.max() for x in values.values())
+    return density_chart(
+        "disputes",
+        "What do the particles dispute?" if disputed else "How uncertain is it?",
+        "Mutual information is what is left of the uncertainty where every particle is sure of "
+        "its own answer: high where they contradict each other, as they should on what they "
+        "have never seen."
+        if disputed
+        else "One set of weights cannot contradict itself, so this is its entropy.",
+        {
+            name: group.mutual_information if disputed else group.entropy
+            for name, group in groups.items()
+        },
+        "mutual information" if disputed else "entropy",
+        title,
+    )
+
+
+def density_chart(
+    name: str, title: str, says: str, groups: Mapping[str, Tensor], word: str, of: str
+) -> Chart:
+    """Densities of log10 of an uncertainty, by Gaussian kernels of Scott's width, an area a group.
+
+    Args:
+        name: of the chart.
+        title: of the chart.
+        says: how to read it.
+        groups: by name, the uncertainties of a group's answers in nats, each (answers,).
+        word: what they are.
+        of: whose they are.
+    """
+    values = {group: _logs(own) for group, own in groups.items()}
+    known = [x for x in values.values() if len(x)]
+    low, high = min(x.min() for x in known), max(x.max() for x in known)
     grid = np.linspace(low - 0.3, high + 0.3, 160)
     lines, rows, few = [], [], []
-    for place, (name, x) in enumerate(values.items()):
-        middle = 10 ** np.quantile(x, (0.25, 0.5, 0.75))
-        rows.append([name, f"{len(x):,}", *(f"{value:.2g}" for value in middle)])
+    for place, (group, x) in enumerate(values.items()):
+        middle = 10 ** np.quantile(x, (0.25, 0.5, 0.75)) if len(x) else ()
+        rows.append([group, f"{len(x):,}", *(f"{value:.2g}" for value in middle)])
         if len(x) < FEWEST or np.ptp(x) == 0:
-            few.append(f"{name} ({len(x)})")
+            few.append(f"{group} ({len(x)})")
+            rows[-1] += ["-"] * (5 - len(rows[-1]))
             continue
         density = require("scipy.stats", "fit").gaussian_kde(x)(grid)
         lines.append(
-            Line(f"{name} ({len(x):,})", (10**grid).tolist(), density.tolist(), place, "area")
+            Line(f"{group} ({len(x):,})", (10**grid).tolist(), density.tolist(), place, "area")
         )
     middles = ", ".join(f"{row[0]} {row[3]}" for row in rows)
     return Chart(
-        "disputes",
-        "What do the particles dispute?" if disputed else "How uncertain is it?",
-        (
-            "Mutual information is what is left of the uncertainty where every particle is sure of "
-            "its own answer: high where they contradict each other, as they should on what they "
-            "have never seen."
-            if disputed
-            else "One set of weights cannot contradict itself, so this is its entropy."
-        )
-        + (f" Too few for a density: {', '.join(few)}." if few else ""),
-        f"Densities of the {word} of {title}. Medians in nats: {middles}.",
+        name,
+        title,
+        says + (f" Too few for a density: {', '.join(few)}." if few else ""),
+        f"Densities of the {word} of {of}. Medians in nats: {middles}.",
         Axis(f"{word} (nats)", "log"),
         Axis("density", "bare"),
         lines,

@@ -6,6 +6,22 @@ One file an item, in `tables/` or `figures/`, and its line here.
 from __future__ import annotations
 
 from bella.errors import BellaError
+from bella.experiments.paper.figures import (
+    attacks,
+    diversity,
+    human_confidence,
+    information,
+    landscapes,
+    laplace,
+    open_cases,
+    other_images,
+    parameters,
+    rank_and_particles,
+    short_cases,
+    under_corruptions,
+    vqa_information,
+)
+from bella.experiments.paper.figures import soups as soup_entropy
 from bella.experiments.paper.item import Item
 from bella.experiments.paper.tables import (
     accuracy,
@@ -34,7 +50,22 @@ TABLES: dict[str, Item] = {
 }
 """By the paper's number."""
 
-FIGURES: dict[str, Item] = {}
+FIGURES: dict[str, Item] = {
+    "1": landscapes.ITEM,
+    "2": information.ITEM,
+    "3": attacks.ITEM,
+    "4": rank_and_particles.ITEM,
+    "5": parameters.ITEM,
+    "6": human_confidence.ITEM,
+    "7": diversity.ITEM,
+    "8": other_images.ITEM,
+    "9": under_corruptions.ITEM,
+    "10": soup_entropy.ITEM,
+    "11": laplace.ITEM,
+    "12": vqa_information.ITEM,
+    "13": open_cases.ITEM,
+    "14": short_cases.ITEM,
+}
 """By the paper's number."""
 
 KINDS = {"table": TABLES, "figure": FIGURES}

@@ -39,6 +39,7 @@ class Item:
         data: names of the tasks that it is made on, where nobody says; none of what needs no data.
         takes_data: whether it can be made on a task.
         trains: whether rows are trained for it by settings, seeds and the like.
+        instead: its option that stands for data: where it is given, none are read.
         seeds: how many, where nobody says.
         settings: of `bella.fit`, over the task's, on these data.
         train: training examples at most, of these data.
@@ -53,6 +54,7 @@ class Item:
     data: Sequence[str] = ()
     takes_data: bool = True
     trains: bool = True
+    instead: str = ""
     seeds: int = 1
     settings: Mapping[str, Any] = field(default_factory=dict)
     train: int | None = None

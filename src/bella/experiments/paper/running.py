@@ -69,9 +69,13 @@ def setup_of(item: Item, asked: Asked) -> Setup:
         raise BellaError(f"{item.title!r} has rows of its own: leave out methods.")
     if (asked.settings or asked.seeds is not None) and not item.trains:
         raise BellaError(f"{item.title!r} trains no rows: leave out seeds and epochs.")
+    instead = bool(item.instead and asked.options.get(item.instead))
+    if asked.tasks is not None and instead:
+        raise BellaError(f"--option {item.instead} stands for data: leave out what names others.")
     seeds = asked.seeds or item.seeds
     own = asked.tasks is None
-    tasks = [task_named(name) for name in item.data] if asked.tasks is None else asked.tasks
+    usual = () if instead else item.data
+    tasks = [task_named(name) for name in usual] if asked.tasks is None else asked.tasks
     train = asked.train if asked.train is not None or not own else item.train
     others = asked.others if asked.others is not None or not own else item.others
     return Setup(
