@@ -16,6 +16,7 @@ from page import Options, parser
 
 BENCHMARKS = (
     "step",
+    "precision",
     "coupling",
     "last_blocks",
     "chunks",

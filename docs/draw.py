@@ -32,7 +32,7 @@ KINDS = {  # the question that a room answers: edge, face, rooms
     "how particles differ": (
         "#8a5a12",
         "#fbeed6",
-        "particles inputs storage posterior memory posteriors",
+        "particles inputs storage posterior memory precision posteriors",
     ),
     "how they move": ("#8c2f4b", "#fae3e9", "transport"),
     "what they say together": (

@@ -23,7 +23,7 @@ FLOORS = (
     ("one pass", "particles inputs"),
     (
         "the contract, and what is scored",
-        "storage metrics generation posterior memory classes likelihood",
+        "storage metrics generation posterior memory precision classes likelihood",
     ),
     ("how particles move, what they say, how they differ", "transport prediction posteriors"),
     ("who uses them", "data models evaluation training interop recipes"),

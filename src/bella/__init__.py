@@ -32,7 +32,7 @@ if TYPE_CHECKING:  # what editors and type checkers see; at run time `__getattr_
     from bella.prediction.labels import MultiLabelPredictive
     from bella.prediction.mixture import Mixture
     from bella.prediction.numbers import GaussianPredictive
-    from bella.prediction.predict import predict
+    from bella.prediction.predict import in_precision, predict
     from bella.prediction.predictive import Predictive
     from bella.training.fit import fit
     from bella.training.mixture import mixture
@@ -54,6 +54,7 @@ _PLACES = {
     "load_mixture": "bella.posteriors.loading",
     "nll": "bella.likelihood",
     "with_variance": "bella.likelihood",
+    "in_precision": "bella.prediction.predict",
     "predict": "bella.prediction.predict",
     "Predictive": "bella.prediction.predictive",
     "GaussianPredictive": "bella.prediction.numbers",
@@ -92,6 +93,7 @@ __all__ = [
     "fit",
     "from_peft",
     "full",
+    "in_precision",
     "laplace",
     "likelihood",
     "load",

@@ -15,6 +15,7 @@ from bella import generation, storage
 from bella.errors import BellaError, nearest
 from bella.parallel.ranks import ALONE, Ranks
 from bella.particles.axis import ParticleAxis
+from bella.particles.held import HeldBase
 from bella.particles.layer import ParticleLayer, Site
 from bella.particles.passes import Passes
 from bella.particles.plan import Plan, Plans
@@ -104,6 +105,8 @@ class Posterior(nn.Module):
         self._total: int | None = None
         self.known_base: dict[torch.dtype | None, str] = {}  # see `remember_base`
         self.recomputed: tuple[str, ...] = ()  # modules, see `bella.recompute`
+        self.agreed: dict[Any, Any] = {}  # precisions that were tried, see `bella.predict`
+        self.held = self.passes.planner.held = HeldBase()  # see `bella.precision.base_in`
         self.train(network.training)
 
     # ------------------------------------------------------------ calling it
@@ -133,6 +136,7 @@ class Posterior(nn.Module):
         Raises:
             BellaError: no tensor among the inputs, an empty batch, or a cache of an earlier pass.
         """
+        self.held.check(self)
         with recomputing(self.network, self.axis, self.recomputed, self.passes.turns):
             if self.axis.own_inputs:
                 return self.passes.call_own(args, kwargs)
@@ -144,6 +148,7 @@ class Posterior(nn.Module):
         Raises:
             BellaError: nothing is shared (the axis opens at the inputs).
         """
+        self.held.check(self)
         plan = self.plan_for(*args, **kwargs)
         if not plan.shares:
             raise NothingSharedError
@@ -218,6 +223,7 @@ class Posterior(nn.Module):
                 f"{' whose base was unfrozen' if self.keeps_base else ''} no frozen activations "
                 "are left to read: leave out what reads them (anchors=(), distance=None)."
             )
+        self.held.check(self)
         values = {key: x for layer in self.layers().values() for key, x in layer.at_base().items()}
         return self.passes.base(values, args, kwargs)
 
@@ -375,7 +381,8 @@ class Posterior(nn.Module):
     def _plain(self, particle: int | None) -> nn.Module:
         # deepcopy takes what `memo` holds for an object instead of copying it: each layer with
         # particles turns into its merged plain layer.
-        with self.passes.turns:  # nothing of a pass that another thread runs is copied
+        # Nothing of a pass that another thread runs is copied, and no weights in fewer bits.
+        with self.passes.turns, self.held.whole():
             merged = {id(layer): layer.merged(particle) for layer in self.layers().values()}
             plain = copy.deepcopy(self.network, merged)
         return plain.requires_grad_(False)

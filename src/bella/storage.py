@@ -66,9 +66,11 @@ def fingerprint(posterior: Posterior, dtype: torch.dtype | None = None) -> str:
         return posterior.known_base[dtype]
     digest = hashlib.sha256()
     own = {id(value) for value in own_tensors(posterior).values()}
+    whole = posterior.held.originals()
     for name, value in posterior.network.state_dict(keep_vars=True).items():
         if id(value) in own:
             continue
+        value = whole.get(id(value), value)
         for part in parts_of(value):
             if part.is_floating_point() and part is value:
                 part = part.detach().to(dtype=dtype)
@@ -167,8 +169,9 @@ def check_saved(posterior: Posterior, folder: Path, tensors: dict[str, Tensor]) 
 def base_dtype_of(posterior: Posterior) -> torch.dtype | None:
     """The dtype of the base's floating tensors; ``None`` if it has none or several."""
     own = {id(value) for value in own_tensors(posterior).values()}
+    whole = posterior.held.originals()
     found = {
-        value.dtype
+        whole.get(id(value), value).dtype
         for value in posterior.network.state_dict(keep_vars=True).values()
         if value.is_floating_point() and id(value) not in own
     }

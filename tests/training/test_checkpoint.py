@@ -69,7 +69,8 @@ def test_nested_states_come_back_with_their_types(tmp_path):
 
 def test_the_file_is_no_pickle_and_any_reader_of_safetensors_opens_it(run):
     folder, _ = run
-    with pytest.raises(pickle.UnpicklingError):
+    # Which of the two depends on the file's first byte, of a length.
+    with pytest.raises((pickle.UnpicklingError, ValueError)):
         pickle.loads((folder / CHECKPOINT).read_bytes())
     assert any(name.endswith("exp_avg") for name in load_file(folder / CHECKPOINT))
     assert not (folder / PICKLED).exists()

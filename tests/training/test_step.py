@@ -12,9 +12,9 @@ from hypothesis import strategies as st
 from torch import nn
 
 import bella
+from bella.precision import Precision
 from bella.training.checks import DivergedError, check_particles
 from bella.training.gradients import Gradients
-from bella.training.precision import Precision
 from bella.training.step import Step
 
 TRANSPORTS = ["ensemble", "repulsive", "svgd", "function"]

@@ -34,6 +34,13 @@ Device = Annotated[
         help="Where to run: cpu, cuda, cuda:1, ...", show_default="the GPU if there is one"
     ),
 ]
+Precision = Annotated[
+    str,
+    typer.Option(
+        help="Of predictions: float32, bf16, fp16, or auto: bf16 where the device multiplies it "
+        "and the first batch agrees."
+    ),
+]
 OnBad = Annotated[
     BadImage,
     typer.Option("--on-bad-image", help="stop at an image that cannot be read, or skip and count."),

@@ -112,7 +112,11 @@ def compare(
     ] = None,
     precision: Annotated[
         str | None,
-        typer.Option(help="no (as the parameters are), bf16 or fp16.", show_default="no"),
+        typer.Option(
+            help="float32, bf16, fp16 (autocast, the frozen base held in it) or auto: bf16 "
+            "where the device multiplies it and the first batch agrees.",
+            show_default="float32",
+        ),
     ] = None,
     device: Device = None,
     out: Annotated[Path, typer.Option(help="Folder.")] = Path("runs/compare"),

@@ -16,6 +16,7 @@ from bella.cli.common import (
     Json,
     OnBad,
     OwnCode,
+    Precision,
     Quiet,
     Run,
     Severities,
@@ -93,6 +94,7 @@ def evaluate(
     ] = None,
     on_bad_image: OnBad = BadImage.stop,
     device: Device = None,
+    precision: Precision = "float32",
     workers: Workers = 0,
     own_code: OwnCode = False,
     json: Json = False,
@@ -122,7 +124,9 @@ def evaluate(
         promises=given(risk=risk, delta=delta, miss=miss, score=sets) or None,
     )
     with progress_bar(not (json or quiet)) as bar:
-        opened = open_run(run, device=device, workers=workers, own_code=own_code)
+        opened = open_run(
+            run, device=device, workers=workers, own_code=own_code, precision=precision
+        )
         found = opened.evaluate(data, ood, bar, on_bad_image.value, **more)
     if out is not None:
         write_evaluation(found, out)

@@ -165,7 +165,18 @@ def fit(
     ] = None,
     precision: Annotated[
         str | None,
-        typer.Option(help="no (as the parameters are), bf16 or fp16.", show_default="no"),
+        typer.Option(
+            help="float32, bf16, fp16 (autocast, the frozen base held in it) or auto: bf16 "
+            "where the device multiplies it and the first batch agrees.",
+            show_default="float32",
+        ),
+    ] = None,
+    base_dtype: Annotated[
+        str | None,
+        typer.Option(
+            help="Of the frozen base: auto, float32 (left as it is), bf16 or fp16.",
+            show_default="auto, that of the products",
+        ),
     ] = None,
     device: Annotated[
         str | None,
@@ -239,6 +250,7 @@ def fit(
         learning_rate=learning_rate,
         patience=patience,
         precision=precision,
+        base_dtype=base_dtype,
         device=device,
         particle_processes=particle_processes,
         workers=workers,

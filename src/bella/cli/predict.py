@@ -13,6 +13,7 @@ from bella.cli.common import (
     Json,
     OnBad,
     OwnCode,
+    Precision,
     Quiet,
     Run,
     Workers,
@@ -36,6 +37,7 @@ def predict(
     ),
     on_bad_image: OnBad = BadImage.stop,
     device: Device = None,
+    precision: Precision = "float32",
     workers: Workers = 0,
     own_code: OwnCode = False,
     json: Json = False,
@@ -47,7 +49,9 @@ def predict(
     from bella.runs import open_run
 
     with progress_bar(not (json or quiet)) as bar:
-        opened = open_run(run, device=device, workers=workers, own_code=own_code)
+        opened = open_run(
+            run, device=device, workers=workers, own_code=own_code, precision=precision
+        )
         predictions = opened.predict(images, bar, on_bad_image.value)
     predictions.write(out)
     if json:

@@ -6,7 +6,7 @@ import math
 import operator
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import torch
@@ -27,6 +27,7 @@ from bella.prediction.numbers import GaussianPredictive
 from bella.prediction.predict import (
     Combined,
     NotFiniteError,
+    in_precision,
     particles_at_once,
     particles_of,
     predict,
@@ -65,7 +66,7 @@ def collect(
         class_axis: see `bella.predict`; found on the first batch and kept.
         ignore_index: label of examples, tokens or pixels that do not count.
         **options: those of `bella.predict`: ``draws``, ``average``, ``particles_per_pass``
-            (``auto`` is decided on the first batch), ``stop``, ...
+            (``auto`` is decided on the first batch), ``stop``, ``precision``, ...
 
     Returns:
         The predictive and the labels of all that counts, on the CPU: of examples, or of their
@@ -82,45 +83,50 @@ def collect(
     total = operator.length_hint(loader) or None
     task = progress.add_task("predicting", total=total, visible=False) if progress else None
     start = time.monotonic()
-    parts, labels = [], []
+    parts: list[Any] = []
+    labels: list[Tensor] = []
     axis = ClassAxis.of(class_axis)
     network = getattr(posterior, "network", posterior)
     kind = of_posterior(posterior, likelihood)
-    for number, batch in enumerate(loader):
-        args, kwargs, y = split(batch, network)
-        if y.shape[:1] == (0,):
-            continue
-        check_names(network, kwargs)
-        inputs: Any = to(kwargs or args, device)
-        if options.get("particles_per_pass") == "auto":
-            size = particles_at_once(posterior, inputs, options.pop("memory", None))
-            options["particles_per_pass"] = size
-        y = y if kind is None else kind.targets(y, ignore_index)
-        try:
-            with outputs_of(particles_of(posterior)) as heard:
-                predictive = predict(
-                    posterior,
-                    inputs,
-                    likelihood=likelihood if kind is None else kind,
-                    class_axis=axis,
-                    labels=y,
-                    ignore_index=ignore_index,
-                    **options,
-                )
-        except NotFiniteError as error:
-            raise NotFiniteError(f"Batch {number}: {error}") from None
-        if kind is None:  # only the outputs tell
-            kind = by_name(likelihood_of_outputs(heard[0]))
-            y = kind.targets(y, ignore_index)
-        predictive, y = predictive.cpu(), y.cpu()
-        if kind.several:
-            y = beside(y, predictive.logits, kind, own=False)[0]
-        else:
-            predictive, y = predictive.counted(y, ignore_index)
-        parts.append(predictive)
-        labels.append(y)
-        if progress and task is not None:
-            progress.update(task, advance=1, visible=time.monotonic() - start > PATIENCE)
+    asked = {name: options[name] for name in ("precision", "base_dtype") if name in options}
+    with ExitStack() as stack:
+        for number, batch in enumerate(loader):
+            args, kwargs, y = split(batch, network)
+            if y.shape[:1] == (0,):
+                continue
+            check_names(network, kwargs)
+            inputs: Any = to(kwargs or args, device)
+            if options.get("particles_per_pass") == "auto":
+                size = particles_at_once(posterior, inputs, options.pop("memory", None))
+                options["particles_per_pass"] = size
+            y = y if kind is None else kind.targets(y, ignore_index)
+            try:
+                with outputs_of(particles_of(posterior)) as heard:
+                    predictive = predict(
+                        posterior,
+                        inputs,
+                        likelihood=likelihood if kind is None else kind,
+                        class_axis=axis,
+                        labels=y,
+                        ignore_index=ignore_index,
+                        **options,
+                    )
+            except NotFiniteError as error:
+                raise NotFiniteError(f"Batch {number}: {error}") from None
+            if asked and not parts:  # the first batch has decided: cast the base once for all
+                stack.enter_context(in_precision(posterior, **asked))
+            if kind is None:  # only the outputs tell
+                kind = by_name(likelihood_of_outputs(heard[0]))
+                y = kind.targets(y, ignore_index)
+            predictive, y = predictive.cpu(), y.cpu()
+            if kind.several:
+                y = beside(y, predictive.logits, kind, own=False)[0]
+            else:
+                predictive, y = predictive.counted(y, ignore_index)
+            parts.append(predictive)
+            labels.append(y)
+            if progress and task is not None:
+                progress.update(task, advance=1, visible=time.monotonic() - start > PATIENCE)
     if progress and task is not None:
         progress.remove_task(task)
     if parts and kind is not None and not any(kind.counted(y, ignore_index).any() for y in labels):

@@ -10,6 +10,7 @@ import copy
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
 from functools import cached_property
 from itertools import chain
 from pathlib import Path
@@ -34,7 +35,7 @@ from bella.models.language import OpenedLanguage
 from bella.posterior import Posterior
 from bella.prediction.activations import Place, Reader, Reading, find_places
 from bella.prediction.mixture import Distance, Readout
-from bella.prediction.predict import Combined, predict
+from bella.prediction.predict import Combined, in_precision, predict
 from bella.prediction.predictive import Average, Predictive
 from bella.recipes import Plan, Recipe, linear_head
 from bella.training.anchors import Activations, choose_anchors
@@ -49,6 +50,7 @@ from bella.training.probe import (
     fit_probe,
     head_inputs,
 )
+from bella.training.settings import Settings, checked
 from bella.trees import map_tensors, tensors_of
 
 Batches = Callable[[list[int]], Any]
@@ -93,6 +95,11 @@ class Bench:
         self.networks: dict[int, str] = {}
         self.data = ""
         self._entrance: bool | str = False
+
+    @property
+    def precision(self) -> str:
+        """Of training and predictions."""
+        return checked(Settings, self.settings).precision
 
     # ------------------------------------------------------------ what decides a run
 
@@ -183,7 +190,9 @@ class Bench:
             for part, place in self.task.split(seed).items():
                 if part != "train":
                     data = self.loader(*place, images=images)
-                    predictive, labels = collect(posterior, data, draws=draws)
+                    predictive, labels = collect(
+                        posterior, data, draws=draws, precision=self.precision
+                    )
                     found[part] = (predictive, labels)
         return found
 
@@ -321,11 +330,15 @@ class Bench:
     def milliseconds(self, posterior: Posterior | Combined, *, draws: int = 1) -> float:
         """Time to predict one of `few_images`, from the image on: the best of three."""
         best = math.inf
-        for _ in range(3):
-            inputs = map_tensors(torch.clone, self.few_images)  # none may be remembered
-            begun = time.perf_counter()
-            predict(posterior, inputs, draws=draws).cpu()  # waits for the device
-            best = min(best, time.perf_counter() - begun)
+        with ExitStack() as stack:
+            for number in range(3):
+                inputs = map_tensors(torch.clone, self.few_images)  # none may be remembered
+                begun = time.perf_counter()
+                said = predict(posterior, inputs, draws=draws, precision=self.precision)
+                said.cpu()  # waits for the device
+                best = min(best, time.perf_counter() - begun)
+                if number == 0:  # decided
+                    stack.enter_context(in_precision(posterior, self.precision))
         return 1000 * best / len(tensors_of(self.few_images)[0])
 
     # ------------------------------------------------------------ earlier runs

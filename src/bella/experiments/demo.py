@@ -18,6 +18,7 @@ def demo(
     folder: str | Path,
     seeds: int = 3,
     progress: bool = True,
+    precision: str = "auto",
     **settings: Any,
 ) -> dict[str, Any]:
     """Compare the demo's methods on a task; write ``results.json``, ``report.html``,
@@ -28,6 +29,7 @@ def demo(
         folder: for everything that is written.
         seeds: how many training seeds.
         progress: show bars.
+        precision: of training and predictions, see `bella.fit`.
         **settings: of `bella.fit`.
 
     Returns:
@@ -38,6 +40,7 @@ def demo(
         MissingExtraError: data or network are not installed.
     """
     task = task_named(data)
+    settings["precision"] = precision
     results = compare(task, DEMO, seeds=seeds, folder=folder, progress=progress, **settings)
     write_page(task, results, folder)
     write_html(task, results, folder)

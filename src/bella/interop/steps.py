@@ -7,8 +7,8 @@ from collections.abc import Callable, Sequence
 import torch
 
 from bella.errors import BellaError
+from bella.precision import Precision
 from bella.training.gradients import Gradients
-from bella.training.precision import Precision
 from bella.training.step import Step
 from bella.transport.base import Mover, Transport
 

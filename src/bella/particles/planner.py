@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from bella.errors import BellaError
 from bella.particles.axis import IdleError, ParticleAxis
 from bella.particles.evidence import REFUSALS, short
+from bella.particles.held import HeldBase
 from bella.particles.layer import ParticleLayer
 from bella.particles.plan import BEGIN_ANEW, Plan, Plans, describe
 from bella.particles.prefix import SharedPrefix, Turns
@@ -79,6 +80,7 @@ class Planner:
         self.by_design = by_design
         self.run_anyway = run_anyway
         self.needs_examples = False
+        self.held = HeldBase()
         self.plans: dict[Any, Plan] = {}
         self.resumes: dict[Any, Plan] = {}
         self.texts: dict[Any, Plan] = {}  # how answers are written, see `bella.generation.proof`
@@ -174,7 +176,9 @@ class Planner:
 
     def prover(self, sort: type[Proves]) -> Proves:
         """One of this sort, for the network as it is now."""
-        return sort(self.network, self.axis, self.prefix, self.turns, self.tell_idle)
+        made = sort(self.network, self.axis, self.prefix, self.turns, self.tell_idle)
+        made.held = self.held
+        return made
 
     def decide(self, plan: Plan) -> Plan:
         """What is done with what was found; tells what it costs.

@@ -38,6 +38,7 @@ from bella.particles.evidence import (
     split,
     telling,
 )
+from bella.particles.held import HeldBase
 from bella.particles.layer import ParticleLayer
 from bella.particles.plan import Plan
 from bella.particles.prefix import SharedPrefix, Turns
@@ -94,6 +95,7 @@ class Prover:
             self.values |= layer.distinct(3, generator)
         self.fold = self.axis.particles > 1
         self.in_place = False  # whether the network changed its inputs
+        self.held = HeldBase()  # a base in fewer bits is proven with all of them
 
     # ------------------------------------------------------------ whole proofs
 
@@ -353,10 +355,11 @@ class Prover:
                 or (isinstance(module, Copies) and module.normalises)
             )
         ]
-        dtypes = {p.dtype for p in self.network.parameters() if p.is_floating_point()}
         device = next(iter(self.network.parameters()), torch.empty(0)).device.type
         with ExitStack() as stack:
             stack.enter_context(self.turns)
+            stack.enter_context(self.held.whole())
+            dtypes = {p.dtype for p in self.network.parameters() if p.is_floating_point()}
             if dtypes == {torch.float32}:  # what a row means does not depend on how it is rounded
                 stack.enter_context(torch.autocast(device, enabled=False))
             stack.enter_context(undisturbed(self.network))

@@ -178,17 +178,22 @@ class Mixture(Combined):
         Raises:
             BellaError: see `bella.predict`; or inputs for which the readouts were not made.
         """
-        groups, distances, inputs = [], None, inputs
+        groups, distances = [], None
+        # Passes may run in fewer bits; of a distance such rounding would leave nothing.
+        own = torch.autocast(next(self.posterior.parameters()).device.type, enabled=False)
         with evaluating(self.posterior), torch.no_grad():
             if self.readings:
                 features, args, kwargs = self.reader.features(self.readings, *arguments(inputs))
                 inputs = kwargs or args
-                groups = [readout(features) for readout in self.readouts]
-                if self._distances:
-                    distances = torch.stack([distance(features) for distance in self.distances])
+                with own:
+                    features = {r: metrics.precise(x) for r, x in features.items()}
+                    groups = [readout(features) for readout in self.readouts]
+                    if self._distances:
+                        distances = torch.stack([measure(features) for measure in self.distances])
             said = predict(self.posterior, inputs, **options)
         check_pooled(said)
-        return self.pool([said.logits, *groups], distances)
+        with own:
+            return self.pool([said.logits, *groups], distances)
 
     def extra_repr(self) -> str:
         """Shown by print(mixture)."""

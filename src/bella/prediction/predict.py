@@ -6,8 +6,9 @@ Or as many particles as the examples need: where the first agree, the others are
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
-from contextlib import nullcontext
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
+from functools import partial
 from typing import Any, Literal, overload
 
 import torch
@@ -17,12 +18,14 @@ from bella import metrics
 from bella.classes import ClassAxis
 from bella.errors import BellaError
 from bella.inputs import arguments
-from bella.kernels import fast_float32
+from bella.kernels import device_of, fast_float32
 from bella.likelihood import Likelihood, by_name, likelihood_of_outputs, logits_of, of_posterior
 from bella.memory import at_once, parts
 from bella.particles.sober import evaluating
 from bella.particles.stream import Stream
 from bella.posterior import Posterior
+from bella.precision import Precision
+from bella.prediction.agreement import decide
 from bella.prediction.labels import MultiLabelPredictive
 from bella.prediction.numbers import GaussianPredictive
 from bella.prediction.predictive import IGNORED, Average, Predictive, agree, early_weights
@@ -92,6 +95,8 @@ def predict(  # type: ignore[misc]  # the options stand here alone
     class_axis: int | ClassAxis | None = None,
     labels: Tensor | None = None,
     ignore_index: int = IGNORED,
+    precision: str = "float32",
+    base_dtype: str = "auto",
 ) -> Any:
     """Predict a batch with every particle, or with as many as the examples need.
 
@@ -117,6 +122,11 @@ def predict(  # type: ignore[misc]  # the options stand here alone
         labels: of these inputs, (batch, positions...), where there are any. Only their shape is
             used, to find the classes' axis, and for ``stop`` which positions count.
         ignore_index: label of positions that do not count.
+        precision: ``float32`` multiplies as the parameters are, and as the caller's own autocast
+            has it; ``bf16`` and ``fp16`` in fewer bits, ``auto`` in bf16 where that gains and the
+            first batch agrees (see `bella.prediction.agreement`). Whoever predicts often in fewer
+            bits does so inside `bella.in_precision`, which casts the base once.
+        base_dtype: see `bella.precision.Precision`.
 
     Returns:
         The predictive by `PREDICTIVES`: of classes and tokens a `Predictive`, (particles, batch,
@@ -130,6 +140,25 @@ def predict(  # type: ignore[misc]  # the options stand here alone
             or ``stop`` for numbers; ``stop`` or ``average`` with a mixture; or a ``memory`` too
             small for one particle.
     """
+    if precision not in ("float32", "no"):
+        particles = particles_of(posterior)
+        in_float32 = partial(
+            predict,
+            *(posterior, inputs),
+            likelihood=likelihood,
+            draws=draws,
+            particles_per_pass=particles_per_pass,
+            memory=memory,
+            average=average,
+            stop=stop,
+            first=first,
+            class_axis=class_axis,
+            labels=labels,
+            ignore_index=ignore_index,
+        )
+        chosen = _agreed(particles, precision, base_dtype, in_float32)
+        with chosen.around(particles), chosen.autocast():
+            return in_float32()
     if isinstance(posterior, Combined):
         if stop is not None or average != "probs":
             raise BellaError(
@@ -213,6 +242,56 @@ def predict(  # type: ignore[misc]  # the options stand here alone
                 rest[:, doubtful] = said(everyone[first:], *fewer, some, doubtful.tolist())
         logits = torch.cat((begin, rest))
         return _predictive(kind)(logits, average, early_weights(logits, early, first))
+
+
+@contextmanager
+def in_precision(
+    posterior: Posterior | Combined,
+    precision: str = "auto",
+    inputs: Any = None,
+    *,
+    base_dtype: str = "auto",
+    kernel: str | None = None,
+) -> Iterator[Precision]:
+    """Let a posterior multiply in a precision, in a loop of your own or for many predictions.
+
+    Inside the block float32 is multiplied by the fastest kernel (`bella.fast_float32`), and with
+    ``bf16`` or ``fp16`` the frozen base is held in that dtype. Forward passes then run inside
+    ``with chosen.autocast():``, and `bella.predict` as well; backward, transport and optimiser do
+    not. The base is as it was after the block.
+
+    Args:
+        posterior: any posterior or mixture.
+        precision: ``float32``, ``bf16``, ``fp16``, or ``auto``: bf16 where the device has units for
+            it, the network gains, and predictions of ``inputs`` agree.
+        inputs: a batch to compare predictions on, see `bella.prediction.agreement`.
+        base_dtype: what the frozen base is held in; ``float32`` leaves it as it is.
+        kernel: see `bella.fast_float32`.
+
+    Yields:
+        The precision that was chosen.
+
+    Raises:
+        BellaError: an unknown name, or a block that is open holds the base in another dtype.
+    """
+    particles = particles_of(posterior)
+    run = None if inputs is None else partial(predict, posterior, inputs)
+    chosen = _agreed(particles, precision, base_dtype, run)
+    with chosen.around(particles, kernel):
+        yield chosen
+
+
+def _agreed(
+    posterior: Posterior, name: str, base_dtype: str, run: Callable[[], Said] | None
+) -> Precision:
+    """What `decide` says; asked once for each name, dtype and device."""
+    key = (name, base_dtype, device_of(posterior))
+    if run is None or posterior.held.dtype is not None:
+        found = posterior.agreed.get(key)
+        return found or decide(posterior, name, base_dtype)[0]
+    if key not in posterior.agreed:
+        posterior.agreed[key], _ = decide(posterior, name, base_dtype, run)
+    return posterior.agreed[key]
 
 
 def _predictive(kind: Likelihood | None) -> type[Said]:

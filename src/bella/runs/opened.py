@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
@@ -26,7 +26,7 @@ from bella.interop.hub import FILES, local_folder
 from bella.models import open_network
 from bella.posterior import Posterior
 from bella.prediction.mixture import Mixture, is_there, read_mixture
-from bella.prediction.predict import predict
+from bella.prediction.predict import in_precision, predict
 from bella.prediction.predictive import Predictive
 from bella.runs.evaluating import evaluate_run
 from bella.storage import said_wrong
@@ -50,6 +50,7 @@ class TrainedRun:
         seed: of those draws.
         mixture: the particles pooled with readouts, where the run has such.
         workers: processes that read images; 0 reads them in this one.
+        precision: of predictions, see `bella.predict`.
     """
 
     posterior: Posterior
@@ -60,6 +61,12 @@ class TrainedRun:
     seed: int = 0
     workers: int = 0
     mixture: Mixture | None = None
+    precision: str = "float32"
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """Of every prediction, see `bella.predict`."""
+        return {"draws": self.draws, "precision": self.precision}
 
     @property
     def predicts(self) -> Posterior | Mixture:
@@ -80,7 +87,7 @@ class TrainedRun:
     def collect(self, images: Dataset, bar: Progress | None = None) -> Part:
         """The predictive of labelled images, and their labels."""
         with self.drawing():
-            return collect(self.predicts, self.loader(images), progress=bar, draws=self.draws)
+            return collect(self.predicts, self.loader(images), progress=bar, **self.options)
 
     def predict(
         self,
@@ -94,9 +101,11 @@ class TrainedRun:
         task = bar.add_task("predicting", total=len(loader)) if bar else None
         parts = []
         device = next(self.posterior.network.parameters()).device
-        with self.drawing():
+        with self.drawing(), ExitStack() as stack:
             for batch in loader:
-                parts.append(predict(self.predicts, batch.to(device), draws=self.draws).cpu())
+                parts.append(predict(self.predicts, batch.to(device), **self.options).cpu())
+                if len(parts) == 1:  # the first batch has decided: cast the base once for all
+                    stack.enter_context(in_precision(self.predicts, self.precision))
                 if bar and task is not None:
                     bar.advance(task)
         return Predictions(listed.paths, Predictive.cat(parts), self.classes)
@@ -180,6 +189,7 @@ def open_run(
     device: str | torch.device | None = None,
     workers: int = 0,
     own_code: bool = False,
+    precision: str = "float32",
 ) -> TrainedRun:
     """Open what `train` left in a folder, also while it trains or after it was stopped.
 
@@ -189,6 +199,7 @@ def open_run(
         workers: processes that read images; 0 reads them in this one.
         own_code: whether a network that is made by ``package.module:function`` may be; a run
             folder may be anybody's.
+        precision: of predictions, see `bella.predict`.
 
     Raises:
         BellaError: no run folder, one whose network cannot be opened any more, or no such device.
@@ -212,6 +223,7 @@ def open_run(
         model.seed,
         workers,
         mixture,
+        precision,
     )
 
 

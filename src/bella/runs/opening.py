@@ -12,12 +12,15 @@ from bella.runs.opened import open_run as open_image_run
 from bella.runs.texts.opened import open_text_run
 
 
-def open_run(folder: str | Path, *, device: Any = None, **options: Any) -> Any:
+def open_run(
+    folder: str | Path, *, device: Any = None, precision: str = "float32", **options: Any
+) -> Any:
     """A run by its folder: a `TrainedRun` on images, or a `TextRun`.
 
     Args:
         folder: of the run, or ``hf:owner/name`` for one on the hub.
         device: where to run; the accelerator if there is one.
+        precision: of predictions, see `bella.predict`.
         **options: of `bella.runs.opened.open_run`, for images.
 
     Raises:
@@ -25,5 +28,5 @@ def open_run(folder: str | Path, *, device: Any = None, **options: Any) -> Any:
     """
     place = local_folder(folder, *FILES)
     if "task" in read_sealed_json(place / MODEL):
-        return open_text_run(place, device=device)
-    return open_image_run(place, device=device, **options)
+        return open_text_run(place, device=device, precision=precision)
+    return open_image_run(place, device=device, precision=precision, **options)

@@ -98,7 +98,8 @@ def serve(
         from bella.runs import open_run
         from bella.serve.referral import referral
 
-        run = open_run(folder, device=device, **({"own_code": True} if own_code else {}))
+        options: dict[str, Any] = {"own_code": True} if own_code else {}  # of images alone
+        run = open_run(folder, device=device, **options)
         own: Limits = checked(Limits, {**defaults_of(run), **asked})
         threshold, promise = referral(run, calibrate, risk, delta, refer_above)
         app = make_app(run, own, token=token, local=local, threshold=threshold, promise=promise)

@@ -15,7 +15,7 @@ from torch.utils.data import DataLoader
 from bella.errors import BellaError
 from bella.inputs import split
 from bella.particles.stream import Stream
-from bella.training.randomness import seed_all
+from bella.training.randomness import own_randomness, seed_all
 from bella.training.samplers import has_generators, in_fixed_order, parts_of
 
 
@@ -31,6 +31,25 @@ def for_training(loader: Any) -> Any:
         vars(view).update(persistent_workers=False, _iterator=None)
         return view
     return loader
+
+
+def first_of(loader: Any) -> Any:
+    """A batch to look at before training; ``None`` of what can be gone through only once.
+
+    Random numbers are afterwards as they were, those of generators that the loader holds too.
+    """
+    parts = (loader, getattr(loader, "sampler", None), getattr(loader, "batch_sampler", None))
+    held = [getattr(part, "generator", None) for part in parts]
+    states = [(g, g.get_state()) for g in held if isinstance(g, torch.Generator)]
+    with own_randomness():
+        batches = iter(loader)
+        if batches is loader:
+            return None
+        try:
+            return next(batches, None)
+        finally:
+            for generator, state in states:
+                generator.set_state(state)
 
 
 def batches_per_epoch(loader: Any) -> int:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import numpy as np
 import torch
@@ -19,6 +19,7 @@ from torch import Tensor
 
 from bella.errors import BellaError
 from bella.files import shown
+from bella.kernels import DEFAULT
 from bella.sealed import read_sealed, write_sealed
 from bella.storage import SETTINGS, TENSORS, said_wrong
 from bella.training.identity import refuse_another
@@ -40,6 +41,15 @@ class _Identity(BaseModel):
     model_config = ConfigDict(strict=True, extra="allow")
 
     settings: dict[str, Any]
+
+
+class _Multiplied(BaseModel):
+    """In what a run multiplies; files of earlier versions say nothing of it."""
+
+    model_config = ConfigDict(strict=True, extra="forbid")
+
+    name: Literal["float32", "bf16", "fp16"] = "float32"
+    agreement: dict[str, float] | None = None
 
 
 class _State(BaseModel):
@@ -248,6 +258,9 @@ def _check(state: dict[str, Any]) -> None:
         raise ValueError("the best score is not a number")
     if best is not None:
         check_own(best[2], state["own"])
+    if not isinstance(state.get("kernel", DEFAULT), str):
+        raise ValueError(f"kernel={shown(state['kernel'])} is no name")
+    _Multiplied.model_validate(state.get("precision", {}))
     for own in (state["own"], *([] if best is None else [best[2]])):
         for name, value in own.items():
             if value.is_floating_point() and bool(value.isnan().any()):

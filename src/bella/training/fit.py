@@ -9,6 +9,8 @@ import math
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
+from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,19 +24,25 @@ from bella.errors import BellaError
 from bella.files import shortened
 from bella.folders import held
 from bella.host import device_named
-from bella.inputs import check_names, split, weights_of
-from bella.kernels import DEFAULT, fast_float32, fastest
+from bella.inputs import check_names, split, to, weights_of
+from bella.kernels import DEFAULT, fastest
+from bella.memory import undisturbed
 from bella.parallel.division import Division
 from bella.parallel.mesh import Mesh, mesh_of
 from bella.parallel.ranks import joined, local_rank
 from bella.particles.recompute import recompute
 from bella.posterior import Posterior
+from bella.precision import precision_for
+from bella.prediction.agreement import decide
+from bella.prediction.predict import predict
+from bella.prediction.said import Said
 from bella.training.annealing import kl_weight
 from bella.training.batches import (
     batches_per_epoch,
     begin_epoch,
     epoch_seed,
     examples_of,
+    first_of,
     for_training,
     grouped,
     own_batches,
@@ -47,7 +55,6 @@ from bella.training.gradients import Batch, Gradients, Loss
 from bella.training.identity import identity_of
 from bella.training.kept import Kept
 from bella.training.optimizer import MakeOptimizer, begin, make_optimizer, make_schedule
-from bella.training.precision import Precision
 from bella.training.randomness import own_randomness, seed_all
 from bella.training.record import Record, describe
 from bella.training.samplers import examples
@@ -192,7 +199,7 @@ class Run:
         self.device = place_of(posterior, settings.device)
         posterior.to(self.device)
         self.division = Division(posterior, self.mesh.particles)
-        self.precision = Precision(settings.precision, self.device)
+        self.precision = precision_for(posterior, settings.precision, settings.base_dtype)
         if settings.checkpoint:
             named = settings.checkpoint
             recompute(posterior, None if named is True else named)
@@ -267,6 +274,7 @@ class Run:
         self.world.check_same((self.steps, self.identity), "settings, network and data")
         self.validated: dict[str, float] = {}  # of the last epoch, for the bar
         self.kernel: str | None = None  # of float32 matrices; a resumed run's own
+        self.agreement: dict[str, float] | None = None  # see `settle`
         self.resumed = False  # whether it goes on from a checkpoint
         self.writes = False  # whether the folder is this run's by now
         self.log_every = max(1, self.steps // 60)
@@ -283,8 +291,31 @@ class Run:
         first = self.load_checkpoint(record) if resume else 0
         if first:
             warn_of_generators(self.train)
+        self.settle(record)
         with self.multiplying(record):
             return self.run_epochs(first, bar, record)
+
+    def settle(self, record: Record) -> None:
+        """Find out on the first batch whether fewer bits say what float32 says, and write it down;
+        a run that goes on does as it did."""
+        asked = self.settings
+        if not self.resumed and self.precision.name != "float32":
+            batch = first_of(self.train)
+            run = None if batch is None else partial(self.predicted, batch)
+            chosen, found = decide(self.posterior, asked.precision, asked.base_dtype, run)
+            self.precision.become(self.world.first(chosen.name))
+            self.agreement = None if found is None else asdict(found)
+        record.precision = self.precision.facts()
+        if self.agreement is not None:
+            record.precision["differs_by"] = self.agreement
+
+    def predicted(self, batch: Any) -> Said:
+        """What the particles say of a training batch."""
+        args, kwargs, labels = split(batch, self.posterior.network)
+        inputs = to(kwargs or args, self.device)
+        kind = self.gradients.likelihood or "auto"
+        with undisturbed(self.posterior):
+            return predict(self.posterior, inputs, likelihood=kind, labels=labels)
 
     @contextmanager
     def multiplying(self, record: Record) -> Iterator[None]:
@@ -292,7 +323,7 @@ class Run:
         wanted = self.kernel
         if wanted is None and self.world.size > 1:
             wanted = self.world.first(fastest(self.posterior).name)
-        with fast_float32(self.posterior, wanted) as kernel:
+        with self.precision.around(self.posterior, wanted) as kernel:
             self.kernel, record.float32 = kernel.name, kernel.facts()
             yield
 
@@ -505,6 +536,7 @@ class Run:
                 "epoch": epoch,
                 **self.state.take(),
                 "kernel": self.kernel,
+                "precision": {"name": self.precision.name, "agreement": self.agreement},
                 "history": record.history,
                 "trace": self.trace,
                 "seconds": record.seconds,
@@ -535,6 +567,9 @@ class Run:
         with self.whole():
             self.state.load(state, str(self.folder))
         self.kernel = state.get("kernel", DEFAULT)  # earlier versions knew no other
+        kept = state.get("precision", {"name": self.precision.name, "agreement": None})
+        self.precision.become(kept["name"])
+        self.agreement = kept["agreement"]
         record.particles_per_pass = self.gradients.at_once
         record.history, record.seconds = state["history"], state["seconds"]
         record.trace = self.trace = state["trace"]

@@ -14,7 +14,7 @@ from bella.classes import ClassAxis
 from bella.inputs import to
 from bella.parallel.mesh import Mesh
 from bella.posterior import Posterior
-from bella.training.precision import Precision
+from bella.precision import Precision
 from bella.training.randomness import Apart
 from bella.training.shares import share_of
 from bella.transport.base import Transport
@@ -94,7 +94,7 @@ class Gradients:
         self.own = minibatches == "own"
         self.class_axis = ClassAxis()
         self.budget = memory_budget
-        self.precision = precision or Precision("no", next(posterior.parameters()).device)
+        self.precision = precision or Precision("float32", next(posterior.parameters()).device)
         wanted = particles_per_pass or posterior.particles
         self.at_once: int | None = None if wanted == "auto" else wanted
 

@@ -36,7 +36,7 @@ def make_optimizer(
     if settings.precision == "fp16" and any(p.dtype == torch.float16 for p in trained):
         raise BellaError(
             "precision='fp16' scales the gradients of float32 parameters, and some that train are "
-            "float16: use posterior.float(), or precision='no'."
+            "float16: use posterior.float(), or precision='float32'."
         )
     return optimizer
 

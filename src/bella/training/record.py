@@ -26,6 +26,8 @@ class Record:
         seconds: wall time of training, validation included.
         particles_per_pass: how many particles ran at once.
         float32: the kernel that multiplied float32 matrices, see `bella.fast_float32`.
+        precision: what it multiplied in, what the base was held in, and, where the first batch was
+            predicted in both, by how much that differed from float32.
         folder: the run folder, if there is one.
         versions: of the libraries and of Python, and the machine's kind.
     """
@@ -37,6 +39,7 @@ class Record:
     seconds: float = 0.0
     particles_per_pass: int | None = None
     float32: dict[str, Any] = field(default_factory=dict)
+    precision: dict[str, Any] = field(default_factory=dict)
     folder: Path | None = None
     versions: dict[str, str] = field(default_factory=lambda: versions())
 
@@ -51,6 +54,7 @@ class Record:
             "seconds": round(self.seconds, 3),
             "particles_per_pass": self.particles_per_pass,
             "float32": self.float32,
+            "precision": self.precision,
             "history": self.history,
             "trace": self.trace,
         }

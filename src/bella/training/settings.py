@@ -6,11 +6,12 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
 
 import yaml
-from pydantic import AliasChoices, BaseModel, ConfigDict, Field, ValidationError
+from pydantic import AliasChoices, BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from bella.errors import BellaError
 from bella.files import count_values, read_bytes, shown
 from bella.likelihood import Mean, Name
+from bella.precision import BaseDtype
 
 LARGEST_YAML = 2**20
 """Bytes of a configuration."""
@@ -32,7 +33,11 @@ class Settings(BaseModel):
         warmup: fraction of the steps over which the learning rate rises from 0; it then falls to 0
             as a cosine.
         clip: largest gradient norm of one particle; ``None`` for no limit.
-        precision: ``no`` (as the parameters are), ``bf16`` or ``fp16``.
+        precision: ``float32`` (as the parameters are; ``no`` is the same), ``bf16`` or ``fp16`` by
+            autocast, or ``auto``: bf16 where the device multiplies it, the network gains and the
+            first batch agrees (docs/performance.md), else float32.
+        base_dtype: what the frozen base is held in: ``auto`` is the dtype of the products,
+            ``float32`` leaves it as it is.
         likelihood: what the labels are (a name in `bella.likelihood.LIKELIHOODS`), or ``auto``: as
             the network's own loss takes them.
         mean_over: the ``labels`` of a step that count, or its ``examples``, each by the mean over
@@ -76,7 +81,8 @@ class Settings(BaseModel):
     weight_decay: float = Field(0.0, ge=0, allow_inf_nan=False)
     warmup: float = Field(0.1, ge=0, le=1)
     clip: float | None = Field(1.0, gt=0)
-    precision: Literal["no", "bf16", "fp16"] = "no"
+    precision: Literal["auto", "float32", "bf16", "fp16"] = "float32"
+    base_dtype: BaseDtype = "auto"
     likelihood: Name = "auto"
     mean_over: Mean = "labels"
     class_weights: list[float] | None = Field(None, min_length=1)
@@ -100,6 +106,12 @@ class Settings(BaseModel):
     particle_processes: int = Field(1, ge=1)
     device: str | None = None
     seed: int = Field(0, ge=0)
+
+    @field_validator("precision", mode="before")
+    @classmethod
+    def _known(cls, value: Any) -> Any:
+        """``no`` is float32 by its older name; YAML reads it as false."""
+        return "float32" if value is False or value == "no" else value
 
 
 def checked(kind: type[BaseModel], values: dict[str, Any]) -> Any:

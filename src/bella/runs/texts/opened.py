@@ -49,6 +49,7 @@ class TextRun:
         draws: of a stochastic posterior, for each prediction.
         seed: of those draws, and of what was split for the training.
         mixture: the particles pooled with readouts, where the run has such.
+        precision: of predictions, see `bella.predict`.
     """
 
     posterior: Posterior
@@ -58,6 +59,12 @@ class TextRun:
     draws: int = 1
     seed: int = 0
     mixture: Mixture | None = None
+    precision: str = "float32"
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """Of every prediction, see `bella.predict`."""
+        return {"draws": self.draws, "precision": self.precision}
 
     @property
     def classes(self) -> tuple[str, ...]:
@@ -140,7 +147,7 @@ class TextRun:
     def collect(self, data: Dataset, bar: Progress | None = None) -> Part:
         """The predictive of tokenised rows, and their labels."""
         with self.drawing():
-            return collect(self.predicts, self.loader(data), progress=bar, draws=self.draws)
+            return collect(self.predicts, self.loader(data), progress=bar, **self.options)
 
     def figures(
         self, data: Dataset, ood: Mapping[str, Dataset], bar: Progress | None = None
@@ -152,8 +159,8 @@ class TextRun:
                 self.loader(data),
                 {name: self.loader(some) for name, some in ood.items()},
                 self.asked.facts,
-                draws=self.draws,
                 progress=bar,
+                **self.options,
             )
 
     def predict(
@@ -175,7 +182,7 @@ class TextRun:
         records = test_of(read) if is_set(str(given[0])) else joined(read)
         loader = self.loader(self.tokenised(records, labelled=False))
         with self.drawing():
-            said = self.task.predict(self.predicts, loader, self.asked.facts, draws=self.draws)
+            said = self.task.predict(self.predicts, loader, self.asked.facts, **self.options)
         return TextPredictions(records, said)
 
     def tokenised(self, records: Records, *, labelled: bool) -> Dataset:
@@ -308,12 +315,18 @@ class Model(BaseModel):
     draws: int = Field(1, ge=1, le=10_000)
 
 
-def open_text_run(folder: str | Path, *, device: str | torch.device | None = None) -> TextRun:
+def open_text_run(
+    folder: str | Path,
+    *,
+    device: str | torch.device | None = None,
+    precision: str = "float32",
+) -> TextRun:
     """Open what `train_text` left in a folder, also while it trains or after it was stopped.
 
     Args:
         folder: of the run.
         device: where to run, such as ``cpu`` or ``cuda``; the accelerator if there is one.
+        precision: of predictions, see `bella.predict`.
 
     Raises:
         BellaError: no run folder, a damaged one, or one whose network cannot be opened any more.
@@ -334,4 +347,6 @@ def open_text_run(folder: str | Path, *, device: str | torch.device | None = Non
     posterior.eval().to(place)
     asked = Asked(opened.tokenizer, model.columns, model.facts, model.max_length, model.options_by)
     mixture = read_mixture(folder, posterior) if is_there(folder) else None
-    return TextRun(posterior, task, asked, model.network, model.draws, model.seed, mixture)
+    return TextRun(
+        posterior, task, asked, model.network, model.draws, model.seed, mixture, precision
+    )

@@ -1,0 +1,136 @@
+"""Frozen weights in the dtype that they are multiplied in.
+
+Autocast casts the factors of a product to fewer bits. What it casts of parameters that train it
+keeps until the pass is over; frozen ones it casts anew at every call, which can take as long as the
+products. Held in fewer bits from the start they are the same numbers, bit for bit: those weights
+and biases are held that autocast would cast, of Linear layers and convolutions, and nothing else.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, nn
+
+from bella.errors import BellaError
+from bella.particles.linearity import TORCHS, computes_as, family, has_own_weight
+
+_turns = threading.RLock()
+
+
+class HeldBase:
+    """A base whose weights are, while some block is open, held in fewer bits.
+
+    Attributes:
+        dtype: that they are held in; ``None`` while they are as they were.
+    """
+
+    def __init__(self) -> None:
+        self.dtype: torch.dtype | None = None
+        self._open = 0
+        self._pairs: list[tuple[nn.Parameter, Tensor]] = []
+
+    def enter(self, network: nn.Module, own: Collection[int], dtype: torch.dtype) -> None:
+        """Open a block; the first one casts.
+
+        Args:
+            network: whose frozen weights.
+            own: ``id`` of tensors that are the particles' own.
+            dtype: to hold them in.
+
+        Raises:
+            BellaError: an open block holds them in another dtype.
+        """
+        with _turns:
+            if self._open and self.dtype != dtype:
+                raise BellaError(
+                    f"The base is held in {self.dtype} by a block that is open, and {dtype} is "
+                    "asked for: leave that block first."
+                )
+            if not self._open:
+                try:
+                    for parameter in [p for p in holdable(network) if id(p) not in own]:
+                        # An accelerator's memory is for what it works with.
+                        self._pairs.append((parameter, parameter.data.cpu()))
+                        parameter.data = parameter.data.to(dtype)
+                except BaseException:  # no memory, or somebody stops it
+                    self._put_back()
+                    raise
+                self.dtype = dtype
+            self._open += 1
+
+    def leave(self) -> None:
+        """Close a block; the last one puts the weights back as they were."""
+        with _turns:
+            self._open -= 1
+            if not self._open:
+                self._put_back()
+
+    def _put_back(self) -> None:
+        for parameter, original in self._pairs:
+            parameter.data = original.to(parameter.device)
+        self._pairs, self.dtype = [], None
+
+    def originals(self) -> dict[int, Tensor]:
+        """By a parameter's ``id`` what it was before it was cast."""
+        return {id(parameter): original for parameter, original in self._pairs}
+
+    @contextmanager
+    def whole(self) -> Iterator[None]:
+        """Inside the block the weights are as they were: to prove by, or to be copied. Passes that
+        other threads run meanwhile come to the same, because autocast casts what it meets."""
+        with _turns:
+            fewer = [(parameter, parameter.data) for parameter, _ in self._pairs]
+            for parameter, original in self._pairs:
+                parameter.data = original.to(parameter.device)
+            try:
+                yield
+            finally:
+                for parameter, value in fewer:
+                    parameter.data = value
+
+    def check(self, network: nn.Module) -> None:
+        """Refuse a pass that would multiply what is held in fewer bits as if it were whole.
+
+        Raises:
+            BellaError: autocast is not on, or casts to another dtype.
+        """
+        if self.dtype is None:
+            return
+        kind = next(network.parameters()).device.type
+        if not torch.is_autocast_enabled(kind) or torch.get_autocast_dtype(kind) != self.dtype:
+            raise BellaError(
+                f"The base is held in {self.dtype} by a block that is open: run passes inside "
+                f"torch.autocast({kind!r}, {self.dtype}), or leave the block first."
+            )
+
+
+def holdable(network: nn.Module) -> Iterator[nn.Parameter]:
+    """Frozen float32 parameters that nothing reads but products that autocast casts them for."""
+    held: dict[int, nn.Parameter] = {}
+    others: set[int] = set()
+    for module in network.modules():
+        own = [p for p in module._parameters.values() if p is not None]
+        if multiplies(module):
+            held |= {id(p): p for p in own if type(p) is nn.Parameter}
+        else:
+            others |= {id(p) for p in own}
+    for key, parameter in held.items():
+        if (
+            key not in others
+            and not parameter.requires_grad
+            and type(parameter.data) is Tensor
+            and parameter.dtype == torch.float32
+        ):
+            yield parameter
+
+
+def multiplies(module: nn.Module) -> bool:
+    """Whether the module is the product of its class, with weights of its own."""
+    name = family(module)
+    if name is None or name == "Embedding" or not has_own_weight(module):
+        return False
+    return name == "Conv1D" or computes_as(module, TORCHS[name])
