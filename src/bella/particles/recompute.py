@@ -94,6 +94,13 @@ def rerun(axis: ParticleAxis, function: Callable, *args: Any, **kwargs: Any) -> 
     )
 
 
+def _told_to(module: nn.Module) -> bool | None:
+    """What transformers has told a module; ``None`` if it knows of no such thing. Every pass asks
+    every module, and one without the attribute would look for it among its parameters first."""
+    name = "gradient_checkpointing"
+    return getattr(module, name) if name in vars(module) or hasattr(type(module), name) else None
+
+
 @contextmanager
 def recomputing(
     network: nn.Module, axis: ParticleAxis, names: Collection[str], turns: Turns
@@ -110,9 +117,9 @@ def recomputing(
         yield
         return
     chosen = [
-        (name, module, getattr(module, "gradient_checkpointing", None))
+        (name, module, theirs)
         for name, module in network.named_modules()
-        if name in names or getattr(module, "gradient_checkpointing", False)
+        if (theirs := _told_to(module)) or name in names
     ]
     if not chosen:
         yield
