@@ -142,7 +142,10 @@ def scored_shifts(task: Task) -> dict[str, str]:
 def density_figure(found: Sequence[Doubts], word: str, columns: int = 2) -> Any:
     """A matplotlib figure of densities: a panel for each part of the data with the right and the
     wrong answers of two systems, or one for each of the two where there are more systems."""
-    return plotted(density_charts(found, word), columns)
+    charts = density_charts(found, word)
+    ends = [x for chart in charts for line in chart.lines for x in (line.x[0], line.x[-1])]
+    span = (min(ends), max(ends)) if ends else None  # the same for all: panels are compared
+    return plotted([replace(chart, x=replace(chart.x, span=span)) for chart in charts], columns)
 
 
 def density_charts(found: Sequence[Doubts], word: str) -> list[Chart]:
@@ -166,16 +169,16 @@ def density_charts(found: Sequence[Doubts], word: str) -> list[Chart]:
                 for name, values in groups.items()
                 if name.endswith(f", {kind}")
             }
-            charts.append(_chart(f"{where}: {kind} answers", some, word))
+            charts.append(_chart(f"{where}: {kind} answers", some, word, outlined=" ("))
     return charts
 
 
-def _chart(title: str, groups: Mapping[str, Tensor], word: str, outlined: str = "") -> Chart:
+def _chart(title: str, groups: Mapping[str, Tensor], word: str, outlined: str) -> Chart:
+    """A panel; groups whose name holds ``outlined`` are lines that their dashes tell apart."""
     known = {name: values for name, values in groups.items() if len(values)}
     chart = density_chart("density", title, "", known, word, title)
     lines: list[Line] = [
-        replace(line, kind="line") if outlined and outlined in line.name else line
-        for line in chart.lines
+        replace(line, kind="line") if outlined in line.name else line for line in chart.lines
     ]
     return replace(chart, lines=lines)
 

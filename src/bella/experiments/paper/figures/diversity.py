@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from torch import Tensor
 
 from bella import metrics
@@ -40,6 +42,7 @@ def make(setup: Setup) -> Product:
     density = density_chart(
         "diversity", "each test example, seed 0", "", each, "diversity", setup.task.title
     )
+    density = replace(density, lines=[replace(line, kind="line") for line in density.lines])
     values: list[list[Value]] = [
         [title, value] for title, own in each.items() for value in own.tolist()
     ]

@@ -208,7 +208,7 @@ def agreement(one: Asked, low: Tensor, high: Tensor) -> str:
 ITEM = Item(
     make=make,
     title="the network's entropy and people's confidence",
-    methods=("svgd-bella", "lora-ensemble"),
+    methods=("svgd-bella", "lora"),
     data=("elpv",),
     instead="answers",
     train=200,

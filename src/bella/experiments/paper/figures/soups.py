@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Mapping, Sequence
+from statistics import mean
+
+from bella import metrics
 from bella.experiments.paper.figures.common import (
     Doubts,
     density_figure,
@@ -12,7 +17,7 @@ from bella.experiments.paper.figures.common import (
     summary,
 )
 from bella.experiments.paper.item import Item, Setup
-from bella.experiments.paper.product import Picture, Product, Sheet, middle_of
+from bella.experiments.paper.product import Picture, Product
 
 WORD = "entropy"
 PUBLISHED_ON = "CLIP ViT-B/32 on CIFAR-10 and CIFAR-100"
@@ -51,26 +56,51 @@ def test_doubts(setup: Setup) -> list[Doubts]:
     return found
 
 
-def aurocs(sheet: Sheet, where: str) -> dict[str, float]:
-    """How well each system's uncertainty tells its errors, from `summary`."""
-    return {str(row[1]): float(middle_of(row[-1])) for row in sheet.rows if row[0] == where}
+def aurocs(found: Sequence[Doubts], where: str) -> dict[str, tuple[float, float, float]]:
+    """How well each system's uncertainty tells its errors: AUROC and 95% interval over other
+    examples, each the mean over seeds."""
+    parts: dict[str, list[tuple[float, float, float]]] = {}
+    for one in found:
+        if one.where == where:
+            area = metrics.auroc(one.values, one.wrong)
+            low, high = metrics.auroc_interval(one.values, one.wrong)
+            parts.setdefault(one.system, []).append((area, low, high))
+    return {
+        system: (mean(o[0] for o in own), mean(o[1] for o in own), mean(o[2] for o in own))
+        for system, own in parts.items()
+    }
+
+
+def as_well(ours: tuple[float, float, float], theirs: tuple[float, float, float]) -> bool | None:
+    """Whether one AUROC is not below the interval of another; ``None`` where nothing is wrong."""
+    known = math.isfinite(ours[0]) and math.isfinite(theirs[1])
+    return ours[0] >= theirs[1] if known else None
+
+
+def aurocs_said(of: Mapping[str, tuple[float, float, float]]) -> str:
+    """The same in words."""
+    return ", ".join(
+        f"{title} {area:.3f} [{low:.3f}, {high:.3f}]" for title, (area, low, high) in of.items()
+    )
 
 
 def told_apart(found: list[Doubts], setup: Setup) -> list[str]:
     """Whether soups of low-rank particles tell their errors as well as those of whole networks."""
-    sheet, notes = summary(found, WORD), []
+    notes = []
     named = {method.name: method.title for method in setup.methods}
     low = [named[n] for n in ("lora-ensemble-soup", "svgd-bella-soup") if n in named]
     whole = [named[n] for n in ("ensemble-soup", "svgd-soup") if n in named]
     for where in dict.fromkeys(one.where for one in found):
-        of = aurocs(sheet, where)
+        of = aurocs(found, where)
         notes.append(
             finding(
                 "soups of Bella do as well as soups of whole networks, with far fewer parameters "
                 "trained (their densities look alike)",
-                f"the AUROCs of the entropy for errors on {where} are "
-                + ", ".join(f"{title} {value:.2f}" for title, value in of.items()),
-                max(of[t] for t in low) >= max(of[t] for t in whole) if low and whole else None,
+                f"the AUROCs of the entropy for errors on {where}, with 95% intervals, are "
+                + aurocs_said(of),
+                as_well(max(of[t] for t in low), max(of[t] for t in whole))
+                if low and whole
+                else None,
                 setup.seeds,
             )
         )
