@@ -15,8 +15,8 @@ from bella.experiments.paper.product import Column, Picture, Product, Sheet, Val
 from bella.report.charts import Axis, Line
 from bella.report.plotted import Panel, plotted
 
-RANKS = (1, 2, 4, 8, 16, 32)
-PARTICLES = (1, 2, 3, 5, 10, 20)
+RANKS = (1, 2, 4, 16)
+PARTICLES = (1, 2, 5, 10)
 DRAWN: dict[str, tuple[str, Literal["percent", "number"]]] = {
     "accuracy": ("right answers", "percent"),
     "nll": ("NLL (nats)", "number"),
@@ -192,7 +192,6 @@ ITEM = Item(
     title="what a higher rank and more particles bring",
     methods=("svgd-bella",),
     data=("elpv",),
-    seeds=3,
     train=200,
     others=200,
     cost="? minutes",
