@@ -73,8 +73,8 @@ def make(
         title=f"Figure 3: accuracy under attack, {setup.task.title}",
         shows=(
             f"Right answers on {count} test images that {attack.upper()} moved by at most ε in "
-            "every pixel. The attack follows the gradient of what all particles say together. Of so "
-            f"many images a share has a standard error of up to {50 / count**0.5:.0f} points."
+            "every pixel. The attack follows the gradient of what all particles say together. "
+            f"Of so many images a share has a standard error of up to {50 / count**0.5:.0f} points."
         ),
         sheet=Sheet(columns, rows),
         theirs=PUBLISHED,
