@@ -14,7 +14,6 @@ import bella
 from bella.evaluation.tokens import evaluate_tokens
 from bella.likelihood import nll
 from bella.runs import open_run, read_config, train_text
-from bella.runs.config import RunConfig
 from bella.runs.texts import TASKS, TextConfig
 from bella.runs.texts.base import Asked
 from bella.runs.texts.causal import chat_tokens
@@ -58,7 +57,7 @@ def write_csv(path, rows):
 
 
 def asked(**values):
-    return read_config(None, FEW | {"target_modules": ["auto"]} | values, (RunConfig, TextConfig))
+    return read_config(None, FEW | {"target_modules": ["auto"]} | values, {"": TextConfig})
 
 
 @pytest.fixture(scope="module")

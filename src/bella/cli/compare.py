@@ -29,6 +29,7 @@ from bella.cli.common import (
     print_json,
     refuse_alone,
     stopping,
+    words_of,
 )
 
 
@@ -93,6 +94,18 @@ def compare(
     corrupt: Corrupt = None,
     severities: Severities = None,
     corrupt_size: CorruptSize = None,
+    test_limit: Annotated[
+        int | None,
+        typer.Option(help="With --task vqa: so many test questions.", min=1, show_default="all"),
+    ] = None,
+    projector_epochs: Annotated[
+        int | None,
+        typer.Option(
+            help="With --task vqa: epochs of the projector alone, before the particles.",
+            min=0,
+            show_default="1 of a fresh one, else 0",
+        ),
+    ] = None,
     seeds: Annotated[int, typer.Option(help="Training seeds.")] = 3,
     epochs: Annotated[
         int | None, typer.Option(help="Passes over the data.", show_default="the task's, or 5")
@@ -152,7 +165,6 @@ def compare(
         severities=numbers_of(severities, int, "severities") if severities else None,
         corrupt_size=corrupt_size,
     )
-    subject = choose_task(data, **chosen)
     asked = given(
         epochs=epochs,
         batch_size=batch_size,
@@ -160,6 +172,13 @@ def compare(
         patience=patience,
         precision=precision,
     )
+    if task == "vqa":
+        chosen["data_options"] = chosen.pop("options", None)
+        asked |= given(test_limit=test_limit, projector_epochs=projector_epochs)
+        answer_questions(data, methods, seeds, out, json, quiet, **given(**chosen), **asked)
+        return
+    refuse_alone("--task vqa", None, test_limit=test_limit, projector_epochs=projector_epochs)
+    subject = choose_task(data, **chosen)
     with stopping(lambda: f"stopped; the same command continues a comparison in {out}."):
         results = run(
             subject,
@@ -179,6 +198,35 @@ def compare(
         print_json(results)
     else:
         print_comparison(results, out)
+
+
+def answer_questions(
+    data: str, methods: str | None, seeds: int, out: Path, json: bool, quiet: bool, **asked: Any
+) -> None:
+    """Ways to answer questions about pictures, side by side."""
+    from rich.console import Console
+    from rich.markdown import Markdown
+
+    from bella.experiments.vqa import USUAL, compare_vqa, page
+
+    asked.pop("task", None)
+    if "folder" in asked:
+        asked["folder"] = str(asked["folder"])
+    with stopping(lambda: f"stopped; the same command continues a comparison in {out}."):
+        results = compare_vqa(
+            {"data": "easy-vqa" if data == "elpv" else data, **asked},
+            USUAL if methods is None else words_of(methods),
+            seeds=seeds,
+            folder=out,
+            progress=not (json or quiet),
+        )
+    if json:
+        print_json(results)
+        return
+    console = Console()
+    console.width = max(console.width, 140)
+    console.print(Markdown(page(results)))
+    print(f"Everything is in {out}, the answers in {out}/METHOD/seed-K/answers.jsonl")
 
 
 def print_comparison(results: dict[str, Any], folder: Path) -> None:

@@ -66,7 +66,7 @@ def export(
     from bella.errors import BellaError
     from bella.interop.hub import push_to_hub, save_pretrained
     from bella.interop.peft import to_peft
-    from bella.runs import TextRun, open_run
+    from bella.runs import TextRun, VqaRun, open_run
     from bella.runs import export as write
 
     strange = [
@@ -88,7 +88,7 @@ def export(
             say(push_to_hub(run, push))
         return
     opened = open_run(run, device="cpu", own_code=own_code)
-    if isinstance(opened, TextRun):
+    if isinstance(opened, TextRun | VqaRun):
         raise BellaError(
             "bella export writes runs on images: of a run on texts write one network by "
             "open_run(...).posterior.soup().save_pretrained, and adapters by bella.to_peft."

@@ -44,7 +44,9 @@ def fit(
     task: Annotated[
         str | None,
         typer.Option(
-            help="Of texts: text, regression, causal-lm or multiple-choice.", show_default="images"
+            help="Of texts: text, regression, causal-lm or multiple-choice; of questions about "
+            "pictures: vqa.",
+            show_default="images",
         ),
     ] = None,
     column: Annotated[
@@ -63,6 +65,28 @@ def fit(
     variance: Annotated[
         str | None,
         typer.Option(help="Of a number: learned or example.", show_default="learned"),
+    ] = None,
+    prompt: Annotated[
+        str | None,
+        typer.Option(
+            help="Of questions about pictures: with <image> and {question}.",
+            show_default="the network's",
+        ),
+    ] = None,
+    test_limit: Annotated[
+        int | None,
+        typer.Option(help="Of questions: so many test questions.", show_default="all"),
+    ] = None,
+    projector: Annotated[
+        str | None,
+        typer.Option(help="Of questions: a run, or a file, whose projector to begin with."),
+    ] = None,
+    projector_epochs: Annotated[
+        int | None,
+        typer.Option(
+            help="Of questions: epochs of the projector alone, before the particles.",
+            show_default="1 of a fresh one, else 0",
+        ),
     ] = None,
     folder: Folder = None,
     classes: Classes = None,
@@ -215,7 +239,14 @@ def fit(
     """Train a posterior on your own images or texts; again, to continue an interrupted run."""
     hush(quiet)
     from bella.parallel.ranks import leads
-    from bella.runs import RunConfig, TextConfig, read_config, train, train_text
+    from bella.runs import (
+        TextConfig,
+        VqaConfig,
+        read_config,
+        train,
+        train_text,
+        train_vqa,
+    )
     from bella.training.watching import TensorBoard
 
     flags: dict[str, Any] = given(
@@ -225,6 +256,10 @@ def fit(
         max_length=max_length,
         options_by=options_by,
         variance=variance,
+        prompt=prompt,
+        test_limit=test_limit,
+        projector=projector,
+        projector_epochs=projector_epochs,
         folder=None if folder is None else str(folder),
         classes=listed(classes),
         left_out=listed(left_out),
@@ -257,9 +292,12 @@ def fit(
         seed=seed,
     )
     shown = not (json or quiet)
-    kinds = (RunConfig, TextConfig)
-    asked = read_config(config, flags, kinds)
-    run = train_text if isinstance(asked, TextConfig) else train
+    asked = read_config(config, flags, {"": TextConfig, "vqa": VqaConfig})
+    kinds: dict[Any, tuple[Any, str]] = {
+        TextConfig: (train_text, "test rows"),
+        VqaConfig: (train_vqa, "test questions"),
+    }
+    run, examples = kinds.get(type(asked), (train, "test images"))
     before = _epochs_done(out)
     watch = [TensorBoard(out / EVENTS)] if tensorboard else []
     with stopping(lambda: stopped(out, before, fresh)):
@@ -276,7 +314,7 @@ def fit(
     if json:
         print_json(found)
     else:
-        print_figures(found, "test rows" if isinstance(asked, TextConfig) else "test images")
+        print_figures(found, examples)
         print(f"The run is in {out}")
 
 

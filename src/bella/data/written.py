@@ -71,12 +71,13 @@ class ImageQuestions(LabelledImages):
         paths: for each question the file of its image.
         questions: as they are.
         answers: for each question what people answered, one entry a person.
+        kinds: for each question the kind of its answer: yes/no, number or other.
         labels: for each question the index of its answer.
         classes: the answers that are told apart.
         preprocess: from a PIL image to a tensor.
     """
 
-    columns: ClassVar[tuple[str, ...]] = ("paths", "questions", "answers", "labels")
+    columns: ClassVar[tuple[str, ...]] = ("paths", "questions", "answers", "kinds", "labels")
     kind: ClassVar[Kind] = "image+question"
     examples: ClassVar[str] = "questions"
 
@@ -85,6 +86,7 @@ class ImageQuestions(LabelledImages):
         paths: Sequence[Path],
         questions: Iterable[str],
         answers: Iterable[tuple[str, ...]],
+        kinds: Iterable[str],
         labels: Sequence[int],
         classes: Sequence[str],
         preprocess: Preprocess,
@@ -92,6 +94,7 @@ class ImageQuestions(LabelledImages):
         super().__init__(paths, labels, classes, preprocess)
         self.questions = list(questions)
         self.answers = list(answers)
+        self.kinds = list(kinds)
 
     def __getitem__(self, index: int) -> tuple[tuple[Tensor, str], int]:
         return (self.preprocess(self.image(index)), self.questions[index]), self.labels[index]

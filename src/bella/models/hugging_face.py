@@ -172,6 +172,20 @@ def _processor_config(name: str) -> Mapping[str, Any]:
     return found
 
 
+def preprocess_of(name: str, side: int, image_size: int | None = None) -> Preprocess:
+    """A network's preprocessing, by its folder or name on the hub.
+
+    Args:
+        name: of the network.
+        side: of its images in pixels, where it has no image processor.
+        image_size: in place of either.
+
+    Raises:
+        BellaError: see `read_preprocess`.
+    """
+    return read_preprocess({"size": side} | dict(_processor_config(name)), image_size)
+
+
 def open_hugging_face(name: str, classes: int | None, image_size: int | None, seed: int) -> Opened:
     """An image classifier with a head of ``classes``.
 
@@ -200,8 +214,7 @@ def open_hugging_face(name: str, classes: int | None, image_size: int | None, se
     )
     config: Any = network.config
     side = getattr(getattr(config, "vision_config", config), "image_size", 224)
-    known = {"size": side} | dict(_processor_config(name))
-    return Opened(network, read_preprocess(known, image_size), guess_defaults(network))
+    return Opened(network, preprocess_of(name, side, image_size), guess_defaults(network))
 
 
 PAIRS = ("clip", "siglip")
@@ -230,5 +243,5 @@ def _open_pair(name: str, classes: int | None, image_size: int | None, seed: int
     pair: Any = load("AutoModel", name, "a network of images and texts", seed=seed)
     with seeded(seed):
         network = tower_of(pair, tokenizer_of(name), classes).eval()
-    known = {"size": pair.config.vision_config.image_size} | dict(_processor_config(name))
-    return Opened(network, read_preprocess(known, image_size), guess_defaults(network))
+    side = pair.config.vision_config.image_size
+    return Opened(network, preprocess_of(name, side, image_size), guess_defaults(network))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
@@ -116,14 +117,15 @@ class RunConfig(Settings):
 def read_config(
     path: str | Path | None,
     flags: dict[str, Any],
-    kinds: tuple[type[RunConfig], ...] = (),
+    kinds: Mapping[str, type[RunConfig]] | None = None,
 ) -> Any:
     """A YAML file's settings with the flags that were given over them.
 
     Args:
         path: of the file, if there is one.
         flags: by the fields' names.
-        kinds: of the settings: of a run on images and, where a ``task`` is named, on texts.
+        kinds: of the settings, by the task that is named, those of texts by ``""``; of images
+            alone by default.
 
     Raises:
         BellaError: no such file, no data, an unknown setting or a value out of range.
@@ -139,8 +141,9 @@ def read_config(
             "Nothing to train on: give --data FOLDER (or a data set's name; `bella data` lists "
             "them), or 'data:' in the configuration."
         )
-    images, texts = kinds or (RunConfig, RunConfig)
-    return checked(texts if "task" in values else images, values)
+    if "task" not in values or kinds is None:
+        return checked(RunConfig, values)
+    return checked(kinds.get(str(values["task"]), kinds[""]), values)
 
 
 Config = TypeVar("Config", bound=RunConfig)

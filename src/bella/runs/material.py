@@ -33,6 +33,7 @@ from bella.runs.texts.config import TextConfig
 from bella.runs.texts.opened import TextRun, test_of
 from bella.runs.texts.training import rows_of
 from bella.runs.training import CONFIG, FIGURES
+from bella.runs.vqa.opened import VqaRun
 from bella.training.identity import fingerprint_data
 from bella.trees import map_tensors
 
@@ -113,9 +114,14 @@ def run_materials(
 def _answered(folder: Path, asked: Asked, bar: Progress | None) -> _Answered:
     kinds = corruptions_named(asked.corruptions)
     run = open_run(folder, device=asked.device, workers=asked.workers)
+    if isinstance(run, VqaRun):
+        raise BellaError(
+            f"bella report is of runs that choose among classes, and {folder} writes answers: they "
+            "stand in its answers.jsonl, their figures in figures.json."
+        )
     config = None
     if (folder / CONFIG).exists():
-        config = read_config(folder / CONFIG, {}, (RunConfig, TextConfig))
+        config = read_config(folder / CONFIG, {}, {"": TextConfig})
     inputs = _inputs(folder, run, config, asked)
     said = {name: _said(run, part, bar) for name, part in inputs.items()}
     record = read_json(folder / "run.json") if (folder / "run.json").exists() else {}

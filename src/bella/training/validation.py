@@ -78,7 +78,7 @@ class Validation:
                     continue
                 predictive, labels = collect(
                     self.posterior,
-                    [batch],
+                    iter((batch,)),  # a list might be one of examples
                     likelihood=self.likelihood,
                     class_axis=axis,
                     # Before the first step nobody knows how many particles fit: then one at a time.

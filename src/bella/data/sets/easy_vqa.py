@@ -61,6 +61,7 @@ def _part(
         [root / part / "images" / f"{image}.png" for *_, image in rows],
         [question for question, *_ in rows],
         [(answer,) for _, answer, _ in rows],
+        ["yes/no" if answer in ("yes", "no") else "other" for _, answer, _ in rows],
         labels,
         classes,
         preprocess,

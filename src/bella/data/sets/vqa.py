@@ -129,6 +129,7 @@ def _images(
         paths,
         [one.question for one in asked],
         [one.answers for one in asked],
+        [one.kind for one in asked],
         [number.get(one.answer, UNKNOWN) for one in asked],
         classes,
         preprocess,

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from bella.errors import BellaError
-from bella.runs import TextRun
+from bella.runs import TextRun, VqaRun
 from bella.serve.kinds.base import Kind
 from bella.serve.kinds.choice import Choices
 from bella.serve.kinds.images import Images
@@ -24,7 +24,9 @@ def kind_of(run: Any) -> type[Kind]:
     Raises:
         BellaError: there is none for its task.
     """
-    name = run.task.name if isinstance(run, TextRun) else "images"
+    name = "vqa" if isinstance(run, VqaRun) else "images"
+    if isinstance(run, TextRun):
+        name = run.task.name
     if name not in KINDS:
         raise BellaError(f"Runs of task {name!r} are not served: known are {', '.join(KINDS)}.")
     return KINDS[name]
