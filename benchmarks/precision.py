@@ -2,7 +2,8 @@
 
     python benchmarks/precision.py [--quick] [--device cuda]
 
-PEFT runs as a user runs it, and beside it with bella's kernel for float32. In bf16 both run under
+PEFT runs as a user runs it, and beside it with bella's kernel for float32, where that is not
+PyTorch's own (else the two are one measurement). In bf16 both run under
 autocast; bella holds the frozen base in bfloat16 as well. The floor is that of ``step.py``, at the
 rate of each precision's own square product.
 """
@@ -18,7 +19,7 @@ import torch
 
 import bella
 from alternatives import Alternative, Sequential, Together
-from bella.kernels import fastest
+from bella.kernels import DEFAULT, fastest
 from bella.precision import base_in
 from networks import VIT
 from page import TARGETED, Options, Table, against, main
@@ -66,6 +67,13 @@ def seconds_at(batch: int, options: Options, stack: ExitStack) -> dict[str, dict
         "bella, bf16 autocast": ours16,
         "bella, bf16 base": held,
     }
+    same = {
+        "PEFT, float32, bella's kernel": "PEFT, float32",
+        "bella, float32, PyTorch's kernel": "bella, float32",
+    }
+    if fastest(ours.posterior).name != DEFAULT:
+        same = {}
+    ways = {name: way for name, way in ways.items() if name not in same}
     squares = {dtype: square(options.device, dtype) for dtype in (torch.float32, torch.bfloat16)}
     found: dict[str, dict[str, Seconds]] = {}
     kinds = {
@@ -73,10 +81,11 @@ def seconds_at(batch: int, options: Options, stack: ExitStack) -> dict[str, dict
         "prediction": {name: way.predict for name, way in ways.items()}
         | {"one, float32": one.predict, "one, bf16 autocast": one16.predict},
     }
-    rounds = options.rounds(11 if batch == 1 or options.device != "cpu" else 7)
+    rounds = options.rounds(9 if batch == 1 or options.device != "cpu" else 5)
     for kind, calls in kinds.items():
         rates = {f"square {str(dtype)[6:]}": product for dtype, product in squares.items()}
         found[kind] = paired(f"{kind}, batch {batch}", calls | rates, rounds)
+        found[kind] |= {name: found[kind][other] for name, other in same.items()}
     operations, _ = counted(VIT.make().to(options.device), peft.x)
     for dtype, product in squares.items():
         found["step"][f"floor, {str(dtype)[6:]}"] = [2 * N * operations / product.rate] * rounds
