@@ -199,7 +199,7 @@ def fit(
         str | None,
         typer.Option(
             help="Of the frozen base: auto, float32 (left as it is), bf16 or fp16.",
-            show_default="auto, that of the products",
+            show_default="auto; that of the products",
         ),
     ] = None,
     device: Annotated[
