@@ -20,6 +20,8 @@ WORDS = (
 def save_llava(folder: Path, side: int = 8) -> Path:
     """A LLaVA of two patches a side, whose words are `WORDS`."""
     tokenizer = small_tokenizer(WORDS)
+    # Read as a word of its own wherever it stands, as LLaVA's.
+    tokenizer.add_special_tokens({"additional_special_tokens": ["<image>"]})
     torch.manual_seed(0)
     vision = hf.CLIPVisionConfig(
         hidden_size=16,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+from dataclasses import replace
 
 import pytest
 import torch
@@ -41,6 +42,12 @@ def test_a_prompt_has_one_picture(seeing):
     for prompt in ("question", "<image> <image>"):
         with pytest.raises(BellaError, match="must hold <image> once"):
             seeing.tokens(prompt)
+
+
+def test_a_question_cannot_stand_for_patches(seeing):
+    other = replace(seeing, patch=seeing.tokenizer.convert_tokens_to_ids("red"))
+    with pytest.raises(BellaError, match="must not hold red"):
+        other.tokens("<image> question red")
 
 
 def text(seeing, words: str = "question what color answer red <end>"):

