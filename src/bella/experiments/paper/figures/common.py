@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from bella import metrics
-from bella.data.corruptions import SMALLEST, corrupted
+from bella.data.corruptions import SMALLEST, Corruption, corrupted, corruptions_named
 from bella.data.labelled import LabelledImages
 from bella.errors import BellaError
 from bella.evaluation.evaluate import collect
@@ -97,6 +97,16 @@ def under_corruption(
         compared.posterior(name, seed), data, average=average, draws=draws_of(compared, name)
     )
     return found
+
+
+def corruptible(task: Task, kinds: Sequence[str], severity: int) -> list[str]:
+    """Corruptions by name, before anything is trained.
+
+    Raises:
+        BellaError: the data are no images, or there is no such corruption or severity.
+    """
+    images_of(task, "test", 0)
+    return [Corruption(kind, severity).kind for kind in corruptions_named(kinds)]
 
 
 def images_of(task: Task, part: str, seed: int, most: int | None = None) -> LabelledImages:
