@@ -228,10 +228,10 @@ def raw(found: Sequence[Doubts], word: str) -> Sheet:
         Column("system"),
         Column("seed"),
         Column("answer"),
-        Column(word, "nats", "{:.6f}"),
+        Column(word, "nats", "{:.4g}"),
     )
     rows: list[list[Value]] = [
-        [one.where, one.system, one.seed, "wrong" if wrong else "right", value]
+        [one.where, one.system, one.seed, "wrong" if wrong else "right", float(f"{value:.4g}")]
         for one in found
         for value, wrong in zip(one.values.tolist(), one.wrong.tolist(), strict=True)
     ]
