@@ -22,7 +22,7 @@ from bella.experiments.paper.product import Column, Sheet, Value
 from bella.experiments.paper.rows import averages_logits
 from bella.experiments.tasks.task import Task
 from bella.prediction.predictive import Predictive
-from bella.report.charts import Chart, Line, density_chart
+from bella.report.charts import FEWEST, Chart, Line, density_chart
 from bella.report.plotted import plotted
 
 MANY = 2
@@ -153,8 +153,13 @@ def density_figure(found: Sequence[Doubts], word: str, columns: int = 2) -> Any:
     """A matplotlib figure of densities: a panel for each part of the data with the right and the
     wrong answers of two systems, or one for each of the two where there are more systems."""
     charts = density_charts(found, word)
+    if not charts:
+        raise BellaError(
+            f"There is no {word} to draw: fewer than {FEWEST} answers of a kind, or all the same. "
+            "Take more data, or rows of several particles."
+        )
     ends = [x for chart in charts for line in chart.lines for x in (line.x[0], line.x[-1])]
-    span = (min(ends), max(ends)) if ends else None  # the same for all: panels are compared
+    span = min(ends), max(ends)  # the same for all: panels are compared
     return plotted([replace(chart, x=replace(chart.x, span=span)) for chart in charts], columns)
 
 
@@ -171,7 +176,7 @@ def density_charts(found: Sequence[Doubts], word: str) -> list[Chart]:
             if (theirs := [one for one in own if one.system == system])
         }
         if len(systems) <= MANY:
-            charts.append(_chart(where, groups, word, outlined=", right"))
+            charts += _chart(where, groups, word, outlined=", right")
             continue
         for kind in ("wrong", "right"):
             some = {
@@ -179,18 +184,21 @@ def density_charts(found: Sequence[Doubts], word: str) -> list[Chart]:
                 for name, values in groups.items()
                 if name.endswith(f", {kind}")
             }
-            charts.append(_chart(f"{where}: {kind} answers", some, word, outlined=" ("))
+            charts += _chart(f"{where}: {kind} answers", some, word, outlined=" (")
     return charts
 
 
-def _chart(title: str, groups: Mapping[str, Tensor], word: str, outlined: str) -> Chart:
-    """A panel; groups whose name holds ``outlined`` are lines that their dashes tell apart."""
+def _chart(title: str, groups: Mapping[str, Tensor], word: str, outlined: str) -> list[Chart]:
+    """A panel, or none where no density can be drawn; groups whose name holds ``outlined`` are
+    lines that their dashes tell apart."""
     known = {name: values for name, values in groups.items() if len(values)}
+    if not known:
+        return []
     chart = density_chart("density", title, "", known, word, title)
     lines: list[Line] = [
         replace(line, kind="line") if outlined in line.name else line for line in chart.lines
     ]
-    return replace(chart, lines=lines)
+    return [replace(chart, lines=lines)] if lines else []
 
 
 def summary(found: Sequence[Doubts], word: str) -> Sheet:
