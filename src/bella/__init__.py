@@ -29,11 +29,13 @@ if TYPE_CHECKING:  # what editors and type checkers see; at run time `__getattr_
     from bella.posteriors.low_rank.posterior import low_rank
     from bella.posteriors.rank1.posterior import rank1
     from bella.posteriors.sparse.posterior import sparse_subspace
+    from bella.prediction.distilled import Distilled
     from bella.prediction.labels import MultiLabelPredictive
     from bella.prediction.mixture import Mixture
     from bella.prediction.numbers import GaussianPredictive
     from bella.prediction.predict import in_precision, predict
     from bella.prediction.predictive import Predictive
+    from bella.training.distill import distill
     from bella.training.fit import fit
     from bella.training.mixture import mixture
 
@@ -59,6 +61,7 @@ _PLACES = {
     "Predictive": "bella.prediction.predictive",
     "GaussianPredictive": "bella.prediction.numbers",
     "MultiLabelPredictive": "bella.prediction.labels",
+    "Distilled": "bella.prediction.distilled",
     "Mixture": "bella.prediction.mixture",
     "evaluate": "bella.evaluation.evaluate",
     "cost": "bella.evaluation.cost",
@@ -69,6 +72,7 @@ _PLACES = {
     "fit": "bella.training.fit",
     "from_peft": "bella.interop.peft",
     "to_peft": "bella.interop.peft",
+    "distill": "bella.training.distill",
     "mixture": "bella.training.mixture",
     "BellaError": "bella.errors",
 }
@@ -78,6 +82,7 @@ _MODULES = ("transport", "likelihood", "metrics", "data", "models", "report")
 
 __all__ = [
     "BellaError",
+    "Distilled",
     "GaussianPredictive",
     "Mixture",
     "MultiLabelPredictive",
@@ -88,6 +93,7 @@ __all__ = [
     "chunks",
     "cost",
     "data",
+    "distill",
     "evaluate",
     "fast_float32",
     "fit",

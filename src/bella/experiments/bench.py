@@ -34,6 +34,7 @@ from bella.models import Opened
 from bella.models.language import OpenedLanguage
 from bella.posterior import Posterior
 from bella.prediction.activations import Place, Reader, Reading, find_places
+from bella.prediction.distilled import DirichletPredictive
 from bella.prediction.mixture import Distance, Readout
 from bella.prediction.predict import Combined, in_precision, predict
 from bella.prediction.predictive import Average, Predictive
@@ -181,7 +182,7 @@ class Bench:
         )
 
     def predict(
-        self, posterior: Posterior, seed: int, *, draws: int = 1, images: bool = False
+        self, posterior: Posterior | Combined, seed: int, *, draws: int = 1, images: bool = False
     ) -> Outputs:
         """What a posterior says of all parts but the training data."""
         found = {}
@@ -380,7 +381,8 @@ def read_outputs(place: Path) -> Outputs:
         }
         beside: dict[str, Any] = {name.rpartition(".")[2]: x for name, x in own.items()}
         average: Average = "logits" if f"{part}.{OF_LOGITS}" in tensors else "probs"
-        found[part] = (Predictive(average=average, **beside), tensors[f"{part}.labels"])
+        kind = DirichletPredictive if f"{part}.{DIRICHLET}" in tensors else Predictive
+        found[part] = (kind(average=average, **beside), tensors[f"{part}.labels"])
     return found
 
 
@@ -394,6 +396,8 @@ def write_outputs(place: Path, outputs: Outputs) -> None:
                 tensors[f"{part}.{field}"] = value.contiguous()
         if predictive.average == "logits":
             tensors[f"{part}.{OF_LOGITS}"] = torch.ones(1)
+        if isinstance(predictive, DirichletPredictive):
+            tensors[f"{part}.{DIRICHLET}"] = torch.ones(1)
     write_whole(place / "predictions.safetensors", lambda path: save_file(tensors, path))
 
 
@@ -402,3 +406,6 @@ TENSORS = ("logits", "weights", *Predictive.beside)
 
 OF_LOGITS = "averages_logits"
 """Marks a predictive that averages logits."""
+
+DIRICHLET = "of_concentrations"
+"""Marks one whose logits are log concentrations."""

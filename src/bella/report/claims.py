@@ -26,6 +26,8 @@ PAIRS = (
     ("multi-depth", "lora-ensemble"),
     ("mola", "lora-ensemble"),
     ("lora-ensemble", "lora"),
+    ("distilled", "repulsive"),
+    ("distilled", "lora"),
     ("rank1", "single"),
     ("rank1", "single+temperature"),
     ("ssvi", "vi"),

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from bella.errors import BellaError, nearest
 from bella.experiments.methods import (
     derived,
+    distilled,
     full,
     laplace,
     low_rank,
@@ -36,7 +37,7 @@ __all__ = [
 
 FAMILIES = (
     *(untrained, probe, full, low_rank, multi_depth, laplace, rank1, sparse),
-    *(derived, pooled),
+    *(derived, distilled, pooled),
 )
 
 METHODS: dict[str, Method] = {row.name: row for family in FAMILIES for row in family.ROWS}
