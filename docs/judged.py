@@ -1,17 +1,16 @@
-"""The default against its controls on several data sets: one table, one family of claims.
+"""The default against its controls on several data sets, a family of claims a table.
 
     python docs/judged.py runs/judged/elpv runs/judged/fashion-mnist ...
 
 Reads the ``results.json`` of comparisons and writes between the markers of ``judged`` in
 docs/results.md. Tests are paired over the seeds, corrected for overlapping splits where each seed
-splits the data anew, and Holm's among all claims of all data sets; rows that are not won are shown
-like those that are.
+splits the data anew, and Holm's among all claims of a table; what is not won is shown like what is.
 """
 
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -22,18 +21,17 @@ from bella.report.claims import Claim, difference, made_of
 from bella.report.tables import TEST, Column, Results, markdown, read_results
 
 OURS = "bella"
-CONTROLS = (
-    "lora-ensemble+temperature",
-    "single+temperature",
-    "lora+temperature",
-    "probe+temperature",
-    "lora-ensemble+distance",
-    "multi-depth+distance",
-    "anchors",
-    "bella-1",
-    "bella+temperature",
-)
-"""The three that the default has to beat, and what each of its parts adds."""
+FAMILIES = {
+    "What it has to beat": (
+        *("lora-ensemble+temperature", "lora+temperature", "single+temperature"),
+        "probe+temperature",
+    ),
+    "What its parts add": (
+        *("bella-1", "anchors", "bella+temperature", "bella-uncoupled", "bella-log"),
+        *("lora-ensemble+distance", "multi-depth+distance", "multi-depth+temperature"),
+    ),
+}
+"""Controls by table; each table is one family of claims."""
 
 HEADINGS = ("data", "against", *("NLL", "errors 1-p", "shift S", "ECE", "shifted NLL"))
 
@@ -53,12 +51,14 @@ def asked_of(results: Results) -> dict[str, tuple[Column, bool] | None]:
     }
 
 
-def judged(folders: list[Path]) -> Iterator[tuple[str, str, str, Claim]]:
+def judged(
+    folders: Sequence[Path], controls: Sequence[str]
+) -> Iterator[tuple[str, str, str, Claim]]:
     """Data, control, heading and claim, as the tests of one data set make them."""
     for folder in folders:
         results = read_results(folder)
         methods = results["methods"]
-        for control in CONTROLS:
+        for control in controls:
             if control not in methods or OURS not in methods:
                 continue
             for heading, question in asked_of(results).items():
@@ -67,18 +67,18 @@ def judged(folders: list[Path]) -> Iterator[tuple[str, str, str, Claim]]:
                         yield results["task"], control, heading, claim
 
 
-def main(names: list[str]) -> None:
-    """Write the table."""
-    found = list(judged([Path(name) for name in names]))
+def table(folders: Sequence[Path], title: str, controls: Sequence[str]) -> str:
+    """One family of claims, for a page."""
+    found = list(judged(folders, controls))
     adjusted = holm([claim.test.p for *_, claim in found])
     cells: dict[tuple[str, str], dict[str, str]] = {}
     won = lost = 0
     for (data, control, heading, claim), p in zip(found, adjusted, strict=True):
         claim = replace(claim, p=p)
-        mark = ("**", "**") if claim.stands and claim.good else ("", "")
-        mark = ("_", "_ (worse)") if claim.stands and not claim.good else mark
-        won, lost = won + bool(claim.stands and claim.good), lost + bool(mark[1] == "_ (worse)")
-        text = f"{mark[0]}{difference(claim.test)}{mark[1]}, {claim.seeds}, p {claim.p:.2g}"
+        text = f"{difference(claim.test)}, {claim.seeds}, p {claim.p:.2g}"
+        if claim.stands:
+            text = f"**{text}**" if claim.good else f"_{text}, worse_"
+            won, lost = won + claim.good, lost + (not claim.good)
         cells.setdefault((data, control), {})[heading] = text
     rows = [
         [data, control, *(row.get(heading, "-") for heading in HEADINGS[2:])]
@@ -86,11 +86,17 @@ def main(names: list[str]) -> None:
     ]
     said = (
         "Bella minus each control: mean difference over the seeds, its 95% interval, seeds won, p "
-        f"by Holm among all {len(found)} claims of the table. In bold what stands for Bella "
+        f"by Holm among the {len(found)} claims of this table. In bold what stands for Bella "
         f"(p < {LEVEL}; {won} of {len(found)}), in italics what stands against ({lost})."
     )
-    table = markdown(HEADINGS, rows, words=2)
-    between(ROOT / "docs" / "results.md", "judged", f"{said}\n\n{table}")
+    return f"**{title}.** {said}\n\n{markdown(HEADINGS, rows, words=2)}"
+
+
+def main(names: list[str]) -> None:
+    """Write the tables."""
+    folders = [Path(name) for name in names]
+    made = [table(folders, title, controls) for title, controls in FAMILIES.items()]
+    between(ROOT / "docs" / "results.md", "judged", "\n\n".join(made))
 
 
 if __name__ == "__main__":
