@@ -136,5 +136,5 @@ ITEM = Item(
     data=("digits",),
     train=200,
     others=200,
-    cost="? minutes",
+    cost="5 minutes",
 )

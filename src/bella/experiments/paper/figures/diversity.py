@@ -101,5 +101,5 @@ ITEM = Item(
     seeds=1,
     train=200,
     others=200,
-    cost="? minutes",
+    cost="2 minutes",
 )

@@ -213,5 +213,5 @@ ITEM = Item(
     instead="answers",
     train=200,
     others=200,
-    cost="? minutes",
+    cost="1 minute",
 )

@@ -86,5 +86,5 @@ ITEM = Item(
     data=("elpv", "digits"),
     train=200,
     others=200,
-    cost="? minutes",
+    cost="about 6 minutes",
 )

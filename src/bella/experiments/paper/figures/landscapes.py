@@ -192,5 +192,5 @@ ITEM = Item(
     data=("elpv",),
     train=200,
     others=200,
-    cost="? minutes",
+    cost="2 minutes",
 )

@@ -95,5 +95,5 @@ ITEM = Item(
     data=("elpv",),
     train=200,
     others=200,
-    cost="? minutes",
+    cost="about 10 minutes",
 )

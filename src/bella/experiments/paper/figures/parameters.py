@@ -123,5 +123,5 @@ ITEM = Item(
     data=("digits",),
     train=200,
     others=200,
-    cost="? minutes",
+    cost="about 3 minutes",
 )

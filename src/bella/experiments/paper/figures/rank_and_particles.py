@@ -194,5 +194,5 @@ ITEM = Item(
     data=("elpv",),
     train=200,
     others=200,
-    cost="? minutes",
+    cost="about 5 minutes",
 )

@@ -114,5 +114,5 @@ ITEM = Item(
     data=("digits",),
     train=200,
     others=200,
-    cost="? minutes",
+    cost="2 minutes",
 )

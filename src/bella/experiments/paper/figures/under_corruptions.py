@@ -60,5 +60,5 @@ ITEM = Item(
     data=("digits",),
     train=200,
     others=200,
-    cost="? minutes",
+    cost="3 minutes",
 )
