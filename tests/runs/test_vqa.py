@@ -15,8 +15,10 @@ from bella import BellaError
 from bella.metrics import vqa
 from bella.models.seeing import open_seeing
 from bella.runs import VqaConfig, open_run, train_vqa
+from bella.runs.material import Asked, run_materials
 from bella.runs.vqa.opened import figures
 from bella.runs.vqa.questions import Pictured, prompt_tokens, read_questions
+from bella.serve.kinds import kind_of
 
 PROMPT = "<image> question {question} answer"
 
@@ -155,6 +157,18 @@ def test_predictions_need_no_answers(place, tmp_path):
         said.write(tmp_path / "out.txt")
     with pytest.raises(BellaError, match="Nobody's answers"):
         figures(said.rows())
+
+
+def test_what_runs_on_classes_have_is_refused(place):
+    run = open_run(place / "run")
+    with pytest.raises(BellaError, match="'vqa' are not served"):
+        kind_of(run)
+    with pytest.raises(BellaError, match="ood is for runs on images"):
+        run.evaluate(place / "data" / "questions.jsonl", ood=[place / "data"])
+    with pytest.raises(BellaError, match="writes answers"):
+        run_materials([place / "run"], Asked())
+    with pytest.raises(BellaError, match="leave out precision bf16"):
+        open_run(place / "run", precision="bf16")
 
 
 def test_one_particle_has_no_similarity_and_no_information(place, tmp_path):

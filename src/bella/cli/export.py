@@ -90,7 +90,7 @@ def export(
     opened = open_run(run, device="cpu", own_code=own_code)
     if isinstance(opened, TextRun | VqaRun):
         raise BellaError(
-            "bella export writes runs on images: of a run on texts write one network by "
+            "bella export writes runs on images: of texts or questions write one network by "
             "open_run(...).posterior.soup().save_pretrained, and adapters by bella.to_peft."
         )
     if form is Format.network:
