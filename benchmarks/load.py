@@ -11,8 +11,8 @@ import argparse
 import csv
 import json
 import os
-import re
 import signal
+import socket
 import subprocess
 import sys
 import tempfile
@@ -29,6 +29,14 @@ def figures(port: int) -> dict[str, float]:
         lines = answer.read().decode().splitlines()
     pairs = (line.rsplit(" ", 1) for line in lines if not line.startswith("#"))
     return {name: float(value) for name, value in pairs}
+
+
+def is_up(port: int) -> bool:
+    """Whether the service answers."""
+    try:
+        return bool(figures(port))
+    except OSError:
+        return False
 
 
 def one_pass(run_folder: Path, images: Path, batch: int, seconds: float) -> dict[str, float]:
@@ -61,12 +69,15 @@ def one_pass(run_folder: Path, images: Path, batch: int, seconds: float) -> dict
 
 def load(run: Path, images: Path, users: int, seconds: int, locust: str) -> dict[str, float]:
     """The service under so many users for so long."""
-    command = [sys.executable, "-m", "bella", "serve", str(run), "--port", "0"]
-    server = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
-    assert server.stdout is not None
-    found = re.search(r":(\d+)/", server.stdout.readline())
-    assert found, "the service did not start"
-    port, memory = int(found[1]), []
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    command = [sys.executable, "-m", "bella", "serve", str(run), "--port", str(port), "--quiet"]
+    # Its log goes nowhere: a pipe that nobody empties would stop it.
+    server = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    memory: list[float] = []
+    while not is_up(port):
+        assert server.poll() is None, "the service did not start"
+        time.sleep(0.2)
     with tempfile.TemporaryDirectory() as place:
         asking = subprocess.Popen(
             [
@@ -76,6 +87,7 @@ def load(run: Path, images: Path, users: int, seconds: int, locust: str) -> dict
             ],
             env=os.environ | {"BELLA_IMAGES": str(images)},
             stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
         )
         while asking.poll() is None:
             time.sleep(5)
@@ -103,7 +115,7 @@ def load(run: Path, images: Path, users: int, seconds: int, locust: str) -> dict
 
 
 def main() -> None:
-    """All of it, as JSON."""
+    """The load, then the passes, as JSON."""
     asked = argparse.ArgumentParser(description=__doc__)
     asked.add_argument("run", type=Path)
     asked.add_argument("images", type=Path)
@@ -112,9 +124,11 @@ def main() -> None:
     asked.add_argument("--batch", type=int, default=32)
     asked.add_argument("--locust", default="locust")
     given = asked.parse_args()
-    found = load(given.run, given.images, given.users, given.seconds, given.locust)
-    found |= one_pass(given.run, given.images, given.batch, 8)
-    print(json.dumps({name: round(value, 2) for name, value in found.items()}, indent=2))
+    for found in (
+        load(given.run, given.images, given.users, given.seconds, given.locust),
+        one_pass(given.run, given.images, given.batch, 5),
+    ):
+        print(json.dumps({name: round(value, 2) for name, value in found.items()}, indent=2))
 
 
 if __name__ == "__main__":

@@ -117,3 +117,14 @@ def browse(page, folder, *flags):
         page.as_uri(),
     ]
     return subprocess.run(command, capture_output=True, text=True, timeout=120, check=True)
+
+
+def luminance(colour):
+    values = (int(colour[i : i + 2], 16) / 255 for i in (1, 3, 5))
+    red, green, blue = (v / 12.92 if v <= 0.04045 else ((v + 0.055) / 1.055) ** 2.4 for v in values)
+    return 0.2126 * red + 0.7152 * green + 0.0722 * blue
+
+
+def contrast(one, other):
+    low, high = sorted((luminance(one), luminance(other)))
+    return (high + 0.05) / (low + 0.05)

@@ -1,4 +1,4 @@
-"""A service in a thread of its own, and a client that needs nothing but Python."""
+"""A service in a thread of its own, a client that needs nothing but Python, and runs on texts."""
 
 from __future__ import annotations
 
@@ -8,9 +8,18 @@ import socket
 import threading
 import time
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any, NamedTuple
 
+import torch
+import transformers as hf
 import uvicorn
+from language_cases import WORDS, small_language_model, small_tokenizer
+
+import bella
+from bella.runs import TextConfig, TextRun
+from bella.runs.texts import TASKS
+from bella.runs.texts.base import Asked
 
 
 class Told(NamedTuple):
@@ -80,3 +89,34 @@ def served(app: Any, token: str | None = None):
     finally:
         server.should_exit = True
         thread.join()
+
+
+def write_networks(place: Path) -> dict[str, str]:
+    """A small BERT and a small Llama with their tokenizers, by the names that open them."""
+    torch.manual_seed(0)
+    config = hf.BertConfig(
+        vocab_size=len(WORDS) + 3,
+        hidden_size=24,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        intermediate_size=32,
+        max_position_embeddings=32,
+        pad_token_id=0,
+        initializer_range=0.3,
+    )
+    hf.BertModel(config).save_pretrained(place / "bert")
+    small_language_model().save_pretrained(place / "llama")
+    for name in ("bert", "llama"):
+        small_tokenizer().save_pretrained(place / name)
+    return {name: f"hf:{place / name}" for name in ("bert", "llama")}
+
+
+def opened(networks, name, columns, facts, network="bert", **options) -> TextRun:
+    """A run of a task, as `open_run` would open it, whose particles differ."""
+    config = TextConfig(task=name, data="rows.csv", network=networks[network], **options)
+    task = TASKS[name]
+    made = task.open(config, facts)
+    targets = ("query", "value") if network == "bert" else (r".*layers\.2\.self_attn\.q_proj",)
+    posterior = bella.low_rank(made.network, 3, 2, targets, b_std=0.5, alpha=4).eval()
+    asked = Asked(made.tokenizer, columns, facts, 64, config.options_by)
+    return TextRun(posterior, task, asked, config.network)

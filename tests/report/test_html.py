@@ -12,7 +12,7 @@ from itertools import pairwise
 
 import pytest
 from PIL import Image
-from report_cases import CLASSES, browse, small_material
+from report_cases import CLASSES, browse, contrast, small_material
 
 from bella.report import drawn
 from bella.report.html import chapter, page, write_report
@@ -97,17 +97,6 @@ def test_everybody_can_read_it(elements):
     levels = [int(tag[1]) for tag, _ in elements.found if re.fullmatch("h[1-6]", tag)]
     assert levels[0] == 1
     assert all(b - a <= 1 for a, b in pairwise(levels))
-
-
-def luminance(colour):
-    values = (int(colour[i : i + 2], 16) / 255 for i in (1, 3, 5))
-    red, green, blue = (v / 12.92 if v <= 0.04045 else ((v + 0.055) / 1.055) ** 2.4 for v in values)
-    return 0.2126 * red + 0.7152 * green + 0.0722 * blue
-
-
-def contrast(one, other):
-    low, high = sorted((luminance(one), luminance(other)))
-    return (high + 0.05) / (low + 0.05)
 
 
 def test_colours_stand_out_in_light_dark_and_print():

@@ -38,3 +38,11 @@ def run(pictures):
     from bella.runs import open_run
 
     return open_run(pictures / "run")
+
+
+@pytest.fixture(scope="session")
+def networks(tmp_path_factory):
+    """Names of a small BERT and a small Llama."""
+    from serve_cases import write_networks
+
+    return write_networks(tmp_path_factory.mktemp("networks"))

@@ -80,4 +80,5 @@ def test_its_commands_make_a_service_that_answers(pictures, tmp_path):
         assert Client(int(found[1])).get("/v1/run").status == 401
     finally:
         process.terminate()
-        assert process.wait(30) == 0
+        process.communicate(timeout=60)
+    assert process.returncode == 0

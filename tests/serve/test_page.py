@@ -6,12 +6,14 @@ import base64
 import re
 import shutil
 import subprocess
+from html import unescape
 
 import pytest
 from fastapi.responses import HTMLResponse
-from report_cases import BROWSERS
-from serve_cases import served
+from report_cases import BROWSERS, contrast
+from serve_cases import opened, served
 
+from bella.runs.writing import Writer
 from bella.serve import guard, make_app
 from bella.serve.pages import page
 
@@ -56,6 +58,19 @@ DROP = """
   await until(() => $("status").textContent.startsWith("Answered"));
 """
 
+WRITTEN = """
+  await until(() => $("prompt"));
+  const fields = [...page.querySelectorAll("#form textarea, #form input")];
+  seen("unlabelled " + fields.filter((field) => !field.labels.length).length);
+  $("prompt").value = "who are you";
+  $("tokens").value = 5;
+  $("form").requestSubmit();
+  const card = await until(() => page.querySelector(".card"));
+  seen("answer " + card.dataset.answer);
+  seen("tokens " + card.querySelectorAll("mark").length);
+  seen("figures " + [...card.querySelectorAll("dd b")].map((x) => x.textContent).join("; "));
+"""
+
 REFUSED = """
   await until(() => !$("access").hidden);
   seen("asked " + $("status").textContent);
@@ -93,7 +108,7 @@ def browse(tmp_path, monkeypatch):
             ran = subprocess.run(
                 [*command, address], capture_output=True, text=True, timeout=120, check=True
             )
-        seen = re.search(r'<pre id="seen">(.*?)</pre>', ran.stdout, re.DOTALL)[1]
+        seen = unescape(re.search(r'<pre id="seen">(.*?)</pre>', ran.stdout, re.DOTALL)[1])
         assert "ERROR" not in seen, seen
         assert "DONE" in seen, seen
         return dict(line.split(" ", 1) for line in seen.splitlines() if " " in line)
@@ -108,6 +123,36 @@ def test_the_page_asks_nobody_else_and_the_browser_is_told_so():
     assert policy.startswith("default-src 'none'; style-src 'sha256-")
     assert "unsafe" not in policy
     assert 'lang="en"' in text
+
+
+def test_colours_stand_out_in_light_and_dark():
+    """By 4.5 to 1 (WCAG 2.2, 1.4.3), words on the ground that they stand on."""
+    style = page()[0].partition("</style>")[0]
+    schemes = [dict(re.findall(r"--([\w-]+): (#\w{6})", p)) for p in style.split(":root")[1:]]
+    assert len(schemes) == 2
+    for scheme in schemes:
+        pairs = [
+            (word, ground) for word in ("ink", "soft", "accent") for ground in ("paper", "card")
+        ]
+        for word, ground in [
+            *pairs,
+            ("paper", "accent"),
+            ("good", "good-back"),
+            ("bad", "bad-back"),
+        ]:
+            assert contrast(scheme[word], scheme[ground]) >= 4.5, (word, ground, scheme)
+
+
+def test_a_prompt_is_answered_token_by_token(networks, browse):
+    run = opened(networks, "causal-lm", {"messages": "messages"}, {}, "llama")
+    asked = [{"messages": [{"role": "user", "content": "who are you"}]}]
+    writer = Writer(run.posterior, run.asked.tokenizer)
+    (row,) = writer.answer(asked, max_new_tokens=5, do_sample=False)
+    seen = browse(make_app(run), WRITTEN)
+    assert seen["unlabelled"] == "0"
+    assert seen["answer"] == row["answer"]
+    assert int(seen["tokens"]) == len(row["tokens"])
+    assert f"{row['mutual_information']:.3f} nats" in seen["figures"]
 
 
 def test_a_dropped_image_is_answered_with_its_doubt(run, pictures, browse):
@@ -125,7 +170,7 @@ def test_a_dropped_image_is_answered_with_its_doubt(run, pictures, browse):
     assert found == pytest.approx(row["mutual_information"], abs=6e-4)
     assert {"day", "night"} <= set(re.findall("[a-z]+", seen["bars"]))
     assert int(seen["votes"]) == len(predictions.predictive.logits)
-    assert seen["alt"] == "Asked: &lt;i&gt;dark&lt;/i&gt;.png"
+    assert seen["alt"] == "Asked: <i>dark</i>.png"
 
 
 def test_a_token_is_asked_for_and_a_refusal_is_shown(run, browse):

@@ -6,16 +6,10 @@ import json
 import threading
 
 import pytest
-import torch
-import transformers as hf
-from language_cases import WORDS, small_language_model, small_tokenizer
-from serve_cases import served
+from serve_cases import opened, served
 
-import bella
 from bella.errors import BellaError
-from bella.runs import TextConfig, TextRun
-from bella.runs.texts import TASKS
-from bella.runs.texts.base import Asked
+from bella.runs import TextRun
 from bella.runs.writing import Writer
 from bella.serve import Limits, make_app
 from bella.serve.kinds import kind_of
@@ -23,39 +17,6 @@ from bella.serve.referral import referral
 
 NAMES = ("blue", "green", "red")
 TEXTS = ["what is red", "a city in Norway where", "yes", "who are you ? blue blue blue"]
-
-
-@pytest.fixture(scope="module")
-def networks(tmp_path_factory):
-    """Folders of a small BERT and a small Llama."""
-    place = tmp_path_factory.mktemp("networks")
-    torch.manual_seed(0)
-    config = hf.BertConfig(
-        vocab_size=len(WORDS) + 3,
-        hidden_size=24,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        intermediate_size=32,
-        max_position_embeddings=32,
-        pad_token_id=0,
-        initializer_range=0.3,
-    )
-    hf.BertModel(config).save_pretrained(place / "bert")
-    small_language_model().save_pretrained(place / "llama")
-    for name in ("bert", "llama"):
-        small_tokenizer().save_pretrained(place / name)
-    return {name: f"hf:{place / name}" for name in ("bert", "llama")}
-
-
-def opened(networks, name, columns, facts, network="bert", **options):
-    """A run of a task, as `open_run` would open it, whose particles differ."""
-    config = TextConfig(task=name, data="rows.csv", network=networks[network], **options)
-    task = TASKS[name]
-    made = task.open(config, facts)
-    targets = ("query", "value") if network == "bert" else (r".*layers\.2\.self_attn\.q_proj",)
-    posterior = bella.low_rank(made.network, 3, 2, targets, b_std=0.5, alpha=4).eval()
-    asked = Asked(made.tokenizer, columns, facts, 64, config.options_by)
-    return TextRun(posterior, task, asked, config.network)
 
 
 def rows_of(run, rows, path):
@@ -230,7 +191,7 @@ def test_drawn_answers_follow_their_seed_whoever_else_asks(writer):
         ("generate", {"prompts": ["who " * 60], "max_new_tokens": 9}, 422, "69 tokens"),
         ("generate", {"prompts": [{}]}, 422, "Prompt 1 must have either"),
         ("generate", {"prompts": [{"messages": [{"role": "dog", "content": "a"}]}]}, 422, "role"),
-        ("generate", {"prompts": ["a"], "temperature": 0}, 422, "greater than 0"),
+        ("generate", {"prompts": ["a"], "temperature": 5e-324}, 422, "than or equal to 0.001"),
         ("score", {"given": [{"prompt": "a"}]}, 422, "answer"),
         ("predict", {"texts": ["a"]}, 404, "Not Found"),
     ],

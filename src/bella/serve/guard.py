@@ -47,9 +47,9 @@ class Guard:
         limits: see `Limits`.
         gauges: what hears of every request.
         token: which requests have to bear; ``None`` for none.
-        local: whether only this machine can ask. Then a request must call the service by one of
-            this machine's own names: a page of somebody else's, open in a browser here, could
-            otherwise have its own name mean this machine, and read the answers.
+        local: whether only this machine can ask. Without a token a request must then call the
+            service by one of this machine's own names: a page of somebody else's, open in a browser
+            here, could otherwise have its own name mean this machine, and read the answers.
     """
 
     def __init__(self, app: App, *, limits: Limits, gauges: Gauges, token: str | None, local: bool):
@@ -105,14 +105,10 @@ class Guard:
         """
         headers = {name.lower(): value.decode("latin-1") for name, value in scope["headers"]}
         host = headers.get(b"host", "")
-        if self.local and name_of(host) not in LOOPBACK:
-            raise RefusedError(421, "This service is for its own machine: ask for localhost.")
-        if scope["method"] == "POST":
-            origin = headers.get(b"origin")
-            if origin is not None and urlsplit(origin).netloc.lower() != host.lower():
-                raise RefusedError(403, "Pages of other sites may not ask this service.")
-        if scope["path"] not in OPEN:
-            self.check_token(headers.get(b"authorization", ""))
+        if self.token is None:
+            self.check_place(host, headers.get(b"origin"))
+        elif scope["path"] not in OPEN:
+            self.check_token(headers.get(b"authorization", ""), self.token)
         if scope["method"] != "POST":
             return
         if self.running > self.limits.queue:
@@ -123,16 +119,25 @@ class Guard:
         if length.isdecimal() and int(length[:20]) > self.limits.body:
             raise self.too_large()
 
-    def check_token(self, authorization: str) -> None:
+    def check_place(self, host: str, origin: str | None) -> None:
+        """Refuse what pages of other sites ask by way of a browser on this machine.
+
+        Raises:
+            RefusedError: it is so asked.
+        """
+        if self.local and name_of(host) not in LOOPBACK:
+            raise RefusedError(421, "This service is for its own machine: ask for localhost.")
+        if origin is not None and origin.lower().partition("://")[2] != host.lower():
+            raise RefusedError(403, "Pages of other sites may not ask this service.")
+
+    def check_token(self, authorization: str, token: str) -> None:
         """Refuse who does not bear the token; how much of it is right cannot be told by the time.
 
         Raises:
             RefusedError: the token is another, or missing.
         """
-        if self.token is None:
-            return
         kind, _, given = authorization.partition(" ")
-        same = hmac.compare_digest(given.strip().encode(), self.token.encode())
+        same = hmac.compare_digest(given.strip().encode(), token.encode())
         if kind.lower() != "bearer" or not same:
             raise RefusedError(401, "Give the service's token: Authorization: Bearer TOKEN.")
 

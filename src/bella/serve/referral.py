@@ -30,7 +30,8 @@ def referral(
         above: such an entropy by itself; it promises nothing.
 
     Returns:
-        ``None`` and nothing where neither is given.
+        ``None`` and nothing where neither is given; ``None`` and a promise where that holds for
+        all answers.
 
     Raises:
         BellaError: both are given, a run without classes, or examples that promise nothing.
@@ -48,11 +49,13 @@ def referral(
             f"With the {made.examples} examples of {calibrate} no entropy promises {1 - risk:.6g} "
             "right answers: give more examples, or allow a higher risk."
         )
+    everything = made.coverage == 1
     sentence = (
-        f"Below it at most {100 * risk:.6g}% of the answers are wrong, on examples drawn as the "
-        f"{made.examples} of the calibration were (sure to {100 * (1 - delta):.6g}%)."
+        f"{'At' if everything else 'Below it at'} most {100 * risk:.6g}% of the answers are wrong, "
+        f"on examples drawn as the {made.examples} of the calibration were (sure to "
+        f"{100 * (1 - delta):.6g}%)."
     )
-    return (made.threshold if made.coverage < 1 else None), sentence
+    return (None if everything else made.threshold), sentence
 
 
 def calibration(run: Any, data: str | Path) -> Part:

@@ -44,7 +44,7 @@ class Generate(Asked):
         None, ge=1, le=2**20, description="64, or the service's limit if that is lower."
     )
     sample: bool = False
-    temperature: float | None = Field(None, gt=0, le=100, description="Of sample.")
+    temperature: float | None = Field(None, ge=0.001, le=1000, description="Of sample.")
     top_k: int | None = Field(None, ge=1, le=2**31 - 1, description="Of sample.")
     top_p: float | None = Field(None, gt=0, le=1, description="Of sample.")
     seed: int = Field(0, ge=0, le=2**53 - 1, description="Of sample.")

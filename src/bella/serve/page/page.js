@@ -236,7 +236,7 @@ async function begin() {
   const particles = run.particles === 1 ? "1 particle" : `${run.particles} particles`;
   $("about").textContent = `${particles} on ${run.network} answer ${WORDS[run.kind]}.${classes}`;
   $("served").textContent = `serves ${run.network.split("/").pop()}`;
-  $("foot").textContent = `bella ${run.version}. Entropies are in nats. ${run.threshold == null ? "" : `From ${nats(run.threshold)} nats on an answer is for a person. ${run.promise}`}`;
+  $("foot").textContent = `bella ${run.version}. Entropies are in nats. ${run.threshold == null ? "" : `From ${nats(run.threshold)} nats on an answer is for a person. `}${run.promise}`;
   document.title = `bella: ${run.network}`;
   const form = $("form");
   form.replaceChildren();
