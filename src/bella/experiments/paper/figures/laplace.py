@@ -50,5 +50,5 @@ ITEM = Item(
     data=("digits", "elpv"),
     train=200,
     others=200,
-    cost="about 3 minutes",
+    cost="2 minutes",
 )

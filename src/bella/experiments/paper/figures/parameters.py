@@ -123,5 +123,5 @@ ITEM = Item(
     data=("digits",),
     train=200,
     others=200,
-    cost="about 3 minutes",
+    cost="2 minutes",
 )

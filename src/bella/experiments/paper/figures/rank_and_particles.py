@@ -130,7 +130,7 @@ def sweep_said(swept: Sweep, what: str, name: str) -> str:
     shown = ".1%" if form == "percent" else ".3f"
     middles = {number: middle_of(of[name]) for number, of in swept.items()}
     said = ", ".join(f"{number}: {value:{shown}}" for number, value in middles.items())
-    return f"{words.capitalize()} by {what}: {said}."
+    return f"{words[0].upper()}{words[1:]} by {what}: {said}."
 
 
 def ticks_at(axis: Any, values: Sequence[int]) -> None:
