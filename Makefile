@@ -3,6 +3,7 @@
 # make check  lint, format and types
 # make bench  the benchmarks behind docs/performance.md
 # make docs   the picture of the floors, and the pages with the API reference as a site in site/
+# make dist   the wheel and the source distribution in dist/, the same bytes whoever builds them
 # make lowest the tests with the oldest versions that pyproject.toml allows, in .venv-lowest
 PYTHON ?= python3
 BIN := .venv/bin
@@ -10,7 +11,7 @@ LOWEST := .venv-lowest/bin/python -m pip install --quiet --disable-pip-version-c
 # Some packages are installed without what they ask for and do not need here; that is no conflict.
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-warn-conflicts --constraint constraints.txt
 
-.PHONY: demo test test-long check bench docs lowest clean
+.PHONY: demo test test-long check bench docs dist lowest clean
 
 demo: .venv/demo.done
 	$(BIN)/bella demo
@@ -32,6 +33,9 @@ bench: .venv/dev.done
 docs: .venv/docs.done
 	$(BIN)/python docs/draw.py
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+
+dist: .venv/dev.done
+	$(BIN)/python docs/dist.py dist
 
 # What old libraries announce of their own end says nothing of bella, so here it is no error.
 lowest: .venv-lowest/done

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import json
 import os
+import shutil
 import subprocess
 import sys
 
 import pytest
 
+from bella import folders
 from bella.errors import BellaError
 from bella.files import write_whole
-from bella.folders import held
+from bella.folders import LOCK, Holder, held
 
 HOLD = """
 import sys
@@ -39,11 +42,74 @@ def another(tmp_path):
 
 
 def test_a_second_process_is_refused_until_the_first_ends(tmp_path, another):
-    with pytest.raises(BellaError, match=r"Another run is writing to .*run: wait until it ends"):
+    with pytest.raises(BellaError, match=rf"to .*run \(process {another.pid} on .*\): wait until"):
         held(tmp_path / "run").__enter__()
     another.kill()
     another.wait()
     with held(tmp_path / "run"):
+        pass
+
+
+def test_the_file_that_says_who_goes_with_its_block(tmp_path):
+    folder = tmp_path / "run"
+    folder.mkdir()
+    with held(folder):
+        assert Holder.read(folder / LOCK) == Holder.of(os.getpid())
+        folder.rename(tmp_path / "moved")
+    assert not any((tmp_path / "moved").iterdir())
+
+
+def test_a_killed_process_holds_nothing(tmp_path, another):
+    another.kill()
+    another.wait()
+    assert Holder.read(tmp_path / "run" / LOCK).pid == another.pid
+    with held(tmp_path / "run"):
+        assert Holder.read(tmp_path / "run" / LOCK).pid == os.getpid()
+
+
+@pytest.fixture
+def no_locks(monkeypatch):
+    """A file system that cannot lock: there the file decides."""
+
+    def refuse(*_):
+        raise OSError("no locks here")
+
+    monkeypatch.setattr(folders.fcntl, "flock", refuse)
+
+
+def test_where_the_system_has_no_locks_the_file_decides(tmp_path, another, no_locks):
+    with pytest.raises(BellaError, match=rf"process {another.pid} on .*: wait until it ends"):
+        held(tmp_path / "run").__enter__()
+    path = tmp_path / "run" / LOCK
+    living = Holder.read(path)
+    boot, ticks = living.begun.split()
+    # The number of a process that ended is given to another some day.
+    for begun in (f"{boot} {int(ticks) - 1}", f"another-{boot} {ticks}"):
+        path.write_text(json.dumps({**vars(living), "begun": begun}))
+        assert not Holder.read(path).lives
+    path.write_text(json.dumps(vars(living)))
+    assert Holder.read(path).lives
+    another.kill()
+    another.wait()
+    with held(tmp_path / "run"):
+        pass
+    assert not path.exists()
+
+
+def test_a_process_on_another_machine_cannot_be_asked(tmp_path, no_locks):
+    folder = tmp_path / "run"
+    folder.mkdir()
+    elsewhere = {"pid": 7, "machine": "elsewhere", "begun": ""}
+    (folder / LOCK).write_text(json.dumps(elsewhere))
+    with pytest.raises(BellaError, match=r"process 7 on elsewhere.*if that process has ended, rem"):
+        held(folder).__enter__()
+    assert json.loads((folder / LOCK).read_text()) == elsewhere
+
+
+@pytest.mark.parametrize("content", ["", "[]", '{"pid": "x"}', '{"pid": -1}', "{" * 9])
+def test_a_file_that_says_nothing_holds_nothing(tmp_path, no_locks, content):
+    (tmp_path / LOCK).write_text(content)
+    with held(tmp_path):
         pass
 
 
@@ -87,7 +153,7 @@ def test_a_folder_that_is_no_longer_there_is_noticed(tmp_path, change):
     with held(folder) as in_place:
         in_place()
         if change == "removed":
-            folder.rmdir()
+            shutil.rmtree(folder)
         else:
             folder.rename(tmp_path / "elsewhere")
         if change == "exchanged":

@@ -12,6 +12,13 @@ class BellaError(ValueError):
     """Bad input. The message is one sentence: what is wrong, and how to mend it."""
 
 
+class Terminated(SystemExit):
+    """SIGTERM: the process ends with the status 143 that shells give it."""
+
+    def __init__(self) -> None:
+        super().__init__(128 + 15)
+
+
 class MissingExtraError(BellaError, ImportError):
     """An optional library is needed here and not installed.
 

@@ -132,11 +132,11 @@ def _take_leftovers_away(path: Path) -> None:
         owner = other.name.removeprefix(begin).partition(".")[0]
         if not (other.name.startswith(begin) and owner.isdecimal()) or other.name in _WRITING:
             continue
-        if int(owner) == os.getpid() or not _runs(int(owner)):
+        if int(owner) == os.getpid() or not runs(int(owner)):
             other.unlink(missing_ok=True)
 
 
-def _runs(pid: int) -> bool:
+def runs(pid: int) -> bool:
     """Whether there is such a process, as far as can be asked: elsewhere signal 0 ends it."""
     if os.name != "posix":
         return True

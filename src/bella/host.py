@@ -8,15 +8,21 @@ import platform
 import sys
 from importlib import metadata
 from pathlib import Path
+from types import FrameType
 from typing import TYPE_CHECKING
 
-from bella.errors import BellaError
+from bella.errors import BellaError, Terminated
 
 if TYPE_CHECKING:
     import torch
 
 LIBRARIES = ("bella-bnn", "torch", "transformers", "timm", "torchmetrics", "numpy")
 TRIM_THRESHOLD, TOP_PAD, MMAP_MAX = -1, -2, -4  # glibc's malloc.h
+
+
+def terminate(number: int, frame: FrameType | None) -> None:
+    """What SIGTERM does in bella's own processes: end as Ctrl-C does, with its own status."""
+    raise Terminated
 
 
 def versions() -> dict[str, str]:

@@ -663,8 +663,8 @@ def test_quiet_lets_no_other_library_speak(place, tmp_path):
         assert (done.returncode, done.stderr) == (0, "")
 
 
-@pytest.mark.parametrize("stop", [signal.SIGINT, signal.SIGTERM])
-def test_a_stopped_process_says_how_to_go_on(place, tmp_path, stop):
+@pytest.mark.parametrize(("stop", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_stopped_process_says_how_to_go_on(place, tmp_path, stop, status):
     run = tmp_path / "run"
     source = str(Path(bella.__file__).parents[1])
     process = subprocess.Popen(
@@ -680,9 +680,10 @@ def test_a_stopped_process_says_how_to_go_on(place, tmp_path, stop):
         time.sleep(0.1)
     process.send_signal(stop)
     _, err = process.communicate(timeout=60)
-    assert process.returncode == 130
+    assert process.returncode == status
     assert "Traceback" not in err
     assert "the same command continues a run" in err.splitlines()[-1]
+    assert err.count("bella: stopped") == 1
     assert open_run(run).posterior.particles == 3
 
 
@@ -729,6 +730,7 @@ def test_help_shows_the_defaults_that_hold():
         "alpha": None,
         "target_modules": None,
         "patience": None,
+        "checkpoint_every": None,
         "device": None,
     }
     temperature = shown.pop("temperature")
@@ -823,6 +825,7 @@ def test_bad_images_are_skipped_where_the_flag_says_so(place, tmp_path, monkeypa
     assert "bad.png" in refused(monkeypatch, capsys, *fit_arguments(place, run, "--data", images))
     assert not run.exists()
     succeed(*fit_arguments(place, run, "--data", images, *skip))
+    assert read_sealed_json(run / "model.json")["skipped_images"] == 1
     out = tmp_path / "p.csv"
     assert "bad.png" in refused(monkeypatch, capsys, "predict", run, images, "--out", out)
     succeed("predict", run, images, "--out", out, *skip)

@@ -9,7 +9,7 @@ from own_images import write_images, write_network
 from PIL import Image
 
 from bella.errors import BellaError
-from bella.files import read_json
+from bella.files import read_json, read_sealed_json, write_sealed_json
 from bella.report.html import chapter, page
 from bella.runs import RunConfig, train
 from bella.runs.material import Asked, run_materials
@@ -119,6 +119,15 @@ def test_images_that_changed_are_noticed(place, tmp_path):
     (elsewhere,) = run_materials([folder], Asked(data=place / "images"))
     assert "validation" not in elsewhere.predictions["run"]
     assert torch.isfinite(elsewhere.of_told("test")[0].logits).all()
+
+
+def test_images_that_were_skipped_are_counted_in_the_report(place, tmp_path):
+    shutil.copytree(place / "two", tmp_path / "two")
+    model = read_sealed_json(tmp_path / "two" / "model.json")
+    assert model["skipped_images"] == 0
+    write_sealed_json(tmp_path / "two" / "model.json", model | {"skipped_images": 3})
+    (found,) = run_materials([tmp_path / "two"], Asked())
+    assert found.facts["images that cannot be read"] == "3, skipped"
 
 
 def test_a_training_that_goes_on_says_so(place, tmp_path):

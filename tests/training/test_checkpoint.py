@@ -134,7 +134,7 @@ def group(**entries):
     return lambda state: [held.update(entries) for held in state["optimizer"]["param_groups"]]
 
 
-ENTRIES = tuple(_State.model_fields)
+ENTRIES = tuple(name for name, field in _State.model_fields.items() if field.is_required())
 
 CHANGES = {
     **{f"without {n}": drop(n) for n in ENTRIES},

@@ -83,7 +83,7 @@ def test_another_version_and_an_unknown_past_are_refused(tmp_path, monkeypatch):
     state = state_of(tmp_path)
     del state["identity"]
     write_checkpoint(tmp_path, state)
-    with pytest.raises(bella.BellaError, match=r"identity.*begin the run anew"):
+    with pytest.raises(bella.BellaError, match=r"identity.*Begin the run anew"):
         fit(make(), folder=tmp_path, epochs=1)
     fit(make(), folder=tmp_path, epochs=1, resume=False)
 

@@ -25,8 +25,8 @@ from bella.cli.predict import predict
 from bella.cli.report import report
 from bella.cli.runs import runs
 from bella.cli.serve import serve
-from bella.errors import BellaError, MissingExtraError
-from bella.host import keep_freed_memory
+from bella.errors import BellaError, MissingExtraError, Terminated
+from bella.host import keep_freed_memory, terminate
 
 app = typer.Typer(
     help="Turn a pre-trained network into a Bayesian one, and measure what that bought.",
@@ -71,10 +71,11 @@ def everywhere(
 
 
 def main() -> None:
-    """Run the command line; bad input gives one sentence and exit status 2, a stop 130."""
+    """Run the command line; bad input gives one sentence and exit status 2, Ctrl-C 130, SIGTERM
+    143."""
     keep_freed_memory()
     with contextlib.suppress(ValueError):  # in another thread than the main one
-        signal.signal(signal.SIGTERM, signal.default_int_handler)
+        signal.signal(signal.SIGTERM, terminate)
     if isinstance(sys.stdout, io.TextIOWrapper):
         # A name of a file need not be text; it is shown with its bytes, not with a traceback.
         sys.stdout.reconfigure(errors="backslashreplace")
@@ -85,6 +86,7 @@ def main() -> None:
         sys.exit(2)
     except SystemExit as stop:
         # Typer turns Ctrl-C into an exit without a word.
-        if isinstance(getattr(stop.__context__, "__cause__", None), KeyboardInterrupt):
+        ended = isinstance(stop, Terminated)
+        if ended or isinstance(getattr(stop.__context__, "__cause__", None), KeyboardInterrupt):
             print("bella: stopped.", file=sys.stderr)
         raise

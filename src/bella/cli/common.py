@@ -114,12 +114,15 @@ def hush(quiet: bool) -> None:
 
 @contextmanager
 def stopping(sentence: Callable[[], str]) -> Iterator[None]:
-    """Answer Ctrl-C inside the block with a sentence that says how to go on, and status 130."""
+    """Answer Ctrl-C and SIGTERM inside the block with a sentence that says how to go on, and status
+    130 or 143."""
+    from bella.errors import Terminated
+
     try:
         yield
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, Terminated) as stop:
         print(f"bella: {sentence()}", file=sys.stderr)
-        raise typer.Exit(130) from None
+        raise typer.Exit(143 if isinstance(stop, Terminated) else 130) from None
 
 
 def given(**flags: Any) -> dict[str, Any]:

@@ -202,6 +202,23 @@ def fit(
             show_default="auto; that of the products",
         ),
     ] = None,
+    on_nonfinite: Annotated[
+        str | None,
+        typer.Option(
+            help="stop where a loss, gradient or distance is not finite, or skip and count the "
+            "step.",
+            show_default="stop",
+        ),
+    ] = None,
+    checkpoint_every: Annotated[
+        int | None,
+        typer.Option(
+            help="Steps between two checkpoints within an epoch.", show_default="after each epoch"
+        ),
+    ] = None,
+    keep_checkpoints: Annotated[
+        int | None, typer.Option(help="Keep the newest so many.", show_default="1")
+    ] = None,
     device: Annotated[
         str | None,
         typer.Option(
@@ -286,6 +303,9 @@ def fit(
         patience=patience,
         precision=precision,
         base_dtype=base_dtype,
+        on_nonfinite=on_nonfinite,
+        checkpoint_every=checkpoint_every,
+        keep_checkpoints=keep_checkpoints,
         device=device,
         particle_processes=particle_processes,
         workers=workers,
@@ -298,7 +318,7 @@ def fit(
         VqaConfig: (train_vqa, "test questions"),
     }
     run, examples = kinds.get(type(asked), (train, "test images"))
-    before = _epochs_done(out)
+    before = _done(out)
     watch = [TensorBoard(out / EVENTS)] if tensorboard else []
     with stopping(lambda: stopped(out, before, fresh)):
         found = run(
@@ -326,28 +346,29 @@ def tell(found: Any) -> None:
         print(f"Note: {warning}", file=sys.stderr)
 
 
-def stopped(out: Path, before: tuple[int, float], fresh: bool) -> str:
+def stopped(out: Path, before: tuple[int, int, float], fresh: bool) -> str:
     """What a person reads who stopped a training: what is there, and how to go on."""
-    now = _epochs_done(out)
-    if not now[0] or (fresh and now == before):
-        left = f"{out} is as it was" if now[0] else f"nothing was written to {out}"
+    epochs, steps, _ = now = _done(out)
+    if not (epochs or steps) or (fresh and now == before):
+        left = f"{out} is as it was" if epochs else f"nothing was written to {out}"
         left += f" but {EVENTS}/" if (out / EVENTS).exists() else ""
-        return f"stopped before the first epoch was done: {left}, and the same command begins anew."
+        return f"stopped before the first step was done: {left}, and the same command begins anew."
     command = "the same command without --fresh" if fresh else "the same command"
-    epochs = "1 epoch" if now[0] == 1 else f"{now[0]} epochs"
+    done = [f"{n} {what}{'s' * (n > 1)}" for n, what in ((epochs, "epoch"), (steps, "step")) if n]
     return (
-        f"stopped after {epochs}: {command} continues a run, and `bella predict {out} IMAGES` and "
-        f"`bella evaluate {out} --data FOLDER` work with what it has reached."
+        f"stopped after {' and '.join(done)}: {command} continues a run, and `bella predict {out} "
+        f"IMAGES` and `bella evaluate {out} --data FOLDER` work with what it has reached."
     )
 
 
-def _epochs_done(out: Path) -> tuple[int, float]:
-    """How many epochs a folder's record has, and when it was written."""
+def _done(out: Path) -> tuple[int, int, float]:
+    """How many epochs a folder's record has, how many steps after them, and when it was written."""
     from bella.errors import BellaError
     from bella.files import read_json
 
     try:
         record = read_json(out / "run.json")
-        return len(record["history"]), (out / "run.json").stat().st_mtime
-    except (BellaError, OSError, KeyError, TypeError):
-        return 0, 0.0
+        written = (out / "run.json").stat().st_mtime
+        return len(record["history"]), int(record.get("within", 0)), written
+    except (BellaError, OSError, KeyError, TypeError, AttributeError, ValueError):
+        return 0, 0, 0.0

@@ -7,6 +7,7 @@ nobody has tokenised yet, in `bella.data.written`.
 from __future__ import annotations
 
 import copy
+import itertools
 import os
 import warnings
 from collections import Counter
@@ -129,6 +130,9 @@ def readable(count: int, read: Callable[[int], object], on_bad_image: OnBadImage
     return good
 
 
+_READINGS = itertools.count()
+"""Numbers for the times that images were read to leave out the bad ones."""
+
 Some = TypeVar("Some", bound="Labelled")
 
 
@@ -216,11 +220,16 @@ class LabelledImages(Labelled):
         labels: for each file the index of its class.
         classes: names of the classes.
         preprocess: from a PIL image to a tensor.
+
+    Attributes:
+        skipped: an entry for each image that was left out because it cannot be read; the parts of
+            a data set that was divided afterwards all have those of the whole.
     """
 
     columns: ClassVar[tuple[str, ...]] = ("paths", "labels")
     kind: ClassVar[Kind] = "image"
     examples: ClassVar[str] = "images"
+    skipped: frozenset[tuple[int, int]] = frozenset()
 
     def __init__(
         self,
@@ -262,6 +271,9 @@ class LabelledImages(Labelled):
             raise BellaError(
                 f"None of the images of class {self.classes[lost[0]]!r} can be read: replace them."
             )
+        reading = next(_READINGS)
+        bad = ((reading, i) for i, is_good in enumerate(good) if not is_good)
+        kept.skipped = self.skipped.union(bad)
         return kept
 
     def select(self, indices: Iterable[int], preprocess: Preprocess | None = None) -> Self:

@@ -27,7 +27,7 @@ from bella.prediction.predictive import Predictive
 from bella.report.charts import Chart, Said, shift_chart
 from bella.report.material import Material
 from bella.runs.config import RunConfig, read_config
-from bella.runs.opened import BATCH, TrainedRun
+from bella.runs.opened import BATCH, TrainedRun, read_model
 from bella.runs.opening import open_run
 from bella.runs.texts.config import TextConfig
 from bella.runs.texts.opened import TextRun, test_of
@@ -391,6 +391,8 @@ def _facts(group: Sequence[_Answered], titles: Sequence[str]) -> dict[str, str]:
             found["method" if len(group) == 1 else title] = _method(one.config, one)
     if first.config is not None:
         found["data"] = first.config.data
+    if isinstance(first.run, TrainedRun) and (bad := read_model(first.folder).skipped_images):
+        found["images that cannot be read"] = f"{bad}, skipped"
     if versions := first.record.get("versions"):
         found["machine"] = versions.get("machine", "")
         found["versions"] = ", ".join(f"{n} {v}" for n, v in versions.items() if n != "machine")

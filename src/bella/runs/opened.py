@@ -238,6 +238,7 @@ class Model(BaseModel):
     seed: int = Field(ge=0, lt=2**63)
     preprocess: dict[str, Any]
     draws: int = Field(1, ge=1, le=10_000)  # runs before recipes have none
+    skipped_images: int = Field(0, ge=0)
 
 
 def read_model(folder: Path) -> Model:

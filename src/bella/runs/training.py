@@ -111,6 +111,7 @@ def train(
             "method": config.method,
             "draws": recipe.draws,
             "preprocess": opened.preprocess.to_dict(),
+            "skipped_images": len(frozenset().union(*(part.skipped for part in read.values()))),
         }
         asked = yaml.safe_dump(config.written(), sort_keys=False)
         write_whole(folder / CONFIG, lambda path: path.write_text(asked))

@@ -2,13 +2,19 @@
 
 One safetensors file: tensors as tensors, everything else as JSON in its metadata, both with their
 checksum (`bella.sealed`). Nothing in it can be executed. It is replaced whole, so that it is always
-of one moment. Random numbers are not in it: they follow from the seed and the epoch.
+of one moment. Random numbers follow from the seed and the epoch; in the middle of an epoch it holds
+how far they were drawn (`bella.training.position`). Older ones, where they are kept, are called
+``checkpoint.1.safetensors`` (the newest), ``checkpoint.2.safetensors`` and so on.
 """
 
 from __future__ import annotations
 
 import math
+import os
+import shutil
+import warnings
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -18,7 +24,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from torch import Tensor
 
 from bella.errors import BellaError
-from bella.files import shown
+from bella.files import shown, write_whole
 from bella.kernels import DEFAULT
 from bella.sealed import read_sealed, write_sealed
 from bella.storage import SETTINGS, TENSORS, said_wrong
@@ -69,13 +75,20 @@ class _State(BaseModel):
     passes: dict[str, Any]
     particles_per_pass: int | None = Field(ge=1, le=MOST)
     best: tuple[float, int, dict[str, Tensor]] | None
+    position: dict[str, Any] | None = None
+    finite: tuple[int, dict[str, Tensor]] | None = None
     history: list[dict[str, float]]
     trace: list[dict[str, float]]
     seconds: float = Field(ge=0, allow_inf_nan=False)
 
 
-def write_checkpoint(folder: Path, state: dict[str, Any]) -> None:
+def write_checkpoint(folder: Path, state: dict[str, Any], *, keep: int = 1) -> None:
     """Replace the folder's checkpoint; what was there stays until the new one is whole.
+
+    Args:
+        folder: of the run.
+        state: tensors and plain values.
+        keep: how many checkpoints stay, this one among them.
 
     Raises:
         BellaError: the state holds what is neither a tensor nor a plain value, or the file cannot
@@ -89,13 +102,58 @@ def write_checkpoint(folder: Path, state: dict[str, Any]) -> None:
         if value.numel() and pointer in seen:  # a file holds each tensor by itself
             tensors[name] = value.clone()
         seen.add(pointer)
+    if keep > 1:
+        _set_aside(folder, keep - 1)
     write_sealed(folder / CHECKPOINT, tensors, {"state": packed})
+    for path in _older(folder)[keep - 1 :]:
+        path.unlink(missing_ok=True)
+
+
+def _older(folder: Path) -> list[Path]:
+    """The checkpoints before the last one, the newest first."""
+    begin, end = CHECKPOINT.split(".")
+    found = {}
+    for path in folder.glob(f"{begin}.*.{end}"):
+        number = path.name.removeprefix(f"{begin}.").removesuffix(f".{end}")
+        if number.isdecimal() and number.isascii() and len(number) < 9:
+            found[int(number)] = path
+    return [found[number] for number in sorted(found)]
+
+
+def _set_aside(folder: Path, keep: int) -> None:
+    """Let the last checkpoint be ``checkpoint.1`` as well, and so on: it also stays where it is
+    until another takes its place.
+
+    Raises:
+        BellaError: the disk is full, or the place cannot be written.
+    """
+    last, begin = folder / CHECKPOINT, CHECKPOINT.partition(".")[0]
+    if not last.exists():
+        return
+    try:
+        for number, path in reversed(list(enumerate(_older(folder)[:keep], start=1))):
+            path.replace(folder / f"{begin}.{number + 1}.safetensors")
+        first = folder / f"{begin}.1.safetensors"
+        try:
+            os.link(last, first)
+        except OSError:  # no hard links there
+            write_whole(first, lambda place: shutil.copyfile(last, place))
+    except OSError as error:
+        raise BellaError(f"{last} cannot be set aside: {error.strerror}.") from error
+
+
+def holds_run(folder: Path) -> bool:
+    """Whether a folder holds a run that could be continued or used."""
+    return any((folder / name).exists() for name in (CHECKPOINT, PICKLED, TENSORS))
 
 
 def read_checkpoint(
     folder: Path, identity: dict[str, Any], device: torch.device
 ) -> dict[str, Any] | None:
     """The state that `write_checkpoint` was given; ``None`` if the folder has none.
+
+    Where it is damaged and an older one is kept, that one, with a warning: the run comes to the
+    same bits from there.
 
     Args:
         folder: of the run.
@@ -114,9 +172,26 @@ def read_checkpoint(
             )
         return None
     try:
-        record, tensors = read_sealed(path)
+        state = _read(path, device)
     except BellaError as error:
-        raise BellaError(f"{error} Begin the run anew with --fresh (resume=False).") from None
+        for older in _older(folder):
+            with suppress(BellaError):
+                state = _read(older, device)
+                warnings.warn(f"{error} It goes on from {older.name}.", stacklevel=3)
+                break
+        else:
+            raise BellaError(f"{error} Begin the run anew with --fresh (resume=False).") from None
+    refuse_another(folder, state, identity)
+    return state
+
+
+def _read(path: Path, device: torch.device) -> dict[str, Any]:
+    """The state in one file.
+
+    Raises:
+        BellaError: it is damaged.
+    """
+    record, tensors = read_sealed(path)
     packed = None if record is None else record.get("state")
     try:
         state = _unpacked(packed, {name: value.to(device) for name, value in tensors.items()})
@@ -124,10 +199,7 @@ def read_checkpoint(
         _check(state)
     except (ValidationError, KeyError, TypeError, ValueError, RecursionError) as error:
         said = said_wrong(error) if isinstance(error, ValidationError) else shown(str(error))
-        raise BellaError(
-            f"{path} is damaged ({said}): begin the run anew with --fresh (resume=False)."
-        ) from None
-    refuse_another(folder, state, identity)
+        raise BellaError(f"{path} is damaged ({said}).") from None
     return state
 
 
@@ -236,8 +308,9 @@ def _check_moment(place: str, found: Any, parameter: Tensor) -> None:
 
 def forget(folder: Path) -> None:
     """Take away what an earlier run left: stopped early, a new one must not go on from there."""
-    for name in (CHECKPOINT, PICKLED, TENSORS, SETTINGS):
-        (folder / name).unlink(missing_ok=True)
+    named = (folder / name for name in (CHECKPOINT, PICKLED, TENSORS, SETTINGS))
+    for path in (*named, *_older(folder)):
+        path.unlink(missing_ok=True)
 
 
 def _check(state: dict[str, Any]) -> None:
@@ -261,7 +334,13 @@ def _check(state: dict[str, Any]) -> None:
     if not isinstance(state.get("kernel", DEFAULT), str):
         raise ValueError(f"kernel={shown(state['kernel'])} is no name")
     _Multiplied.model_validate(state.get("precision", {}))
-    for own in (state["own"], *([] if best is None else [best[2]])):
+    finite = state.get("finite")
+    if finite is not None:
+        if best is not None or finite[0] != epoch:
+            raise ValueError(f"the particles that are kept are of epoch {finite[0]} of {epoch}")
+        check_own(finite[1], state["own"])
+    kept = [values[-1] for values in (best, finite) if values is not None]
+    for own in (state["own"], *kept):
         for name, value in own.items():
             if value.is_floating_point() and bool(value.isnan().any()):
                 raise ValueError(f"{name} is not a number")

@@ -20,7 +20,7 @@ from rich.progress import Progress
 from bella import transport
 from bella.console import progress_bar
 from bella.data.loaders import Data, check_collate, opened
-from bella.errors import BellaError
+from bella.errors import BellaError, Terminated
 from bella.files import shortened
 from bella.folders import held
 from bella.host import device_named
@@ -49,19 +49,22 @@ from bella.training.batches import (
     warn_of_generators,
 )
 from bella.training.cache import cached
-from bella.training.checkpoint import forget, read_checkpoint, write_checkpoint
+from bella.training.checkpoint import forget, holds_run, read_checkpoint, write_checkpoint
 from bella.training.checks import MEND, DivergedError, check_can_train, check_particles
+from bella.training.collapse import PAIRS, Collapse
 from bella.training.gradients import Batch, Gradients, Loss
 from bella.training.identity import identity_of
 from bella.training.kept import Kept
 from bella.training.optimizer import MakeOptimizer, begin, make_optimizer, make_schedule
-from bella.training.randomness import own_randomness, seed_all
+from bella.training.position import Position, labels_after
+from bella.training.randomness import Drawn, own_randomness, seed_all
 from bella.training.record import Record, describe
 from bella.training.samplers import examples
 from bella.training.settings import Settings, checked
 from bella.training.shares import check_can_share, checksum
 from bella.training.state import State
 from bella.training.step import Step
+from bella.training.stops import Stops, answered
 from bella.training.validation import Validation
 from bella.training.watching import Watcher, Watchers
 from bella.transport.base import Mover
@@ -104,6 +107,8 @@ def fit(
             own.
         folder: run folder: settings, versions, history, curves, checkpoint, and the posterior,
             which is the best (or the last) of the epochs that are done, also while the run goes on.
+            Ctrl-C and SIGTERM then wait for the step that runs, save it, and go on as
+            ``KeyboardInterrupt`` or as an exit with status 143.
         resume: continue the run that ``folder`` holds, to the same bits as if it had never
             stopped; more ``epochs`` continue a finished one. ``False`` begins anew; what was there
             stays until the first epoch is done.
@@ -141,6 +146,8 @@ def fit(
         in_place = None
         if folder is not None and world.leads:
             in_place = inside.enter_context(held(Path(folder)))
+        # Several processes are stopped at different steps: their last checkpoint stands.
+        stops = inside.enter_context(answered(folder is not None and world.size == 1))
         bar = inside.enter_context(progress_bar(progress and world.leads))
         seed_all(chosen.seed)
         run = Run(
@@ -157,6 +164,7 @@ def fit(
             before_save=before_save,
             in_place=in_place,
             mesh=mesh,
+            stops=stops,
         )
         try:
             return run.execute(bar, resume=resume)
@@ -188,7 +196,9 @@ class Run:
         before_save: Callable[[], None] | None = None,
         in_place: Callable[[], None] | None = None,
         mesh: Mesh | None = None,
+        stops: Stops | None = None,
     ):
+        self.stops = stops or Stops()
         self.mesh = mesh or Mesh()
         self.world = self.mesh.world
         self.settings = settings
@@ -258,7 +268,9 @@ class Run:
             clip=settings.clip,
             kl_weight=self.kl_weight,
             gradients=self.gradients,
+            on_nonfinite=settings.on_nonfinite,
         )
+        self.collapse = Collapse()
         self.identity: dict[str, Any] = {}
         mover_names = [type(mover).__name__ for mover in movers]
         if folder is not None:
@@ -281,7 +293,8 @@ class Run:
         self.trace: list[dict[str, float]] = []
         self.watchers = Watchers(watch)
         self.kept = Kept(posterior)
-        self.state = State(self.step, self.schedule, self.kept)
+        self.position = Position()
+        self.state = State(self.step, self.schedule, self.kept, self.steps_per_epoch)
 
     # ------------------------------------------------------------ the loop
 
@@ -289,7 +302,7 @@ class Run:
         """All epochs; returns the record."""
         record = Record(self.settings.model_dump(), folder=self.folder)
         first = self.load_checkpoint(record) if resume else 0
-        if first:
+        if self.resumed:
             warn_of_generators(self.train)
         self.settle(record)
         with self.multiplying(record):
@@ -334,6 +347,7 @@ class Run:
         if self.validation is not None and first < self.settings.epochs:
             self.validation.check()
         task = bar.add_task("training", total=self.steps, completed=self.step.number)
+        self.record, self.begun = record, begun
         for epoch in range(first, self.settings.epochs):
             if self.should_stop(epoch):
                 break
@@ -348,14 +362,17 @@ class Run:
                     figures |= self.validated
             except DivergedError as error:
                 raise self.given_up(error, record) from error
-            self.trace[-1] |= self.validated
-            self.keep(epoch, figures)
-            record.history.append(figures)
-            record.trace = self.trace
-            record.particles_per_pass = self.gradients.at_once
-            record.seconds = time.perf_counter() - begun
-            self.save_checkpoint(epoch + 1, record)
-            self.watchers(self.trace[-1])
+            except (KeyboardInterrupt, Terminated):
+                if self.stops.asked is not None:
+                    self.save_stopped(epoch)
+                raise
+            with self.stops.held():
+                self.trace[-1] |= self.validated
+                self.keep(epoch, figures)
+                record.history.append(figures)
+                self.position = Position()
+                self.save_checkpoint(epoch + 1, record)
+                self.watchers(self.trace[-1])
             bar.update(task, description=describe(figures, self.settings.epochs))
         bar.remove_task(task)
         self.kept.restore()
@@ -425,52 +442,68 @@ class Run:
         batches: Iterable[Any] = self.train
         if settings.minibatches == "own":
             batches = own_batches(self.train, self.posterior.particles)
-        total = torch.zeros((), device=self.device)
-        count = 0.0
+        gone, position, labels = self.position.steps, self.position, ""
         for number, group in enumerate(grouped(batches, settings.accumulate, self.batches), 1):
-            loss = self.update(group)
-            total += loss.mean.mean() * loss.counted
-            count += loss.counted
-            bar.advance(task)
-            if self.step.number % self.log_every == 0 and number < self.steps_per_epoch:
-                said = self.log(epoch, float(total) / (count or 1))
-                bar.update(task, description=describe(said | self.validated, settings.epochs))
-                self.watchers(said)
-        if not count:
+            if self.folder is not None:
+                labels = labels_after(labels, group)
+            if number <= gone:  # of a run that goes on in the middle of the epoch
+                if number == gone:
+                    self.go_on_from(epoch, labels)
+                continue
+            with self.stops.held():
+                loss = self.update(group)
+                drawn = None if self.folder is None else Drawn.now(self.device)
+                position.add(loss, labels, drawn)
+                bar.advance(task)
+                if self.step.number % self.log_every == 0 and number < self.steps_per_epoch:
+                    said = self.log(epoch)
+                    bar.update(task, description=describe(said | self.validated, settings.epochs))
+                    self.watchers(said)
+            every = settings.checkpoint_every
+            if every and self.step.number % every == 0 and number < self.steps_per_epoch:
+                check_particles(self.posterior, f"by step {self.step.number}")
+                with self.stops.held():
+                    self.save_checkpoint(epoch, self.record)
+        if position.skipped and not position.count:
+            raise DivergedError(f"Nothing was finite in all steps of epoch {epoch + 1}")
+        if not position.count:
             raise BellaError(
                 "Nothing in the training data counts: all labels are -100 (numbers: NaN), or all "
                 "weights 0; check collate_fn."
             )
-        self.log(epoch, float(total) / count)  # watchers hear it with the validation's figures
+        last = self.log(epoch)  # watchers hear it with the validation's figures
         return {
             "epoch": epoch + 1,
-            "loss": float(total) / count,
+            "loss": position.mean,
             "learning_rate": self.optimizer.param_groups[0]["lr"],
-            **self.move.log,
+            **(self.move.log or position.log),
+            **{name: value for name, value in last.items() if name in PAIRS},
+            **({"skipped_steps": position.skipped} if settings.on_nonfinite == "skip" else {}),
         }
 
-    def log(self, epoch: int, loss: float) -> dict[str, float]:
+    def log(self, epoch: int) -> dict[str, float]:
         """The figures of this moment, which become the last row of the trace."""
+        if self.trace and self.trace[-1]["step"] == self.step.number:
+            del self.trace[-1]  # an epoch ended before its loader had said, or was stopped there
         row = {
             "step": self.step.number,
             "epoch": epoch + 1,
-            "loss": loss,
+            "loss": self.position.mean,
             "learning_rate": self.optimizer.param_groups[0]["lr"],
-            **self.move.log,
-            "distance": self.move.distance(),
+            **(self.move.log or self.position.log),
+            **self.collapse.look(self.move.distances(), self.trace),
         }
-        if self.trace and self.trace[-1]["step"] == row["step"]:
-            del self.trace[-1]  # an epoch ended before its loader had said
         self.trace.append(row)
         return row
 
-    def update(self, group: list[Any]) -> Loss:
-        """One step, from one or more batches."""
+    def update(self, group: list[Any]) -> Loss | None:
+        """One step, from one or more batches; ``None`` where it was left out."""
         batches: list[Batch] = [
             (*split(batch, self.posterior.network), weights_of(batch)) for batch in group
         ]
         for _, kwargs, *_ in batches:
             check_names(self.posterior.network, kwargs)
+        left_out = self.step.skipped
         try:
             loss = self.step(batches)
         except DivergedError:
@@ -480,7 +513,7 @@ class Run:
             begin(self.schedule)
         else:
             self.schedule.step()
-        return loss
+        return loss if self.step.skipped == left_out else None
 
     def kl_weight(self, step: int) -> float:
         """The factor on the divergence, phased in."""
@@ -521,14 +554,26 @@ class Run:
         self.writes = True
 
     def save_checkpoint(self, epoch: int, record: Record) -> None:
-        """Keep what the next epoch depends on, and particles that can be used if there is none."""
+        """Keep what the next step depends on, and particles that can be used if there is none.
+
+        Args:
+            epoch: how many are done; where the run stands after them is its position.
+            record: of the run.
+        """
+        record.trace = self.trace
+        record.within = self.position.steps
+        record.particles_per_pass = self.gradients.at_once
+        record.seconds = time.perf_counter() - self.begun
         if self.folder is None:
             return
+        self.position.log = self.move.log or self.position.log
+        self.position.apart = self.world.everyone(self.gradients.apart.states)
         with self.whole():
             if not self.world.leads:
                 return
             self.begin_writing()
-            if self.kept.best_epoch in (None, epoch):
+            # In the middle of an epoch the last one's stay; before there is one, as they are now.
+            if self.kept.best_epoch in (None, epoch) if not record.within else not epoch:
                 self.posterior.save(self.folder)
             state = {
                 "identity": self.identity,
@@ -537,12 +582,46 @@ class Run:
                 **self.state.take(),
                 "kernel": self.kernel,
                 "precision": {"name": self.precision.name, "agreement": self.agreement},
+                "position": self.position.state() if record.within else None,
+                "finite": self.kept.finite if record.within else None,
                 "history": record.history,
                 "trace": self.trace,
                 "seconds": record.seconds,
             }
-            write_checkpoint(self.folder, state)
+            write_checkpoint(self.folder, state, keep=self.settings.keep_checkpoints)
             record.write()
+
+    def save_stopped(self, epoch: int) -> None:
+        """At a stop in the middle of an epoch: keep its steps, and say how to go on.
+
+        Not where a run that began anew would take the place of one that got further.
+        """
+        folder, steps = self.folder, self.position.steps
+        begins = not (self.writes or self.resumed)
+        if self.stops.torn or not steps or folder is None or (begins and holds_run(folder)):
+            return
+        try:
+            check_particles(self.posterior, "at the stop")
+        except DivergedError:
+            return
+        with self.stops.held():
+            self.save_checkpoint(epoch, self.record)
+        self.stops.tell(
+            f"stopped in epoch {epoch + 1} after {steps} of its {self.steps_per_epoch} steps, "
+            f"which {folder} holds: the same call goes on from there."
+        )
+
+    def go_on_from(self, epoch: int, labels: str) -> None:
+        """The batches before are passed over: draw random numbers as the stopped run did."""
+        position, apart = self.position, self.gradients.apart
+        position.check_order(labels)
+        if position.drawn is not None:
+            position.drawn.go_on(self.device)
+        states = position.apart
+        if self.world.size > 1 and len(states) == self.world.size:
+            apart.states = states[self.world.rank]
+        elif self.world.size > 1:  # another number of processes: draws of their own
+            apart.begin(epoch_seed(self.settings.seed, epoch) + position.steps)
 
     @contextmanager
     def whole(self) -> Iterator[None]:
@@ -565,7 +644,7 @@ class Run:
             return 0
         self.resumed = True
         with self.whole():
-            self.state.load(state, str(self.folder))
+            self.position = self.state.load(state, str(self.folder))
         self.kernel = state.get("kernel", DEFAULT)  # earlier versions knew no other
         kept = state.get("precision", {"name": self.precision.name, "agreement": None})
         self.precision.become(kept["name"])

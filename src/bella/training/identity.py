@@ -23,7 +23,16 @@ from bella.files import plain
 from bella.posterior import Posterior
 from bella.storage import fingerprint
 
-FREE = ("patience", "cache_bytes", "cache_disk_bytes", "device", "particle_processes")
+FREE = (
+    "patience",
+    "cache_bytes",
+    "cache_disk_bytes",
+    "checkpoint_every",
+    "keep_checkpoints",
+    "on_nonfinite",
+    "device",
+    "particle_processes",
+)
 """Settings that may change while a run goes on: they decide where it runs, where it ends or what
 it is kept in."""
 

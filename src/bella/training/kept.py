@@ -39,10 +39,17 @@ class Kept:
         if self.best is None or score < self.best[0]:
             self.best, self.finite = (score, epoch, self._copy()), None
 
-    def load(self, best: tuple[float, int, dict[str, Tensor]] | None, epochs: int) -> None:
-        """Continue with a checkpoint's best, and with its particles in place."""
-        self.best, self.finite = best, None
-        self.keep(epochs)
+    def load(
+        self,
+        best: tuple[float, int, dict[str, Tensor]] | None,
+        epochs: int,
+        finite: tuple[int, dict[str, Tensor]] | None = None,
+    ) -> None:
+        """Continue with a checkpoint's best, or with the particles that were kept before the middle
+        of an epoch; else with its particles, which are in place."""
+        self.best, self.finite = best, finite
+        if finite is None:
+            self.keep(epochs)
 
     @property
     def best_epoch(self) -> int | None:

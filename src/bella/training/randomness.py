@@ -6,6 +6,7 @@ import random
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -30,6 +31,66 @@ def own_randomness() -> Iterator[None]:
         finally:
             random.setstate(python)
             np.random.set_state(legacy)
+
+
+class Drawn(NamedTuple):
+    """How far the generators of Python, numpy and torch have been drawn from.
+
+    Attributes:
+        python: of ``random``.
+        numpy: of numpy's global generator.
+        devices: of torch: of the CPU and, where training runs on one, of the GPU.
+    """
+
+    python: tuple
+    numpy: tuple
+    devices: list[Tensor]
+
+    @classmethod
+    def now(cls, device: torch.device) -> Drawn:
+        """As they are."""
+        used = [torch.cuda.get_rng_state(device)] if device.type == "cuda" else []
+        numbers = np.random.get_state(legacy=True)
+        assert isinstance(numbers, tuple)
+        return cls(random.getstate(), numbers, [torch.get_rng_state(), *used])
+
+    def go_on(self, device: torch.device) -> None:
+        """Draw from there. A GPU that was not used then stays as it is."""
+        random.setstate(self.python)
+        np.random.set_state(self.numpy)
+        torch.set_rng_state(self.devices[0])
+        if device.type == "cuda" and len(self.devices) > 1:
+            torch.cuda.set_rng_state(self.devices[1], device)
+
+    def state(self) -> dict[str, Any]:
+        """As tensors and JSON values: a part of a checkpoint."""
+        version, words, gauss = self.python
+        kind, keys, *rest = self.numpy
+        return {
+            "python": [version, torch.tensor(words), gauss],
+            "numpy": [kind, torch.from_numpy(keys.astype(np.int64)), *rest],
+            "torch": [state.cpu() for state in self.devices],
+        }
+
+    @classmethod
+    def of(cls, state: dict[str, Any]) -> Drawn:
+        """What `state` made.
+
+        Raises:
+            ValueError: it is not what that makes.
+        """
+        version, words, gauss = state["python"]
+        kind, keys, place, has_gauss, cached = state["numpy"]
+        if kind != "MT19937" or keys.shape != (624,) or not 0 <= int(place) <= 624:
+            raise ValueError("numpy's generator is none")  # which numpy itself would not notice
+        found = cls(
+            (version, tuple(words.tolist()), gauss),
+            (kind, keys.cpu().numpy().astype(np.uint32), int(place), int(has_gauss), float(cached)),
+            [value.cpu() for value in state["torch"]],
+        )
+        with own_randomness():
+            found.go_on(torch.device("cpu"))
+        return found
 
 
 class Apart:

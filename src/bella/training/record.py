@@ -22,6 +22,7 @@ class Record:
         history: one mapping of figures for each epoch.
         trace: every few steps, and at the end of every epoch, the figures that watchers hear (see
             `bella.training.watching`), with ``step``.
+        within: steps of the epoch after those, where the run stands in the middle of one.
         best_epoch: the epoch whose particles were kept, counted from 1.
         seconds: wall time of training, validation included.
         particles_per_pass: how many particles ran at once.
@@ -35,6 +36,7 @@ class Record:
     settings: dict[str, Any]
     history: list[dict[str, float]] = field(default_factory=list)
     trace: list[dict[str, float]] = field(default_factory=list)
+    within: int = 0
     best_epoch: int = 0
     seconds: float = 0.0
     particles_per_pass: int | None = None
@@ -51,6 +53,7 @@ class Record:
             "settings": self.settings,
             "versions": self.versions,
             "best_epoch": self.best_epoch,
+            "within": self.within,
             "seconds": round(self.seconds, 3),
             "particles_per_pass": self.particles_per_pass,
             "float32": self.float32,

@@ -54,6 +54,13 @@ class Settings(BaseModel):
             same setting by its better name; give one of them.
         minibatches: all particles see the ``shared`` batch, or each its ``own``.
         patience: stop after so many epochs without a better validation NLL.
+        on_nonfinite: ``stop`` where a loss, a gradient or a distance of particles is not finite, or
+            ``skip`` that step; the history counts such steps. An epoch of nothing else stops.
+        checkpoint_every: save so many steps apart within an epoch too, so that a long one is not
+            lost; a run goes on in the middle of an epoch to the same bits. ``None``: after each
+            epoch, and when it is stopped by Ctrl-C or SIGTERM.
+        keep_checkpoints: the newest so many stay; where the last is damaged, the run goes on from
+            the one before.
         keep: the ``best`` epoch by validation NLL, or the ``last``.
         cache_prefix: keep what the shared prefix makes of the data: ``False``, ``True`` (what is
             random in data or prefix is then frozen as it was read first), or ``auto``: of tensors
@@ -94,6 +101,9 @@ class Settings(BaseModel):
     )
     minibatches: Literal["shared", "own"] = "shared"
     patience: int | None = Field(None, ge=1)
+    on_nonfinite: Literal["stop", "skip"] = "stop"
+    checkpoint_every: int | None = Field(None, ge=1)
+    keep_checkpoints: int = Field(1, ge=1, le=100)
     keep: Literal["best", "last"] = "best"
     cache_prefix: bool | Literal["auto"] = "auto"
     cache_bytes: int = Field(2**30, ge=0)

@@ -12,6 +12,7 @@ from bella.files import shortened
 from bella.storage import own_tensors
 from bella.training.checkpoint import check_alike, check_optimizer, check_own
 from bella.training.kept import Kept
+from bella.training.position import Position
 from bella.training.step import Step
 
 
@@ -23,12 +24,14 @@ class State:
         step: of the run, with its posterior, optimiser, transport and movers.
         schedule: of the learning rate.
         kept: the best particles so far.
+        steps_per_epoch: of the run.
     """
 
-    def __init__(self, step: Step, schedule: LambdaLR, kept: Kept):
+    def __init__(self, step: Step, schedule: LambdaLR, kept: Kept, steps_per_epoch: int):
         self.step = step
         self.schedule = schedule
         self.kept = kept
+        self.steps_per_epoch = steps_per_epoch
 
     def take(self) -> dict[str, Any]:
         """All of it now, as tensors and JSON values: a part of a checkpoint."""
@@ -45,12 +48,16 @@ class State:
         }
 
     @torch.no_grad()
-    def load(self, state: dict[str, Any], place: str) -> None:
+    def load(self, state: dict[str, Any], place: str) -> Position:
         """Go on from a checkpoint; refused, it changes no particle.
 
         Args:
-            state: what `take` returned, and the number of epochs that were done, ``epoch``.
+            state: what `take` returned, and the number of epochs that were done, ``epoch``; in the
+                middle of one its ``position``, and the ``finite`` particles before it.
             place: of the checkpoint, for the sentence.
+
+        Returns:
+            Where the next epoch goes on.
 
         Raises:
             BellaError: it does not fit this posterior, optimiser, transport or way to run.
@@ -63,7 +70,7 @@ class State:
                 f"{place} holds the run of another posterior ({error}): name another folder."
             ) from None
         try:
-            self._load(state)
+            position = self._load(state)
         except BellaError:
             self.kept.restore()  # as they were
             raise
@@ -82,11 +89,14 @@ class State:
                 f"({shortened(error)}): name another folder, or begin anew with --fresh "
                 "(resume=False)."
             ) from None
-        self.kept.load(state["best"], state["epoch"])
+        self.kept.load(state["best"], state["epoch"], state.get("finite"))
         self.step.gradients.at_once = state["particles_per_pass"]
+        return position
 
-    def _load(self, state: dict[str, Any]) -> None:
+    def _load(self, state: dict[str, Any]) -> Position:
         step, schedule = self.step, self.schedule
+        found = state.get("position")
+        position = Position() if found is None else Position.of(found, self.steps_per_epoch)
         check_optimizer(state["optimizer"], step.optimizer)
         check_alike("schedule", state["schedule"], schedule.state_dict())
         check_alike("move", state["move"], step.move.state_dict())
@@ -102,3 +112,4 @@ class State:
         if step.gradients.precision.scaler is not None:
             step.gradients.precision.scaler.load_state_dict(state["scaler"])
         step.load_state_dict(state)
+        return position

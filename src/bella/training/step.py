@@ -19,8 +19,9 @@ negative log-likelihood, so that each particle's gradient is its own.
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -48,8 +49,11 @@ class Step:
         kl_weight: λ on the divergence of stochastic posteriors, a number or a function of the
             step's number.
         gradients: how batches become gradients; all particles in one pass by default.
+        on_nonfinite: ``stop`` at a loss, gradient or distance that is not finite, or ``skip`` the
+            optimiser's step and count it.
 
     Attributes:
+        skipped: how many steps were.
         number: of the next step, counted from 0.
         said: each particle's mean loss on the last batch that `loss` was given, (particles,).
         norms: of the last step's gradients, coupled and not yet clipped, (particles + 1,); the last
@@ -66,7 +70,10 @@ class Step:
         clip: float | None = None,
         kl_weight: float | Callable[[int], float] = 1.0,
         gradients: Gradients | None = None,
+        on_nonfinite: Literal["stop", "skip"] = "stop",
     ):
+        self.on_nonfinite = on_nonfinite
+        self.skipped = 0
         self.posterior = posterior
         self.optimizer = optimizer
         self.move = move
@@ -162,11 +169,11 @@ class Step:
             losses: each particle's, (particles,), to name one that is not finite.
 
         Returns:
-            Whether a mover stands for the optimiser's step. The gradients are gone then, so that an
-            optimiser that steps all the same moves nothing by them.
+            Whether a mover stands for the optimiser's step, or it is skipped. The gradients are
+            gone then, so that an optimiser that steps all the same moves nothing by them.
 
         Raises:
-            DivergedError: a loss or a gradient is not finite; the gradients are gone.
+            DivergedError: a loss, a gradient or a distance is not finite; the gradients are gone.
         """
         scaler = self.gradients.precision.scaler
         if scaler is not None and self.gradients.precision.unscales:
@@ -189,7 +196,16 @@ class Step:
         if wrong:
             what = self.what_is_not_finite(losses)
             self.optimizer.zero_grad()
-            raise DivergedError(what)
+            if self.on_nonfinite == "stop":
+                raise DivergedError(what)
+            self.skipped += 1
+            if self.skipped == 1:
+                warnings.warn(
+                    f"{what}: this step is skipped, and so will others be that are not finite; the "
+                    "record counts them.",
+                    stacklevel=3,
+                )
+            return True
         if replaced:
             self.optimizer.zero_grad()
         return replaced
@@ -256,11 +272,18 @@ class Step:
         return torch.cat((norms, shared.to(norms).view(1)))
 
     def what_is_not_finite(self, losses: Tensor | None) -> str:
-        """In words: the loss of some particles, or the gradient of a layer."""
+        """In words: the loss of some particles, their distance, or the gradient of a layer."""
         when = f"in step {self.number}"
         if losses is not None and not torch.isfinite(losses).all():
             wrong = (~torch.isfinite(losses)).nonzero().flatten().tolist()
             return f"The loss became {float(losses[wrong[0]])} {when} ({particles_named(wrong)})"
+        apart = self.move.where_not_finite()
+        if apart is not None:
+            layer, who = apart
+            return (
+                f"The distance of particles became NaN or infinite {when} ({layer}, "
+                f"{particles_named(who)})"
+            )
         graded = {
             name: p.grad for name, p in self.posterior.named_parameters() if p.grad is not None
         }

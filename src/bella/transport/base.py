@@ -23,7 +23,14 @@ from bella.errors import BellaError
 from bella.likelihood import Likelihood
 from bella.particles.layer import Factors
 from bella.posterior import Posterior
-from bella.transport.coupling import Group, add_to_grad, groups_of, mean_distance, wide
+from bella.transport.coupling import (
+    Group,
+    add_to_grad,
+    distances,
+    groups_of,
+    mean_distance,
+    wide,
+)
 
 Prior = Literal["uniform", "factors", "delta"]
 
@@ -212,6 +219,15 @@ class Transport:
     def distance(self) -> float:
         """Root of the mean square distance ‖Δ_i - Δ_j‖ of two particles, as they are now."""
         return float(mean_distance(self.groups))
+
+    def distances(self) -> Tensor:
+        """‖Δ_i - Δ_j‖ of every two particles as they are now, (particles, particles)."""
+        return distances(self.groups)
+
+    def where_not_finite(self) -> tuple[str, list[int]] | None:
+        """The layer and the particles between which the coupling has no distance; a transport that
+        asks for none has no such place."""
+        return None
 
     def prepare(self, *args: Any, **kwargs: Any) -> None:
         """Called with a batch's inputs before its particles run in several passes."""

@@ -8,7 +8,7 @@ import torch
 
 from bella.posterior import Posterior
 from bella.transport.base import Transport
-from bella.transport.coupling import Coupling, Measurement, Scope
+from bella.transport.coupling import Coupling, Measurement, Scope, where_not_finite
 from bella.transport.gram import differences
 from bella.transport.spread import Spread
 
@@ -60,6 +60,10 @@ class Coupled(Transport):
         """Continue where `state_dict` was taken."""
         super().load_state_dict(state)
         self.spread.steps = int(state.get("spread_steps", 0))
+
+    def where_not_finite(self) -> tuple[str, list[int]] | None:
+        """The first layer in which two particles have no finite distance, and which they are."""
+        return where_not_finite(self.groups)
 
     def repel(self, measured: Measurement, weights: list[torch.Tensor], coefficient: float) -> None:
         """Add -coefficient Σ_j weights_ij (Δ_i - Δ_j) to the gradients, and log.

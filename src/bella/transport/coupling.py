@@ -130,13 +130,31 @@ def groups_of(
 
 
 @torch.no_grad()
+def distances(groups: Sequence[Group]) -> Float[Tensor, "particles particles"]:
+    """Distances of two particles, over all layers together; of no layer none."""
+    moving = [group.square_distances().sum(0) for group in groups if group.in_kernel]
+    return torch.stack(moving).sum(0).sqrt() if moving else torch.zeros(0, 0)
+
+
 def mean_distance(groups: Sequence[Group]) -> Tensor:
     """Root of the mean square distance of two particles, over all layers together."""
-    if not groups:  # a single network, with nothing to move
-        return torch.zeros(())
-    d2 = sum(group.square_distances().sum() for group in groups if group.in_kernel)
-    n = groups[0].particles
-    return torch.as_tensor(d2 / max(n * (n - 1), 1)).sqrt()
+    found = distances(groups)
+    n = len(found)
+    return (found.square().sum() / max(n * (n - 1), 1)).sqrt()
+
+
+@torch.no_grad()
+def where_not_finite(groups: Sequence[Group]) -> tuple[str, list[int]] | None:
+    """The first layer in which distances are NaN or infinite, and the particles at fault: those
+    that are in most of such pairs."""
+    for group in groups:
+        if not group.in_kernel:
+            continue
+        wrong = (~torch.isfinite(group.square_distances())).sum(-1)
+        for site, count in zip(group.sites, wrong, strict=True):
+            if count.any():
+                return site.name, (count == count.max()).nonzero().flatten().tolist()
+    return None
 
 
 @dataclass(frozen=True)

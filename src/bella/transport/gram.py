@@ -175,7 +175,8 @@ def resolved(
     size: Float[Tensor, "layers 1 1"],
     dtype: torch.dtype,
 ) -> Float[Tensor, "layers particles particles"]:
-    """The square distances, exactly 0 where they are no more than rounding.
+    """The square distances, exactly 0 where they are no more than rounding; what is not finite
+    stays so, and is no distance of 0.
 
     Args:
         d2: square distances.
@@ -183,7 +184,8 @@ def resolved(
         dtype: what the particles are held in; float32 for less.
     """
     eps = torch.finfo(torch.promote_types(dtype, torch.float32)).eps
-    return d2.where(d2 > max((ULPS * eps) ** 2, 1e-14) * size, 0)
+    apart = d2 > max((ULPS * eps) ** 2, 1e-14) * size
+    return d2.where(apart | ~torch.isfinite(d2), 0)
 
 
 def differences(weights: Float[Tensor, "*layers n n"]) -> Float[Tensor, "*layers n n"]:
