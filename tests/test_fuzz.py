@@ -13,6 +13,7 @@ import json
 import math
 import warnings
 
+import numpy as np
 import pytest
 import torch
 import yaml
@@ -306,13 +307,14 @@ def test_many_damaged_tables(place, table, rng, cell):
 # ---------------------------------------------------------------- pictures
 
 FORMATS = ("PNG", "JPEG", "GIF", "BMP", "WEBP", "TIFF", "PPM")
+NOISE = np.random.default_rng(0).integers(0, 256, (7, 9, 3), dtype=np.uint8)
 MODES = {"PNG": "RGBA", "GIF": "P", "JPEG": "CMYK", "TIFF": "I;16"}
 
 
 def damage_picture(place, rng):
     kind = rng.choice(FORMATS)
     held = io.BytesIO()
-    noise = Image.effect_noise((9, 7), 50)
+    noise = Image.fromarray(NOISE)
     mode = MODES.get(kind, "RGB") if rng.random() < 0.5 else "RGB"
     (Image.new("I;16", (9, 7), 700) if mode == "I;16" else noise.convert(mode)).save(held, kind)
     path = place / "picture"

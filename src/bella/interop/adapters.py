@@ -158,10 +158,13 @@ def _factors(folder: Path, config: Config, name: str, half: Mapping[str, Tensor]
         raise BellaError(
             f"{said} are {tuple(A.shape)} and {tuple(B.shape)}, and its settings say rank {rank}."
         )
+    scale = config.scale(name, rank)
+    if not (math.isfinite(scale) and scale):
+        raise BellaError(f"{said} are multiplied by {scale}: no lora_alpha of a trained adapter.")
     for factor in (A, B):
         if not (factor.is_floating_point() and factor.isfinite().all()):
             raise BellaError(f"{said} are not finite numbers.")
-    return Factors(A, B, config.scale(name, rank))
+    return Factors(A, B, scale)
 
 
 def _read_config(folder: Path) -> Config:
