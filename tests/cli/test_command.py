@@ -693,7 +693,7 @@ def test_a_fit_that_is_stopped_at_once_says_that_nothing_is_there(
     def stop(*_, **__):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("bella.runs.training.fit", stop)
+    monkeypatch.setattr("bella.runs.fitting.fit", stop)
     for folder, words in ((tmp_path / "new", "nothing was written"), (place / "run", "as it was")):
         arguments = fit_arguments(place, folder, "--fresh")
         monkeypatch.setattr(sys, "argv", ["bella", *arguments])

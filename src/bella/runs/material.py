@@ -27,12 +27,12 @@ from bella.prediction.predictive import Predictive
 from bella.report.charts import Chart, Said, shift_chart
 from bella.report.material import Material
 from bella.runs.config import RunConfig, read_config
+from bella.runs.fitting import CONFIG, FIGURES
 from bella.runs.opened import BATCH, TrainedRun, read_model
 from bella.runs.opening import open_run
 from bella.runs.texts.config import TextConfig
 from bella.runs.texts.opened import TextRun, test_of
 from bella.runs.texts.training import rows_of
-from bella.runs.training import CONFIG, FIGURES
 from bella.runs.vqa.opened import VqaRun
 from bella.training.identity import fingerprint_data
 from bella.trees import map_tensors

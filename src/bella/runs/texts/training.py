@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import torch
-import yaml
 from torch.utils.data import DataLoader
 
 from bella.console import progress_bar
@@ -17,33 +14,18 @@ from bella.data.opening import shifts_of
 from bella.data.records import PREFIX, Records, divided, read_records
 from bella.data.sets.base import USUAL
 from bella.errors import BellaError
-from bella.files import write_json, write_sealed_json, write_whole
+from bella.files import write_json
 from bella.host import device_named
-from bella.models.language import OpenedLanguage
 from bella.parallel.ranks import leads
-from bella.posterior import Posterior
-from bella.prediction.mixture import FILE as MIXTURE
-from bella.recipes import Plan, linear_head, make, recipe_named
-from bella.report.pictures import curves
+from bella.recipes import recipe_named
 from bella.runs.config import complete
-from bella.runs.opened import BATCH, MODEL
+from bella.runs.fitting import FIGURES, Loaders, carry_out, start
+from bella.runs.opened import BATCH
 from bella.runs.texts.base import Asked, TextTask, digest_of, labelled_if_known
 from bella.runs.texts.config import TextConfig, refuse_columns
 from bella.runs.texts.found import FoundTexts
 from bella.runs.texts.opened import TextRun
 from bella.runs.texts.tasks import task_named
-from bella.runs.training import (
-    CONFIG,
-    CURVES,
-    FIGURES,
-    PROBES,
-    chosen,
-    mixed,
-    read_probes,
-    write_probes,
-)
-from bella.training.fit import fit
-from bella.training.probe import Probe, features_of, probes_for
 from bella.training.watching import Watcher
 
 FIELDS = TextConfig.model_fields
@@ -86,7 +68,6 @@ def train_text(
     config, folder = completed(config), Path(folder)
     progress = progress and leads()
     task, device = task_named(config.task), device_named(config.device)
-    recipe = recipe_named(config.method)
     rows, columns, facts = rows_of(task, config)
     opened = task.open(config, facts)
     asked = Asked(opened.tokenizer, columns, facts, config.max_length, config.options_by)
@@ -96,88 +77,61 @@ def train_text(
     }
     joined = task.collate(opened.tokenizer) or collate
 
-    def loader(part: str, size: int, shuffle: bool = False) -> DataLoader:
+    def batches(part: str, size: int, shuffle: bool = False) -> DataLoader:
         return DataLoader(parts[part], size, shuffle=shuffle, collate_fn=joined)
 
+    loaders = Loaders(
+        train=batches("train", config.batch_size, shuffle=True),
+        ordered=batches("train", config.batch_size),
+        plain=batches("train", BATCH),
+        validation=batches("validation", config.batch_size),
+        held_out=batches("validation", BATCH),
+    )
     with progress_bar(progress) as bar:
-        posterior, probes = _make(
-            config, task, facts, opened, loader, folder if resume else None, device, bar
+        posterior, probes = start(
+            config,
+            opened,
+            lambda: task.open(config, facts),
+            loaders,
+            folder if resume else None,
+            device,
+            bar,
+            probed=task.heads,
         )
-    train = loader("train", config.batch_size, shuffle=True)
-    validation = loader("validation", config.batch_size)
     posterior.to(device)
     if tell is not None and leads():
-        tell(FoundTexts.of(config, posterior, rows, columns, facts, len(train)))
-    steps = -(-len(train) // config.accumulate) * config.epochs
-    settings = config.fit_settings()
-
-    def before_save() -> None:
-        for name in (MODEL, FIGURES, CURVES, PROBES, MIXTURE):
-            (folder / name).unlink(missing_ok=True)
-        model = {
+        tell(FoundTexts.of(config, posterior, rows, columns, facts, len(loaders.train)))
+    reading = {"max_length": config.max_length, "options_by": config.options_by}
+    done = carry_out(
+        config,
+        folder,
+        posterior,
+        probes,
+        loaders,
+        model={
             "task": config.task,
             "network": config.network,
             "columns": columns,
             "facts": facts,
-            "max_length": config.max_length,
-            "options_by": config.options_by,
             "variance": config.variance,
-            "seed": config.seed,
-            "method": config.method,
-            "draws": recipe.draws,
-        }
-        asked_for = yaml.safe_dump(config.written(), sort_keys=False)
-        write_whole(folder / CONFIG, lambda path: path.write_text(asked_for))
-        if probes:
-            write_probes(folder / PROBES, probes)
-        write_sealed_json(folder / MODEL, model)
-
-    record = fit(
-        posterior,
-        train,
-        validation=validation,
-        folder=folder,
-        resume=resume,
-        progress=progress,
-        watch=watch,
+            **reading,
+        },
         identity={
             "task": config.task,
-            "method": config.method,
-            "heads": config.head_init,
             "rows": digest_of({part: rows[part] for part in ("train", "validation")}),
             "columns": columns,
             "facts": facts,
-            "max_length": config.max_length,
-            "options_by": config.options_by,
+            **reading,
         },
-        before_save=before_save,
-        **(settings | recipe.training(posterior, steps, settings)),
+        resume=resume,
+        progress=progress,
+        watch=watch,
     )
-    if not leads():
+    if done is None:
         return {}
-    with torch.random.fork_rng():
-        torch.manual_seed(config.seed)
-        finished = recipe.finish(posterior, loader("train", config.batch_size), validation)
-    if finished is not posterior:
-        finished.save(folder)
-    pooled = mixed(
-        config,
-        finished.eval(),
-        loader("train", BATCH),
-        loader("validation", BATCH),
-        folder,
-        progress,
-    )
-    curves(folder / CURVES, record.history)
-    run = TextRun(
-        finished.eval(),
-        task,
-        asked,
-        config.network,
-        recipe.draws,
-        config.seed,
-        pooled,
-    )
+    finished, pooled = done
+    draws = recipe_named(config.method).draws
+    run = TextRun(finished.eval(), task, asked, config.network, draws, config.seed, pooled)
     with progress_bar(progress) as bar:
         found = run.figures(parts["test"], {name: parts[name] for name in shifts_of(parts)}, bar)
     write_json(folder / FIGURES, found)
@@ -241,41 +195,3 @@ def completed(config: TextConfig) -> TextConfig:
             update={"data": f"{PREFIX}{Path(data.removeprefix(PREFIX)).absolute()}"}
         )
     return whole
-
-
-def _make(
-    config: TextConfig,
-    task: TextTask,
-    facts: dict[str, Any],
-    opened: OpenedLanguage,
-    loader: Callable[..., DataLoader],
-    folder: Path | None,
-    device: torch.device,
-    bar: Any,
-) -> tuple[Posterior, Sequence[Probe]]:
-    """The posterior, and the probes that its heads start from, as `bella.runs.training` has it."""
-    assert config.particles is not None
-    plan = Plan(
-        particles=config.particles,
-        target_modules=chosen(config.target_modules, opened.defaults.target_modules),
-        heads=chosen(config.modules_to_save, opened.defaults.modules_to_save),
-        options=config.constructor_options(),
-        seed=config.seed,
-    )
-    head = linear_head(opened.network, plan.heads) if task.heads else None
-    posterior = make(config.method, opened.network, plan)
-    if head is None or config.head_init not in ("probe", "frozen"):
-        return posterior, ()
-    network = task.open(config, facts).network
-    count = recipe_named(config.method).probes(config.particles)
-    probes = read_probes(folder, count, network.get_submodule(head))
-    if probes is None:
-        network.to(device)
-        train, validation = (
-            features_of(network, head, loader(part, BATCH), progress=bar)
-            for part in ("train", "validation")
-        )
-        probes = probes_for(train, validation, count, config.seed)
-        network.to("cpu")
-    plan = replace(plan, head=head, probes=probes, frozen_heads=config.head_init == "frozen")
-    return make(config.method, network, plan), probes
