@@ -32,6 +32,9 @@ STRENGTHS = tuple(10 ** (k / 2) for k in range(-1, 7))
 KEPT = 4
 """Anchors in a mixture where nobody names any: three single depths, and one of several."""
 
+STILL = 1e-4
+"""Features whose deviation is a smaller share of their length are the same for all examples."""
+
 TOLERANCE = 1e-5
 """Of the solver's gradient, for features whose variances sum to 1."""
 
@@ -92,7 +95,7 @@ def choose_anchors(
     Raises:
         BellaError: a class has no training example, or there is nothing to read.
     """
-    readings = list(train.features)
+    readings = [reading for reading, x in train.features.items() if varies(x)]
     if not readings:
         raise BellaError("There are no activations to read anchors of: pass anchors=().")
     task = progress.add_task("anchors", total=len(readings)) if progress else None
@@ -176,6 +179,13 @@ def fit_anchor(
     )
     readout = Readout(tuple(readings), (weight * back).float(), bias.float())
     return Anchor(readout, strength, nll)
+
+
+def varies(features: Float[Tensor, "count size"]) -> bool:
+    """Whether features tell examples apart, by more than rounding: the embedding of a class token
+    is the same for all, and a readout would be of its last digits."""
+    x = features.double()
+    return bool(x.var(0).sum() > STILL**2 * x.square().sum(1).mean())
 
 
 def scale_of(features: Float[Tensor, "count size"]) -> float:

@@ -19,7 +19,7 @@ from bella.experiments.methods.trained import moved
 from bella.posterior import Posterior
 from bella.prediction.activations import Reading, first_block, mask_of, pooled
 from bella.recipes import Plan, linear_head, make
-from bella.training.anchors import fit_anchor, scale_of
+from bella.training.anchors import fit_anchor, scale_of, varies
 from bella.training.probe import head_inputs, probes_for
 from bella.trees import tensors_of
 
@@ -112,7 +112,8 @@ def best_reading(bench: Bench, seed: int, entrance: str) -> tuple[str, float, in
     features at the head, and its size."""
     train = bench.activations("train", seed)
     validation = bench.activations("validation", seed)
-    readings = [reading for reading in train.features if reading.place == entrance]
+    here = {r: x for r, x in train.features.items() if r.place == entrance}
+    readings = [reading for reading, x in here.items() if varies(x)]
     if not readings:
         raise BellaError(f"What enters {entrance} cannot be read: leave out multi-depth heads.")
     classes = len(bench.task.classes)

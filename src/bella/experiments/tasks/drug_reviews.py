@@ -10,7 +10,7 @@ from bella.data.images import Preprocess
 from bella.data.sets.base import at_most
 from bella.data.split import stratified_split
 from bella.experiments.tasks.task import Place, Task, Words, whole
-from bella.experiments.tasks.texts import classifier, padded
+from bella.experiments.tasks.texts import START, classifier, padded
 from bella.models.language import open_language
 
 NETWORK = "minilm-l6"
@@ -52,6 +52,7 @@ def drug_reviews_task(
         parts,
         split,
         {"shift": "birth-control"},
-        {"epochs": 5, "learning_rate": 1e-3},
+        {"epochs": 5, "learning_rate": 5e-4},
+        START,
         words=Words(examples="reviews", noticing={"shift": "noticing birth control"}),
     )

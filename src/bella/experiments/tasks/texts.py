@@ -20,6 +20,10 @@ from bella.runs.texts.tasks import task_named
 from bella.runs.texts.training import completed, rows_of
 from bella.training.settings import checked
 
+START: Mapping[str, Any] = {"gain": 1.0}
+"""How low-rank factors start on networks that read text: not as wide as on images. On drug reviews
+and WordNet's multiple choice validation likes it better (docs/results.md)."""
+
 
 class PaddedTexts(LabelledTexts):
     """Texts as tokens, padded to one length; item i is (mapping of tensors, label).
@@ -132,6 +136,7 @@ def text_task(settings: Mapping[str, Any]) -> Task:
         parts,
         fixed(parts),
         {name: name for name in shifts},
+        build=START,
         words=Words(
             examples="questions" if config.task == "multiple-choice" else "texts",
             unscored=tuple(name for name in shifts if not any_known(parts[name])),

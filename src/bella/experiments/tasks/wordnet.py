@@ -14,13 +14,15 @@ from bella.data.images import Preprocess
 from bella.data.sets.base import at_most
 from bella.data.split import stratified_split
 from bella.experiments.tasks.task import Place, Task, Words, whole
-from bella.experiments.tasks.texts import classifier, padded
+from bella.experiments.tasks.texts import START, classifier, padded
 from bella.models.language import open_language
 
 NETWORK = "minilm-l6"
 CATEGORIES = 20
 """The largest; the others have too few definitions to be in every part."""
 FRACTIONS = {"train": 0.8, "validation": 0.2}
+LONGEST = 48
+"""Tokens that are kept of a definition; few are longer, and all are padded to the longest."""
 
 
 def wordnet_task(
@@ -46,7 +48,7 @@ def wordnet_task(
     pools = {"noun": at_most(nouns, read["train"]), "test": at_most(tested, read["test"])}
     others = ("verb", "adjective", "adverb")
     pools |= {name: at_most(shifted, read[name]) for name in others}
-    parts = padded(pools, open_language(NETWORK, 2).tokenizer)
+    parts = padded(pools, open_language(NETWORK, 2).tokenizer, LONGEST)
 
     def split(seed: int) -> dict[str, Place]:
         drawn = stratified_split(parts["noun"].labels, FRACTIONS, seed)
@@ -60,7 +62,8 @@ def wordnet_task(
         parts,
         split,
         {name: name for name in others},
-        {"epochs": 5, "learning_rate": 1e-3},
+        {"epochs": 3, "learning_rate": 1e-3},
+        START,
         words=Words(
             examples="definitions",
             noticing={name: f"noticing {name}s" for name in others},

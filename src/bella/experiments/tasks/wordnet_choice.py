@@ -14,6 +14,7 @@ from bella.data.sets import SETS
 from bella.data.sets.base import at_most
 from bella.data.split import stratified_split
 from bella.experiments.tasks.task import Place, Task, Words, whole
+from bella.experiments.tasks.texts import START
 from bella.models.chooser import Chooser
 from bella.models.language import OpenedLanguage, open_language
 from bella.models.opened import Defaults
@@ -64,7 +65,8 @@ def wordnet_choice_task(
         pools,
         split,
         {"shift": "verb", "adjective": "adjective"},
-        {"epochs": 1, "batch_size": 8, "learning_rate": 1e-3},
+        {"epochs": 1, "batch_size": 8, "learning_rate": 2e-3},
+        START,
         rank=8,
         words=Words(
             examples="definitions",
