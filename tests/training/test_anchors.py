@@ -96,3 +96,20 @@ def test_a_class_without_examples_is_refused():
         fit_anchor([DEEP], train, validation, 4)
     with pytest.raises(BellaError, match="no activations"):
         choose_anchors(Activations({}, train.labels), validation, 3)
+
+
+def test_what_all_examples_share_is_no_reading():
+    """The embedding of a class token differs in its last digits alone."""
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(60, 4, generator=generator)
+    token = torch.randn(8, generator=generator)
+    same = token + 1e-6 * torch.randn(60, 8, generator=generator)
+    y = (x[:, 0] > 0).long()
+    first, mean = Reading("blocks.0", "first"), Reading("blocks.0", "mean")
+    both = Activations({first: same, mean: x}, y)
+    chosen = choose_anchors(both.select(range(40)), both.select(range(40, 60)), 2)
+    assert {r for anchor in chosen for r in anchor.readout.readings} == {mean}
+    alone = Activations({first: same}, y)
+    parts = alone.select(range(40)), alone.select(range(40, 60))
+    with pytest.raises(BellaError, match="no activations"):
+        choose_anchors(*parts, 2)
