@@ -121,9 +121,9 @@ def open_images_by_name(data: str, preprocess: Preprocess, **how: Any) -> dict[s
     kind = parts["train"].kind
     if kind != "image":
         raise BellaError(
-            f"{data} holds examples of the kind {kind!r}, and images are trained on here: open "
-            "them with bella.data.open_data and train with bella.fit; files of texts train with "
-            "--task."
+            f"{data} holds examples of the kind {kind!r}, and images are trained on here: texts "
+            "and questions train with --task text or multiple-choice; other kinds open with "
+            "bella.data.open_data and train with bella.fit."
         )
     return parts
 

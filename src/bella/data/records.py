@@ -120,7 +120,10 @@ def read_records(data: str | Path, **how: Any) -> dict[str, Records]:
     if reader is None or not path.is_file():
         known = ", ".join(READERS)
         what = "is no file here" if reader else f"is no file of a kind that is read ({known})"
-        raise BellaError(f"{path} {what}: give a file, a folder with a data set, or hf:NAME.")
+        raise BellaError(
+            f"{path} {what}: give a file, a folder with a data set, hf:NAME, or a set's name "
+            "(`bella data` lists them)."
+        )
     rows = reader(path)
     if not rows:
         raise BellaError(f"{path} holds no rows: write one line an example.")
