@@ -83,7 +83,7 @@ def choose_anchors(
     """The readouts that validation data like best: of single places, and of several side by side.
 
     Of each place the pooling that suits it, of these places the best, and the best of several
-    depths together: all with one pooling, or the best places.
+    depths together: all with one pooling, or the best places. None where all examples look alike.
 
     Args:
         train: what to fit on.
@@ -95,9 +95,9 @@ def choose_anchors(
     Raises:
         BellaError: a class has no training example, or there is nothing to read.
     """
-    readings = [reading for reading, x in train.features.items() if varies(x)]
-    if not readings:
+    if not train.features:
         raise BellaError("There are no activations to read anchors of: pass anchors=().")
+    readings = [reading for reading, x in train.features.items() if varies(x)]
     task = progress.add_task("anchors", total=len(readings)) if progress else None
 
     def fitted(several: Sequence[Reading]) -> Anchor:
