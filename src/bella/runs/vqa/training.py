@@ -26,8 +26,8 @@ from bella.parallel.ranks import leads
 from bella.posterior import Posterior
 from bella.recipes import Plan, make, recipe_named
 from bella.report.pictures import curves
+from bella.runs.fitting import CONFIG, CURVES, chosen
 from bella.runs.opened import MODEL
-from bella.runs.training import CONFIG, CURVES, chosen
 from bella.runs.vqa.config import VqaConfig, completed
 from bella.runs.vqa.found import FoundQuestions
 from bella.runs.vqa.opened import (
