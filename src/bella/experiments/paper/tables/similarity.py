@@ -94,5 +94,5 @@ ITEM = Item(
     data=("elpv",),
     train=200,
     others=200,
-    cost="? minutes",
+    cost="1 minute",
 )
