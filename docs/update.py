@@ -3,7 +3,7 @@
 make demo && python docs/update.py runs/demo-elpv [runs/compare ...]
 
 A folder of a demo goes between the markers of its task, one of a comparison between those of
-``TASK-systems``.
+``TASK-systems``, one of `bella reference` between those of ``reference``.
 """
 
 from __future__ import annotations
@@ -19,7 +19,9 @@ from shoot import shoot
 
 from bella.experiments.methods import DEMO
 from bella.experiments.page import early_stop, stopping_of, told_of, took
+from bella.experiments.reference.page import markdown
 from bella.experiments.tasks import task_named
+from bella.files import read_json
 from bella.report.tables import compact_table, markdown_table, read_results
 from bella.report.verdict import verdict
 
@@ -55,9 +57,20 @@ def command_of(results: Mapping[str, Any]) -> str:
     return f"bella compare --data {task} --methods {','.join(methods)} --seeds {results['seeds']}"
 
 
+def beside(results: Mapping[str, Any]) -> str:
+    """What `bella reference` found, without the title that its own page has."""
+    lines = markdown(results).replace("\n## ", "\n### ").splitlines()[2:]
+    return "\n".join(["`bella reference`:", *lines]).replace("(ref", "(pictures/ref").strip()
+
+
 def main(folders: list[str]) -> None:
     """Update both pages."""
     for folder in map(Path, folders):
+        sampled = read_json(folder / "results.json")
+        if "sampler" in sampled:
+            between(ROOT / "docs" / "results.md", "reference", beside(sampled))
+            shutil.copy(folder / "reference.png", ROOT / "docs" / "pictures" / "reference.png")
+            continue
         results = read_results(folder)
         command, demo = command_of(results), tuple(results["methods"]) == DEMO
         said = "\n".join(f"- {line}" for line in verdict(results))

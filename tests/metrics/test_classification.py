@@ -5,6 +5,7 @@ import math
 
 import numpy as np
 import pytest
+import scipy.spatial
 import scipy.stats
 import sklearn.metrics
 import torch
@@ -348,3 +349,19 @@ def test_figures_of_tensors_that_carry_a_gradient_are_the_same_without_a_warning
     expected = FIGURES[name](particles.mean(0), particles, labels)
     particles.requires_grad_()
     assert FIGURES[name](particles.mean(0), particles, labels) == expected
+
+
+def test_predictives_beside_each_other():
+    p = torch.tensor([[0.7, 0.3], [0.5, 0.5], [0.2, 0.8]]).double()
+    q = torch.tensor([[0.4, 0.6], [0.5, 0.5], [0.1, 0.9]]).double()
+    assert metrics.agreement(p, q) == pytest.approx(2 / 3)
+    assert metrics.total_variation(p, q) == pytest.approx((0.3 + 0 + 0.1) / 3)
+    assert metrics.total_variation(p, p) == 0
+    assert metrics.total_variation(torch.eye(3), torch.eye(3).roll(1, 0)) == 1
+    # Half the L1 distance, as scipy counts it.
+    one, other = softmax_of(40, 5), softmax_of(40, 5, seed=3)
+    halved = [scipy.spatial.distance.cityblock(a, b) / 2 for a, b in zip(one, other, strict=True)]
+    assert metrics.total_variation(one, other) == pytest.approx(np.mean(halved))
+    for figure in (metrics.agreement, metrics.total_variation):
+        with pytest.raises(BellaError, match="same examples"):
+            figure(p, q[:2])

@@ -12,6 +12,7 @@ from sklearn import metrics as sklearn
 from torch.distributions import Categorical, MixtureSameFamily, Normal
 
 import bella
+from bella.errors import BellaError
 from bella.metrics import labels as of_labels
 from bella.metrics import regression
 
@@ -137,3 +138,18 @@ def test_labels_that_do_not_count_are_left_out():
     assert of_labels.exact_match(probs, y) == 1
     assert of_labels.f1(probs, y) == (1, 1)
     assert np.isnan(of_labels.label_auroc(probs[:1], y[:1]))
+
+
+def test_total_variation_of_gaussians_is_in_closed_form():
+    """Of N(0, σ²) and N(δ, σ²) it is 2 Φ(δ / 2σ) - 1."""
+    zero, one = torch.zeros(1, 3).double(), torch.ones(1, 3).double()
+    shift = torch.tensor([[0.0, 1.0, 30.0]]).double()
+    expected = 2 * stats.norm.cdf(shift.numpy() / (2 * 2.0)) - 1
+    found = regression.total_variation(zero, 4 * one, shift, 4 * one)
+    assert found == pytest.approx(expected.mean(), abs=2e-4)
+    # A mixture is compared as a whole: the same two Gaussians in another order are the same.
+    pair = torch.tensor([[-1.0], [2.0]]).double()
+    spread = torch.tensor([[0.3], [1.5]]).double()
+    assert regression.total_variation(pair, spread, pair.flip(0), spread.flip(0)) < 1e-12
+    with pytest.raises(BellaError, match="same examples"):
+        regression.total_variation(zero, one, zero[:, :2], one[:, :2])

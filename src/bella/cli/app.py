@@ -22,6 +22,7 @@ from bella.cli.fit import fit
 from bella.cli.generate import generate
 from bella.cli.paper import figure, table
 from bella.cli.predict import predict
+from bella.cli.reference import reference
 from bella.cli.report import report
 from bella.cli.runs import runs
 from bella.cli.serve import serve
@@ -41,6 +42,7 @@ for command in (
     predict,
     generate,
     compare,
+    reference,
     report,
     data,
     export,

@@ -13,6 +13,7 @@ from bella.metrics.classification import (
     Weights,
     accuracy,
     adaptive_ece,
+    agreement,
     aurc,
     auroc,
     auroc_between,
@@ -35,6 +36,7 @@ from bella.metrics.classification import (
     precise,
     reliability,
     risk_coverage,
+    total_variation,
 )
 from bella.metrics.detection import auroc_interval, fpr_at_tpr
 from bella.metrics.language import (
@@ -61,6 +63,7 @@ __all__ = [
     "Weights",
     "accuracy",
     "adaptive_ece",
+    "agreement",
     "answer_entropy",
     "aurc",
     "auroc",
@@ -95,6 +98,7 @@ __all__ = [
     "reliability",
     "risk_coverage",
     "token_nll",
+    "total_variation",
     "vqa",
     "vqa_accuracy",
     "vqa_exact_match",

@@ -323,6 +323,36 @@ def diversity(particle_probs: ParticleProbs, weights: Weights = None) -> float:
     return over_particles(apart.double(), weights).mean().item()
 
 
+def agreement(probs: Probs, reference: Probs) -> float:
+    """Share of examples on which two predictives name the same class.
+
+    Source:
+        Izmailov et al. 2021, section 4.3.
+    """
+    _check_same(probs, reference)
+    return (probs.argmax(-1) == reference.argmax(-1)).double().mean().item()
+
+
+def total_variation(probs: Probs, reference: Probs) -> float:
+    """Mean over examples of ½ Σ_c |p(c) - q(c)|: 0 for the same predictives, 1 for disjoint ones.
+
+    Source:
+        Izmailov et al. 2021, section 4.3.
+    """
+    _check_same(probs, reference)
+    return (probs.double() - reference.double()).abs().sum(-1).mean().item() / 2
+
+
+def _check_same(probs: Probs, reference: Probs) -> None:
+    check_probs(probs)
+    check_probs(reference)
+    if probs.shape != reference.shape or not len(probs):
+        raise BellaError(
+            f"Predictives of shapes {tuple(probs.shape)} and {tuple(reference.shape)} must be of "
+            "the same examples and classes, and of at least one."
+        )
+
+
 def disagreement(particle_probs: ParticleProbs, weights: Weights = None) -> float:
     """Share of examples on which two particles name different classes, mean over pairs."""
     check_particles(particle_probs)

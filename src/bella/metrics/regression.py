@@ -104,6 +104,49 @@ def mutual_information(means: Means, variances: Means, weights: Weights = None) 
     return (mixture * found).sum(0).clamp_min(0).to(means.dtype)
 
 
+def total_variation(
+    means: Means,
+    variances: Means,
+    other_means: Means,
+    other_variances: Means,
+    points: int = 400,
+) -> float:
+    """Mean over numbers of ½ ∫ |p(y) - q(y)| dy of two mixtures, in float64.
+
+    By the trapezoidal rule between the outermost particles' 6 standard deviations.
+
+    Args:
+        means: of p, (particles, batch).
+        variances: of p.
+        other_means: of q, (other particles, batch).
+        other_variances: of q.
+        points: of the rule, for each number.
+
+    Raises:
+        BellaError: they are not of the same examples.
+    """
+    if means.shape[1:] != other_means.shape[1:] or not means[0].numel():
+        raise BellaError(
+            f"Predictives of shapes {tuple(means.shape[1:])} and {tuple(other_means.shape[1:])} "
+            "must be of the same examples, and of at least one."
+        )
+    mixtures = [
+        (m.double().flatten(1), v.double().expand_as(m).flatten(1))
+        for m, v in ((means, variances), (other_means, other_variances))
+    ]
+    low = torch.stack([(m - 6 * v.sqrt()).amin(0) for m, v in mixtures]).amin(0)
+    high = torch.stack([(m + 6 * v.sqrt()).amax(0) for m, v in mixtures]).amax(0)
+    total = 0.0
+    for number, (first, last) in enumerate(zip(low.tolist(), high.tolist(), strict=True)):
+        y = torch.linspace(first, last, points, dtype=torch.double, device=means.device)
+        p, q = (
+            log_density(y, m[:, number : number + 1], v[:, number : number + 1]).exp()
+            for m, v in mixtures
+        )
+        total += torch.trapezoid((p - q).abs(), y).item() / 2
+    return total / len(low)
+
+
 # ------------------------------------------------------------ quality
 
 

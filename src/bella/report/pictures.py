@@ -219,3 +219,46 @@ def curves(path: Path, history: Sequence[Mapping[str, float]]) -> Path:
     axis.set(xlabel="epoch", ylabel="nats")
     axis.legend(frameon=False)
     return save_figure(figure, path)
+
+
+def beside_reference(path: Path, problems: Mapping[str, Mapping[str, Any]]) -> Path:
+    """Every method beside the sampled posterior: how far its predictive is, and how wide.
+
+    Args:
+        path: file to write.
+        problems: by name their ``title`` and ``rows``, each with a ``title``, its
+            ``total_variation`` and ``prediction_variance`` (over the sampler's).
+    """
+    titles: dict[str, None] = {}
+    for found in problems.values():
+        titles |= {row["title"]: None for row in found["rows"].values() if "why_not" not in row}
+    places = {title: len(titles) - number for number, title in enumerate(titles)}
+    figure, axes = new_figure(11, 1.6 + 0.34 * len(titles), 1, 2)
+    least = 1e-4  # a variance of 0 stands at the left end
+    for colour, marker, found in zip(COLOURS, "os^DvP", problems.values(), strict=False):
+        rows = [row for row in found["rows"].values() if "why_not" not in row]
+        heights = [places[row["title"]] for row in rows]
+        for axis, values in zip(
+            axes[0],
+            (
+                [row["total_variation"] for row in rows],
+                [max(row["prediction_variance"], least) for row in rows],
+            ),
+            strict=True,
+        ):
+            axis.plot(values, heights, marker, color=colour, label=found["title"], ms=6, alpha=0.85)
+    left, right = axes[0]
+    for axis in (left, right):
+        axis.set_ylim(0.3, len(titles) + 0.7)
+        axis.grid(axis="y", color="#e6e6e6", lw=0.8)
+        axis.set_axisbelow(True)
+    left.set_yticks(list(places.values()), list(places))
+    right.set_yticks(list(places.values()), [])
+    left.set_xlim(left=0)
+    left.set_xlabel("total variation from NUTS's predictive (0: the same)")
+    right.set_xscale("log")
+    right.set_xlim(left=least / 1.5)
+    right.axvline(1, color="#555555", lw=1)
+    right.set_xlabel("variance of predictions over NUTS's (1: the same; left end: none)")
+    left.legend(loc="lower right", fontsize=8)
+    return save_figure(figure, path)
