@@ -71,6 +71,16 @@ def test_a_network_that_is_not_trained_is_taken_as_a_whole(kind):
     assert posterior(X).shape[1:] == (5, 3)
 
 
+@pytest.mark.parametrize(
+    ("options", "start"),
+    [({}, (0.3, 0.7)), ({"posterior": "cauchy"}, (1e-3, 0.1)), ({"dropout_rate": 0.1}, (0.1, 0.7))],
+)
+def test_rank1_from_scratch_starts_wide_but_where_tails_are_wide_already(options, start):
+    plan = Plan(particles=2, pretrained=False, options=options)
+    settings = make("rank1", Blocks(), plan).settings
+    assert (settings["dropout_rate"], settings["prior_std"]) == start
+
+
 def test_frozen_heads_do_not_train():
     posterior = make("low-rank", Blocks(), plan_for("low-rank", frozen_heads=True))
     heads = posterior.layers()["head"].values

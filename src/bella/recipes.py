@@ -123,7 +123,7 @@ class Recipe:
 
 
 GIVEN = {
-    *("network", "posterior", "particles", "components", "loader", "validation"),
+    *("network", "particles", "components", "loader", "validation"),
     *("target_modules", "modules_to_save", "shared_prefix", "seed", "reset"),
 }
 """Arguments of constructors that a plan gives by other names, or a recipe by itself."""
@@ -202,9 +202,14 @@ def make_full(network: nn.Module, plan: Plan) -> Posterior:
 
 
 def make_rank1(network: nn.Module, plan: Plan) -> Posterior:
-    """Components around a pre-trained network's weights; wide ones from scratch."""
+    """Components around a pre-trained network's weights; wide ones from scratch.
+
+    Cauchy vectors stay where the paper starts them: clipped to ±10 a scale of .03 varies as much as
+    a Gaussian one of .65, and ten times that drowns the inputs (docs/methods.md).
+    """
     options = dict(plan.options)
-    if not plan.pretrained:  # chosen on validation, see docs/results.md
+    if not plan.pretrained and options.get("posterior") != "cauchy":
+        # Chosen on validation, see docs/results.md.
         options = {"dropout_rate": 0.3, "prior_std": 0.7} | options
     return _converted(
         network, plan, lambda **where: bella.rank1(network, plan.particles, **where, **options)

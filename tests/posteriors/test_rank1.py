@@ -399,6 +399,16 @@ def test_draws_have_the_moments_of_their_distribution():
             assert draws.abs().max() == 10  # its tails were clipped
 
 
+def test_a_narrow_clipped_cauchy_varies_as_a_wide_gaussian():
+    """Var = 2 γ L / π - (2 γ² / π) arctan(L / γ) + L² (2 / π) arctan(γ / L), clipped at L = 10."""
+    scale, limit = math.sqrt(1e-3 / (1 - 1e-3)), 10.0
+    inside = 2 / math.pi * (scale * limit - scale**2 * math.atan(limit / scale))
+    variance = inside + limit**2 * 2 / math.pi * math.atan(scale / limit)
+    assert math.sqrt(variance) == pytest.approx(0.634, abs=1e-3)  # of Gaussian ones at p = .3: .655
+    draws = scale * torch.tan(math.pi * (torch.rand(4_000_000, dtype=torch.double) - 0.5))
+    assert draws.clamp(-limit, limit).std().item() == pytest.approx(math.sqrt(variance), rel=0.03)
+
+
 def test_start_of_means_and_scales():
     start = Start(2, 0.75, 1e-3, seed=0)
     mean, rho = start.mean(20_000), start.rhos(20_000)

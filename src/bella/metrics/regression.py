@@ -107,8 +107,8 @@ def mutual_information(means: Means, variances: Means, weights: Weights = None) 
 def total_variation(
     means: Means,
     variances: Means,
-    other_means: Means,
-    other_variances: Means,
+    other_means: Float[Tensor, "others *#batch"],
+    other_variances: Float[Tensor, "others *#batch"],
     points: int = 400,
 ) -> float:
     """Mean over numbers of ½ ∫ |p(y) - q(y)| dy of two mixtures, in float64.

@@ -107,7 +107,8 @@ def rank1(
         random_sign_init: from 0 to 1, means of r and s start at +1 with this probability and at -1
             otherwise; negative, they start as N(1, |random_sign_init|), which keeps a pre-trained
             network near what it was.
-        dropout_rate: p of the starting scale √(p / (1 - p)) of r and s.
+        dropout_rate: p of the starting scale √(p / (1 - p)) of r and s. Of Cauchy ones keep it as
+            small as it is: their tails make .001 as noisy as .3 is of Gaussian ones.
         prior_mean: ``one``, or the ``sign`` of the starting mean: an element that starts at -1
             costs 200 nats under the prior N(1, 0.1²).
         prior_std: standard deviation of a Gaussian prior, scale of a Cauchy one.
