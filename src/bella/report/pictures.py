@@ -229,9 +229,9 @@ def beside_reference(path: Path, problems: Mapping[str, Mapping[str, Any]]) -> P
         problems: by name their ``title`` and ``rows``, each with a ``title``, its
             ``total_variation`` and ``prediction_variance`` (over the sampler's).
     """
-    titles: dict[str, None] = {}
-    for found in problems.values():
-        titles |= {row["title"]: None for row in found["rows"].values() if "why_not" not in row}
+    everything = [row for found in problems.values() for row in found["rows"].values()]
+    shown = {row["title"] for row in everything if "why_not" not in row}
+    titles = [row for row in dict.fromkeys(row["title"] for row in everything) if row in shown]
     places = {title: len(titles) - number for number, title in enumerate(titles)}
     figure, axes = new_figure(11, 1.6 + 0.34 * len(titles), 1, 2)
     least = 1e-4  # a variance of 0 stands at the left end
@@ -255,10 +255,11 @@ def beside_reference(path: Path, problems: Mapping[str, Mapping[str, Any]]) -> P
     left.set_yticks(list(places.values()), list(places))
     right.set_yticks(list(places.values()), [])
     left.set_xlim(left=0)
-    left.set_xlabel("total variation from NUTS's predictive (0: the same)")
+    left.set_xlabel("total variation from NUTS's predictive\n(0: the same)")
     right.set_xscale("log")
     right.set_xlim(left=least / 1.5)
     right.axvline(1, color="#555555", lw=1)
-    right.set_xlabel("variance of predictions over NUTS's (1: the same; left end: none)")
-    left.legend(loc="lower right", fontsize=8)
+    right.set_xlabel("variance of predictions over NUTS's\n(1: the same; left end: none)")
+    figure.legend(*left.get_legend_handles_labels(), loc="upper right", ncols=3, fontsize=8)
+    left.set_title(" ")  # room for the legend
     return save_figure(figure, path)
