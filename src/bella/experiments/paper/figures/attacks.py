@@ -10,6 +10,7 @@ from bella.experiments.paper.figures.common import (
     finding,
     images_of,
     method_of,
+    standard_error,
 )
 from bella.experiments.paper.item import Compared, Item, Setup
 from bella.experiments.paper.product import Column, Picture, Product, Sheet, Value, middle_of
@@ -74,7 +75,7 @@ def make(
         shows=(
             f"Right answers on {count} test images that {attack.upper()} moved by at most ε in "
             "every pixel. The attack follows the gradient of what all particles say together. "
-            f"Of so many images a share has a standard error of up to {50 / count**0.5:.0f} points."
+            + standard_error(count)
         ),
         sheet=Sheet(columns, rows),
         theirs=PUBLISHED,

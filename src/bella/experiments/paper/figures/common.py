@@ -49,6 +49,13 @@ def finding(paper: str, here: str, held: bool | None, seeds: int = 1) -> str:
     return f"The paper finds that {paper}. Here {here}. {VERDICTS[held]}{said}."
 
 
+def standard_error(count: int) -> str:
+    """How far a share of so many examples is from that of all, at the most, in a sentence."""
+    return (
+        f"Of {count} examples a share has a standard error of up to {50 / count**0.5:.0f} points."
+    )
+
+
 # ------------------------------------------------------------ what systems said
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from bella.errors import BellaError
-from bella.experiments.paper.figures.common import finding, scored_shifts
+from bella.experiments.paper.figures.common import finding, scored_shifts, standard_error
 from bella.experiments.paper.item import Item, Setup
 from bella.experiments.paper.product import Column, Picture, Product, Sheet, Value, middle_of
 from bella.experiments.paper.rows import THEIRS
@@ -44,7 +44,7 @@ def make(setup: Setup) -> Product:
             f"Accuracy in percent on {part} of {task.title}: "
             + ", ".join(f"{title} {middle_of(v):.1f}" for title, v in found[part].items())
             + ".",
-            dots(found[part], Axis(f"accuracy on {part} (%)"), task.title),
+            dots(found[part], Axis(f"accuracy on {part} (%)", span=(0, 100)), task.title),
         )
         for part in shifts.values()
     ]
@@ -52,7 +52,10 @@ def make(setup: Setup) -> Product:
         title=f"Figure 8: accuracy on other images of the same classes, {task.title}",
         shows=(
             "Right answers on images that nobody trained for, of the classes that were trained. "
-            "The paper's caption speaks of detection; what it measures is accuracy."
+            "The paper's caption speaks of detection; what it measures is accuracy. "
+            + " ".join(
+                f"{part}: {standard_error(len(task.split(0)[part][1]))}" for part in shifts.values()
+            )
         ),
         sheet=Sheet(columns, rows),
         comparable=(

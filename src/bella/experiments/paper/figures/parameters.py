@@ -7,7 +7,7 @@ from dataclasses import replace
 
 from bella.errors import BellaError
 from bella.experiments.methods.low_rank import LowRank
-from bella.experiments.paper.figures.common import finding
+from bella.experiments.paper.figures.common import finding, standard_error
 from bella.experiments.paper.figures.rank_and_particles import (
     DRAWN,
     of_rank,
@@ -90,7 +90,7 @@ def make(setup: Setup, *, ranks: Sequence[int] = RANKS) -> Product:
         shows=(
             "Test accuracy and NLL against how many parameters train, of all particles together: "
             "low-rank particles of growing rank, and whole copies of the network. Faint points are "
-            "single seeds."
+            f"single seeds. {standard_error(len(setup.task.split(0)['test'][1]))}"
         ),
         sheet=Sheet(columns, rows),
         theirs=Sheet(
@@ -123,5 +123,5 @@ ITEM = Item(
     data=("digits",),
     train=200,
     others=200,
-    cost="2 minutes",
+    cost="3 minutes",
 )
