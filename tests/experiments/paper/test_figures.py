@@ -32,7 +32,13 @@ from bella.experiments.paper.figures import (
     under_corruptions,
     vqa_information,
 )
-from bella.experiments.paper.figures.common import Doubts, finding, images_of, summary
+from bella.experiments.paper.figures.common import (
+    Doubts,
+    density_figure,
+    finding,
+    images_of,
+    summary,
+)
 from bella.experiments.paper.item import Setup
 from bella.experiments.paper.running import Asked, setup_of
 
@@ -182,6 +188,22 @@ def test_soups_and_laplace_are_told_by_their_entropy(folder):
     ]
 
 
+def test_without_a_density_nothing_is_drawn():
+    same = Doubts("here", "a", torch.zeros(9), torch.zeros(9, dtype=torch.bool))
+    with pytest.raises(BellaError, match="no mutual information to draw"):
+        density_figure([same], "mutual information")
+    told = Doubts("there", "a", torch.linspace(0.1, 1, 9), torch.ones(9, dtype=torch.bool))
+    assert len(density_figure([same, told], "entropy").axes) == 1
+
+
+def test_the_paper_s_two_systems_are_set_side_by_side():
+    assert cases.two_of(["a", "lora", "lora-ensemble", "repulsive"]) == [
+        "lora-ensemble",
+        "repulsive",
+    ]
+    assert cases.two_of(["a", "b", "repulsive"]) == ["a", "b"]
+
+
 def test_a_finding_says_whether_it_held():
     assert "It held here (by one seed" in finding("a", "b", True)
     assert "did not hold here (by the means of 3 seeds" in finding("a", "b", False, 3)
@@ -260,6 +282,10 @@ def test_answers_stand_for_data():
 
 
 def test_disputes_are_told_by_type_of_question(answers):
+    with pytest.raises(BellaError, match="fewer than 5"):
+        vqa_information.make(NOTHING, answers=str(answers))
+    for path in answers.glob("*/seed-0/answers.jsonl"):
+        path.write_text("\n".join([path.read_text()] * 3))
     product = vqa_information.make(NOTHING, answers=str(answers))
     rows = rows_of(product.sheet)
     assert [(row["on"], row["system"]) for row in rows] == [

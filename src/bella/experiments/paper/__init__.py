@@ -33,6 +33,7 @@ from bella.experiments.paper.tables import (
     repulsion,
     similarity,
     soups,
+    vqa,
 )
 
 __all__ = ["FIGURES", "KINDS", "TABLES", "Item", "items_named"]
@@ -42,10 +43,12 @@ TABLES: dict[str, Item] = {
     "2": cost.ITEM,
     "3": domains.ITEM,
     "4": corruptions.ITEM,
+    "5": vqa.SHORT,
     "6": layers.ITEM,
     "7": soups.ITEM,
     "8": repulsion.ITEM,
     "9": similarity.ITEM,
+    "10": vqa.OTHER,
     "11": hyperparameters.ITEM,
 }
 """By the paper's number."""

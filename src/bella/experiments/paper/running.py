@@ -93,9 +93,10 @@ def setup_of(item: Item, asked: Asked) -> Setup:
 def fitting(item: Item, asked: Asked) -> Asked:
     """Of what is asked of several items, what this one takes."""
     known = item.options
+    instead = bool(item.instead and asked.options.get(item.instead))
     return replace(
         asked,
-        tasks=asked.tasks if item.takes_data else None,
+        tasks=asked.tasks if item.takes_data and not instead else None,
         methods=asked.methods if item.methods else None,
         settings=asked.settings if item.trains else {},
         seeds=asked.seeds if item.trains else None,

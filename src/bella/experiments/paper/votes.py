@@ -26,7 +26,7 @@ NEEDED: dict[str, Any] = {
 }
 
 NONE = (
-    "This figure is made of answers to questions about images: give --option answers=FOLDER of "
+    "This is made of answers to questions about images: give --option answers=FOLDER of "
     "`bella compare --task vqa`, or answers={NAME: FILE} with the answers.jsonl of one or more "
     "runs of `bella fit --task vqa`."
 )

@@ -39,6 +39,7 @@ def make(
     attack_named(attack)
     for budget in budgets:
         check_budget(budget)
+    count = len(images_of(setup.task, "test", 0, images))
     compared = setup.compare()
     curves = {
         title: {
@@ -69,7 +70,6 @@ def make(
         [title, *([100 * value for value in values] for values in curve.values())]
         for title, curve in curves.items()
     ]
-    count = len(images_of(setup.task, "test", 0, images))
     return Product(
         title=f"Figure 3: accuracy under attack, {setup.task.title}",
         shows=(

@@ -13,10 +13,12 @@ from PIL import Image
 from bella.errors import BellaError
 from bella.experiments.paper.product import Column, Picture, Product, Sheet, Value
 from bella.experiments.paper.votes import Rows, systems_of, types_of
-from bella.metrics.language import normalised
+from bella.metrics import vqa_normalised
 from bella.report.pictures import new_figure
 
 SYSTEMS = 2
+USUAL = (("lora-ensemble",), ("svgd-bella", "repulsive"))
+"""Names of the paper's two, in a comparison of ours."""
 WIDTHS = (0.17, 0.25, 0.21, 0.21, 0.16)
 """Shares of a picture's width: image, question, two systems, people."""
 LINE = (None, 26, 22, 22, 17)
@@ -50,7 +52,7 @@ def cases(
             f"Cases set two systems side by side, and there is {len(systems)}: give "
             "answers={NAME: FILE, OTHER: FILE}."
         )
-    first, second = list(systems)[:SYSTEMS]
+    first, second = two_of(list(systems))
     pictures, rows = [], []
     kinds = types_of(systems, wanted)
     for kind in kinds:
@@ -79,6 +81,12 @@ def cases(
     )
 
 
+def two_of(systems: Sequence[str]) -> list[str]:
+    """The paper's two, Ensemble Bella and SVGD Bella, where they are there; else the first two."""
+    usual = [name for names in USUAL for name in names if name in systems]
+    return usual if len(usual) == SYSTEMS else list(systems)[:SYSTEMS]
+
+
 Pair = tuple[Mapping[str, Any], Mapping[str, Any]]
 
 
@@ -99,7 +107,7 @@ def chosen_of(ours: Rows, theirs: Rows, kind: str, count: int) -> list[Pair]:
 
     def rank(pair: Pair) -> tuple[bool, float]:
         one, other = pair
-        differ = normalised(one["answer"]) != normalised(other["answer"])
+        differ = vqa_normalised(one["answer"]) != vqa_normalised(other["answer"])
         mi = [float(row["mutual_information"]) for row in pair]
         return differ, abs(mi[0] - mi[1]) if differ else max(mi)
 

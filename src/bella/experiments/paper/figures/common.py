@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from bella import metrics
-from bella.data.corruptions import SMALLEST, corrupted
+from bella.data.corruptions import SMALLEST, Corruption, corrupted, corruptions_named
 from bella.data.labelled import LabelledImages
 from bella.errors import BellaError
 from bella.evaluation.evaluate import collect
@@ -22,7 +22,7 @@ from bella.experiments.paper.product import Column, Sheet, Value
 from bella.experiments.paper.rows import averages_logits
 from bella.experiments.tasks.task import Task
 from bella.prediction.predictive import Predictive
-from bella.report.charts import Chart, Line, density_chart
+from bella.report.charts import FEWEST, Chart, Line, density_chart
 from bella.report.plotted import plotted
 
 MANY = 2
@@ -106,6 +106,16 @@ def under_corruption(
     return found
 
 
+def corruptible(task: Task, kinds: Sequence[str], severity: int) -> list[str]:
+    """Corruptions by name, before anything is trained.
+
+    Raises:
+        BellaError: the data are no images, or there is no such corruption or severity.
+    """
+    images_of(task, "test", 0)
+    return [Corruption(kind, severity).kind for kind in corruptions_named(kinds)]
+
+
 def images_of(task: Task, part: str, seed: int, most: int | None = None) -> LabelledImages:
     """The images of a part, or the first of them in equal shares of each class.
 
@@ -150,8 +160,13 @@ def density_figure(found: Sequence[Doubts], word: str, columns: int = 2) -> Any:
     """A matplotlib figure of densities: a panel for each part of the data with the right and the
     wrong answers of two systems, or one for each of the two where there are more systems."""
     charts = density_charts(found, word)
+    if not charts:
+        raise BellaError(
+            f"There is no {word} to draw: fewer than {FEWEST} answers of a kind, or all the same. "
+            "Take more data, or rows of several particles."
+        )
     ends = [x for chart in charts for line in chart.lines for x in (line.x[0], line.x[-1])]
-    span = (min(ends), max(ends)) if ends else None  # the same for all: panels are compared
+    span = min(ends), max(ends)  # the same for all: panels are compared
     return plotted([replace(chart, x=replace(chart.x, span=span)) for chart in charts], columns)
 
 
@@ -168,7 +183,7 @@ def density_charts(found: Sequence[Doubts], word: str) -> list[Chart]:
             if (theirs := [one for one in own if one.system == system])
         }
         if len(systems) <= MANY:
-            charts.append(_chart(where, groups, word, outlined=", right"))
+            charts += _chart(where, groups, word, outlined=", right")
             continue
         for kind in ("wrong", "right"):
             some = {
@@ -176,18 +191,21 @@ def density_charts(found: Sequence[Doubts], word: str) -> list[Chart]:
                 for name, values in groups.items()
                 if name.endswith(f", {kind}")
             }
-            charts.append(_chart(f"{where}: {kind} answers", some, word, outlined=" ("))
+            charts += _chart(f"{where}: {kind} answers", some, word, outlined=" (")
     return charts
 
 
-def _chart(title: str, groups: Mapping[str, Tensor], word: str, outlined: str) -> Chart:
-    """A panel; groups whose name holds ``outlined`` are lines that their dashes tell apart."""
+def _chart(title: str, groups: Mapping[str, Tensor], word: str, outlined: str) -> list[Chart]:
+    """A panel, or none where no density can be drawn; groups whose name holds ``outlined`` are
+    lines that their dashes tell apart."""
     known = {name: values for name, values in groups.items() if len(values)}
+    if not known:
+        return []
     chart = density_chart("density", title, "", known, word, title)
     lines: list[Line] = [
         replace(line, kind="line") if outlined in line.name else line for line in chart.lines
     ]
-    return replace(chart, lines=lines)
+    return [replace(chart, lines=lines)] if lines else []
 
 
 def summary(found: Sequence[Doubts], word: str) -> Sheet:
@@ -225,10 +243,10 @@ def raw(found: Sequence[Doubts], word: str) -> Sheet:
         Column("system"),
         Column("seed"),
         Column("answer"),
-        Column(word, "nats", "{:.6f}"),
+        Column(word, "nats", "{:.4g}"),
     )
     rows: list[list[Value]] = [
-        [one.where, one.system, one.seed, "wrong" if wrong else "right", value]
+        [one.where, one.system, one.seed, "wrong" if wrong else "right", float(f"{value:.4g}")]
         for one in found
         for value, wrong in zip(one.values.tolist(), one.wrong.tolist(), strict=True)
     ]

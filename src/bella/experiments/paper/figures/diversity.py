@@ -44,7 +44,7 @@ def make(setup: Setup) -> Product:
     )
     density = replace(density, lines=[replace(line, kind="line") for line in density.lines])
     values: list[list[Value]] = [
-        [title, value] for title, own in each.items() for value in own.tolist()
+        [title, float(f"{value:.4g}")] for title, own in each.items() for value in own.tolist()
     ]
     return Product(
         title=f"Figure 7: diversity, {setup.task.title}",
@@ -67,7 +67,7 @@ def make(setup: Setup) -> Product:
             Picture("density", density.alt, plotted([density])),
         ],
         notes=[*as_diverse(means, setup.seeds)],
-        more={"values": Sheet((Column("system"), Column("diversity", "nats", "{:.6f}")), values)},
+        more={"values": Sheet((Column("system"), Column("diversity", "nats", "{:.4g}")), values)},
     )
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from bella.experiments.paper.figures.common import (
     Doubts,
+    corruptible,
     density_figure,
     doubts,
     finding,
@@ -23,6 +24,8 @@ OF = "mutual_information"
 
 def make(setup: Setup, *, corruption: str = "brightness", severity: int = 5) -> Product:
     """Where two systems' particles contradict each other."""
+    for task in setup.tasks:
+        corruptible(task, (corruption,), severity)
     found: list[Doubts] = []
     for task in setup.tasks:
         compared = setup.compare(task)

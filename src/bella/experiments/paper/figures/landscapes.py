@@ -51,7 +51,7 @@ def make(setup: Setup, *, columns: int = 13, margin: float = 0.4, part: str = ""
     x, y = steps_over(plane.corners, columns, margin)
     parts = dict.fromkeys(("train", "test", shift))
     with progress_bar(setup.progress) as bar:
-        bench = Bench(task, compared.folder, {}, bar)
+        bench = Bench(task, compared.folder, {}, bar, setup.device)
         loaders = {one: bench.loader(*task.split(0)[one]) for one in parts}
         entrance = bench.entrance
 

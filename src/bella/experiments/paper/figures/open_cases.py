@@ -25,5 +25,6 @@ ITEM = Item(
     make=make,
     title="cases: open questions, two systems and people",
     takes_data=False,
+    trains=False,
     cost="a second, from the answers of two VQA runs",
 )

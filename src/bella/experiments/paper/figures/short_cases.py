@@ -25,5 +25,6 @@ ITEM = Item(
     make=make,
     title="cases: yes/no and number questions, two systems and people",
     takes_data=False,
+    trains=False,
     cost="a second, from the answers of two VQA runs",
 )

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from bella.data.corruptions import corruptions_named
 from bella.experiments.paper.figures.common import (
     Doubts,
+    corruptible,
     density_figure,
     doubts,
     raw,
@@ -27,9 +27,10 @@ KINDS = (
 
 def make(setup: Setup, *, kinds: Sequence[str] = KINDS, severity: int = 5) -> Product:
     """A panel for each corruption."""
+    named = corruptible(setup.task, kinds, severity)
     compared = setup.compare()
     found: list[Doubts] = []
-    for kind in corruptions_named(kinds):
+    for kind in named:
         for name, title in compared.titles.items():
             for seed in range(setup.seeds):
                 under = under_corruption(compared, name, seed, kind, severity)

@@ -102,5 +102,6 @@ ITEM = Item(
     make=make,
     title="mutual information of wrong answers to questions about images",
     takes_data=False,
+    trains=False,
     cost="a second, from the answers of a VQA run",
 )
