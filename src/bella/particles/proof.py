@@ -52,12 +52,15 @@ from bella.particles.roles import (
     map_roles,
     with_roles,
 )
-from bella.particles.sober import Sober, Watch, seed_all, undisturbed
+from bella.particles.sober import Guard, Sober, Watch, seed_all, undisturbed
 from bella.particles.stream import Places, Stream, others_now, places_of
 from bella.trees import fresh, map_tensors, tensors_of
 
 PAST = 2
 """Modules of the prefix that are tried, last first, as what goes past the entrance."""
+
+DECIDES = "something of the shared part decides past the entrance"
+"""Why nothing is shared: the examples of a proof may not be those on which it decides otherwise."""
 
 FEW, FEWER = 3, 2
 """Examples of the two calls that show which tensors follow the batch."""
@@ -211,6 +214,7 @@ class Prover:
                 ),
                 truths,
                 plan.outputs,
+                held=True,
             )
             if not found:
                 plan.how, plan.places = "shared", places
@@ -260,6 +264,7 @@ class Prover:
                 ),
                 (first.outputs, other.outputs),
                 plan.outputs,
+                held=True,
             )
             if not plan.why:
                 plan.how = "shared"
@@ -382,6 +387,7 @@ class Prover:
         roles: tuple[Role, ...],
         *,
         twice: bool = True,
+        held: bool = False,
     ) -> str:
         """Why a way to run two particles differs from the truth; empty if it does not.
 
@@ -390,17 +396,21 @@ class Prover:
             truths: the outputs of the first and of the second one alone.
             roles: of the outputs.
             twice: whether to change the second particle as well.
+            held: whether it runs from what a first half held, with placeholders for the rest.
         """
         found = []
+        decided: list[bool] = []
         try:
             for variants, fill in (((0, 1), math.nan), ((0, 2), 1e4))[: 1 + twice]:
                 seed_all()
-                with Sober():
+                with Guard(lambda: decided.append(held)):
                     found.append(split(run(variants, fill), roles, 2))
         except torch.OutOfMemoryError:
             raise
         except REFUSALS as error:
             return short(error)
+        if any(decided):
+            return DECIDES
         both = zip(*(tensors_of(truth) for truth in truths), strict=True)
         told = False
         for out, truth in zip(found[0], both, strict=True):
@@ -416,9 +426,12 @@ class Prover:
     def compare_alone(self, run: Callable[[], Any], truth: Any) -> str:
         """Why a second half of one particle differs from its whole pass; empty if it does not."""
         seed_all()
+        decided: list[bool] = []
         try:
-            with Sober():
+            with Guard(lambda: decided.append(True)):
                 outputs = run()
+            if decided:
+                return DECIDES
             if any_differ(tensors_of(outputs), tensors_of(truth)):
                 return "something of the shared part is used past the entrance"
         except torch.OutOfMemoryError:

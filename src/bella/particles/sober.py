@@ -58,6 +58,16 @@ DEPENDENT = {
 }
 
 
+DECIDING = {aten._local_scalar_dense, aten.equal, aten.nan_to_num, aten.is_nonzero}
+"""What lets a number decide, or takes NaN away, and returns no tensor that shows it."""
+
+TEMPLATES = {
+    *(aten.empty_like, aten.zeros_like, aten.ones_like, aten.full_like),
+    *(aten.new_empty, aten.new_zeros, aten.new_ones, aten.new_full, aten.new_empty_strided),
+}
+"""What takes only a tensor's shape, dtype and place."""
+
+
 class Sober(TorchDispatchMode):
     """Inside the block torch draws means."""
 
@@ -78,6 +88,29 @@ class Sober(TorchDispatchMode):
             elif "dropout_p" in kwargs:
                 kwargs = kwargs | {"dropout_p": 0.0}
         return func(*args, **kwargs)
+
+
+class Guard(Sober):
+    """Inside the block it is also seen where a placeholder decides: where NaN becomes a yes or no,
+    a whole number, or a number that Python reads, it is gone, and so is the sign that it was used.
+
+    Args:
+        told: called there.
+    """
+
+    def __init__(self, told: Callable[[], None]):
+        super().__init__()
+        self.told = told
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """Run an operation; see whether it turns NaN into what is no NaN any more."""
+        outputs = super().__torch_dispatch__(func, types, args, kwargs)
+        packet = func.overloadpacket
+        if packet in DECIDING or (packet not in TEMPLATES and _counts(outputs)):
+            given = [x for x in tensors_of((args, kwargs or {})) if x.is_floating_point()]
+            if any(bool(x.isnan().any()) for x in given):
+                self.told()
+        return outputs
 
 
 class Watch(Sober):
@@ -132,6 +165,11 @@ class _Reads(TorchFunctionMode):
         if func in (Tensor.tolist, Tensor.numpy, Tensor.__array__) and self.watch.follows(args):
             self.watch.told()
         return func(*args, **(kwargs or {}))
+
+
+def _counts(outputs: Any) -> bool:
+    """Whether an operation returns yes or no, or whole numbers."""
+    return any(not (x.is_floating_point() or x.is_complex()) for x in tensors_of(outputs))
 
 
 def _strided(tree: Any) -> list[Tensor]:
