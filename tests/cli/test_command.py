@@ -162,17 +162,17 @@ def test_fit_again_gives_the_same_figures_and_fresh_begins_anew(place, tmp_path)
 
 
 def test_an_interrupted_fit_goes_on_to_the_same_bits(place, tmp_path, monkeypatch, capsys):
-    from bella.training import fit
+    from bella.training.saving import Saving
 
     run = tmp_path / "run"
-    save = fit.Run.save_checkpoint
+    save = Saving.save
 
-    def stop(self, epoch, record):
-        save(self, epoch, record)
+    def stop(self, epoch, **more):
+        save(self, epoch, **more)
         if epoch == 2:
             raise KeyboardInterrupt
 
-    monkeypatch.setattr(fit.Run, "save_checkpoint", stop)
+    monkeypatch.setattr(Saving, "save", stop)
     monkeypatch.setattr(sys, "argv", ["bella", *fit_arguments(place, run)])
     with pytest.raises(SystemExit) as stopped:
         main()
@@ -182,7 +182,7 @@ def test_an_interrupted_fit_goes_on_to_the_same_bits(place, tmp_path, monkeypatc
     assert f"bella predict {run} IMAGES" in said
     out = tmp_path / "p.csv"
     assert "least certain" in succeed("predict", run, place / "images", "--out", out)
-    monkeypatch.setattr(fit.Run, "save_checkpoint", save)
+    monkeypatch.setattr(Saving, "save", save)
     succeed(*fit_arguments(place, run, "--json"))
     for name in ("figures.json", "posterior.safetensors", "history.csv"):
         assert (run / name).read_bytes() == (place / "run" / name).read_bytes()

@@ -13,8 +13,8 @@ from process_cases import errors, results, start
 import bella
 from bella.parallel.mesh import Mesh, mesh_of
 from bella.parallel.ranks import Ranks
-from bella.training.fit import check_can_share
 from bella.training.settings import Settings
+from bella.training.shares import check_can_share
 
 CLOSE = {"rtol": 0, "atol": 1e-5}
 

@@ -11,7 +11,7 @@ from fit_cases import Blocks, assert_same, fit, make, problem, values
 from torch import nn
 
 import bella
-from bella.training.fit import place_of
+from bella.training.multiplying import place_of
 
 
 class Explodes(torch.optim.SGD):

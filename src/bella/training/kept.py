@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import torch
 from torch import Tensor
 
@@ -16,6 +18,8 @@ class Kept:
 
     Args:
         posterior: whose particles are kept, as they are now at first.
+        which: the ``best`` epoch by validation NLL, or the ``last``.
+        patience: so many epochs without a better one are waited for; ``None`` for all.
 
     Attributes:
         best: least validation NLL, its epoch counted from 0, and that epoch's particles; ``None``
@@ -23,11 +27,25 @@ class Kept:
         finite: epochs done and particles, as long as there is no best.
     """
 
-    def __init__(self, posterior: Posterior):
+    def __init__(self, posterior: Posterior, which: str = "best", patience: int | None = None):
         self.posterior = posterior
+        self.which = which
+        self.patience = patience
         self.best: tuple[float, int, dict[str, Tensor]] | None = None
         self.finite: tuple[int, dict[str, Tensor]] | None = None
         self.keep(0)
+
+    def after(self, epoch: int, figures: Mapping[str, float]) -> None:
+        """An epoch, counted from 0, is done and has these figures: keep it if it is to be kept."""
+        if self.which == "last" or "validation_nll" not in figures:
+            self.keep(epoch + 1)
+        else:
+            self.keep_best(epoch, figures["validation_nll"])
+
+    def waited(self, epochs: int) -> bool:
+        """Whether, after so many epochs, ``patience`` of them brought nothing better."""
+        best = self.best_epoch
+        return self.patience is not None and best is not None and epochs + 1 - best > self.patience
 
     def keep(self, epochs: int) -> None:
         """The particles as they are now, after so many epochs, where none is best."""

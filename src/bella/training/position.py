@@ -13,12 +13,12 @@ from torch import Tensor
 from bella.inputs import split
 from bella.sealed import digest
 from bella.training.gradients import Loss
-from bella.training.randomness import Drawn
+from bella.training.randomness import Apart, Drawn
 
 
 @dataclass
 class Position:
-    """A step of an epoch, and what the rest of the epoch depends on beside `bella.training.State`.
+    """A step of an epoch, and what the rest of the epoch depends on beside `bella.training.state`.
 
     The order of the data follows from the seed and the epoch: who goes on reads the batches before
     once more and passes them over. Random numbers (dropout, augmentation) go on as they were drawn.
@@ -99,6 +99,23 @@ class Position:
             {str(name): float(value) for name, value in state["log"].items()},
             [None if states is None else list(states) for states in state["apart"]],
         )
+
+    def go_on(self, labels: str, device: torch.device, apart: Apart, seed: int) -> None:
+        """The batches before are passed over: draw random numbers as the stopped run did.
+
+        Args:
+            labels: digest of the labels that were passed over.
+            device: where training runs.
+            apart: what the passes of each of several processes draw from.
+            seed: of the epoch.
+        """
+        self.check_order(labels)
+        if self.drawn is not None:
+            self.drawn.go_on(device)
+        if apart.size > 1 and len(self.apart) == apart.size:
+            apart.states = self.apart[apart.rank]
+        elif apart.size > 1:  # another number of processes: draws of their own
+            apart.begin(seed + self.steps)
 
     def check_order(self, labels: str) -> None:
         """Say where the batches that were passed over are not those that were trained on."""

@@ -3,10 +3,18 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any, Literal, get_args
+from typing import Annotated, Any, Literal, Self, get_args
 
 import yaml
-from pydantic import AliasChoices, BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import (
+    AliasChoices,
+    BaseModel,
+    ConfigDict,
+    Field,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
 
 from bella.errors import BellaError
 from bella.files import count_values, read_bytes, shown
@@ -123,12 +131,30 @@ class Settings(BaseModel):
         """``no`` is float32 by its older name; YAML reads it as false."""
         return "float32" if value is False or value == "no" else value
 
+    @model_validator(mode="after")
+    def _together(self) -> Self:
+        """What one setting says of another."""
+        own = self.minibatches == "own"
+        if own and self.transport == "function":
+            raise BellaError("transport 'function' compares predictions on one batch: share it.")
+        if own and self.cache_prefix is True:
+            raise BellaError(
+                "cache_prefix=True caches what the particles share, and with minibatches='own' "
+                "they share no batch: leave out one of the two."
+            )
+        if self.memory_budget is not None and self.particles_per_pass != "auto":
+            raise BellaError(
+                "memory_budget is for particles_per_pass='auto': give both, or neither."
+            )
+        return self
+
 
 def checked(kind: type[BaseModel], values: dict[str, Any]) -> Any:
     """Build settings, or say in one sentence which is wrong.
 
     Raises:
-        BellaError: an unknown name, one setting by both its names, or a value out of range.
+        BellaError: an unknown name, one setting by both its names, a value out of range, or two
+            settings that cannot be together.
     """
     for name, value in values.items():
         field = kind.model_fields.get(name)
@@ -139,6 +165,9 @@ def checked(kind: type[BaseModel], values: dict[str, Any]) -> Any:
         return kind(**values)
     except ValidationError as error:
         first = error.errors()[0]
+        sentence = first.get("ctx", {}).get("error")
+        if isinstance(sentence, BellaError):
+            raise sentence from None
         place = ".".join(str(part) for part in first["loc"])
         if first["type"] == "extra_forbidden":
             for name, field in kind.model_fields.items():

@@ -18,13 +18,16 @@ from bella.training.step import Step
 
 class State:
     """The parts of a run that change: particles, optimiser, schedule, scaler, transport and movers,
-    the plans of its passes, and the particles that are kept.
+    the plans of its passes, where in an epoch it stands, and the particles that are kept.
 
     Args:
         step: of the run, with its posterior, optimiser, transport and movers.
         schedule: of the learning rate.
         kept: the best particles so far.
         steps_per_epoch: of the run.
+
+    Attributes:
+        position: where in an epoch the run stands.
     """
 
     def __init__(self, step: Step, schedule: LambdaLR, kept: Kept, steps_per_epoch: int):
@@ -32,10 +35,11 @@ class State:
         self.schedule = schedule
         self.kept = kept
         self.steps_per_epoch = steps_per_epoch
+        self.position = Position()
 
     def take(self) -> dict[str, Any]:
         """All of it now, as tensors and JSON values: a part of a checkpoint."""
-        step = self.step
+        step, within = self.step, self.position.steps > 0
         scaler = step.gradients.precision.scaler
         return {
             **step.state_dict(),
@@ -45,19 +49,17 @@ class State:
             "scaler": scaler.state_dict() if scaler is not None else {},
             "particles_per_pass": step.gradients.at_once,
             "best": self.kept.best,
+            "position": self.position.state() if within else None,
+            "finite": self.kept.finite if within else None,
         }
 
     @torch.no_grad()
-    def load(self, state: dict[str, Any], place: str) -> Position:
+    def load(self, state: dict[str, Any], place: str) -> None:
         """Go on from a checkpoint; refused, it changes no particle.
 
         Args:
-            state: what `take` returned, and the number of epochs that were done, ``epoch``; in the
-                middle of one its ``position``, and the ``finite`` particles before it.
+            state: what `take` returned, and the number of epochs that were done, ``epoch``.
             place: of the checkpoint, for the sentence.
-
-        Returns:
-            Where the next epoch goes on.
 
         Raises:
             BellaError: it does not fit this posterior, optimiser, transport or way to run.
@@ -70,7 +72,7 @@ class State:
                 f"{place} holds the run of another posterior ({error}): name another folder."
             ) from None
         try:
-            position = self._load(state)
+            self.position = self._load(state)
         except BellaError:
             self.kept.restore()  # as they were
             raise
@@ -91,7 +93,6 @@ class State:
             ) from None
         self.kept.load(state["best"], state["epoch"], state.get("finite"))
         self.step.gradients.at_once = state["particles_per_pass"]
-        return position
 
     def _load(self, state: dict[str, Any]) -> Position:
         step, schedule = self.step, self.schedule
