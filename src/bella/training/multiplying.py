@@ -102,9 +102,9 @@ class Multiplying:
     def load(self, state: dict[str, Any]) -> None:
         """Multiply as the stopped run did; checkpoints of earlier versions do not say how."""
         self.kernel = state.get("kernel", DEFAULT)
-        kept = state.get("precision", {"name": self.precision.name, "agreement": None})
-        self.precision.become(kept["name"])
-        self.agreement = kept["agreement"]
+        kept = state.get("precision", {})
+        self.precision.become(kept.get("name", self.precision.name))
+        self.agreement = kept.get("agreement")
 
 
 def place_of(posterior: Posterior, wanted: str | None = None) -> torch.device:
