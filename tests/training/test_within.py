@@ -134,7 +134,17 @@ def test_a_sampler_that_cannot_go_on_is_told_of(tmp_path, monkeypatch):
         fit(make(network=Blocks(0.3)), data, folder=tmp_path, **options)
 
 
-def test_sigterm_ends_with_its_own_status_and_says_how_to_go_on(tmp_path, monkeypatch, capsys):
+@pytest.fixture
+def plain_signals():
+    """As in a script; a test that runs the command in this process leaves its own answer."""
+    before = signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    yield
+    signal.signal(signal.SIGTERM, before)
+
+
+def test_sigterm_ends_with_its_own_status_and_says_how_to_go_on(
+    tmp_path, monkeypatch, capsys, plain_signals
+):
     before = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
     stop_in(monkeypatch, 8, signal.SIGTERM)
     with pytest.raises(Terminated) as ended:

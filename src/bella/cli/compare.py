@@ -60,8 +60,9 @@ def compare(
         str | None,
         typer.Option(
             help="Comma between. Particles: lora, lora-ensemble, repulsive, bella-svgd, "
-            "bella-function, multi-depth, vbl, mola, soup. The recipe: bella, bella-1, bella-log, "
-            "bella-uncoupled, anchors. Without particles: untrained, probe, probe-ensemble. All "
+            "bella-function, multi-depth, vbl, mola, soup, distilled. The recipe: bella, bella-1, "
+            "bella-log, bella-uncoupled, anchors. Without particles: untrained, probe, "
+            "probe-ensemble. All "
             "weights: single, ensemble, svgd, rank1, vi, ssvi, ssvi-0.05. Calibrated: "
             "single+temperature, probe+temperature, probe-ensemble+temperature, "
             "lora+temperature, lora-ensemble+temperature, lora-ensemble+distance, "

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from bella.errors import BellaError, require
+from bella.errors import BellaError, Terminated, require
 from bella.files import read_bytes, shortened
 from bella.serve.limits import Limits
 from bella.training.settings import checked
@@ -116,7 +116,7 @@ def serve(
         address = f"{f'[{host}]' if ':' in host else host}:{listener.getsockname()[1]}"
         if not quiet:
             print(f"{folder} answers at http://{address}/", flush=True)
-        with contextlib.suppress(KeyboardInterrupt):  # the signal that it has answered, handed on
+        with contextlib.suppress(KeyboardInterrupt, Terminated):  # answered, and handed on
             uvicorn.Server(config).run(sockets=[listener])
 
 
