@@ -33,6 +33,7 @@ from bella.files import read_sealed_json, write_sealed_json
 from bella.models import open_network
 from bella.recipes import KINDS as KINDS_OF_POSTERIORS
 from bella.runs import RunConfig, TextConfig, complete, open_run
+from bella.runs.vqa.config import VqaConfig
 
 FILES = {
     "checkpoint.safetensors",
@@ -722,6 +723,7 @@ def test_help_shows_the_defaults_that_hold():
     fields = {"heads": "head_init", "template": "templates"}
     plain = complete(RunConfig(data="x"))
     texts = TextConfig(task="text", data="x")
+    questions = VqaConfig(task="vqa", data="x")
     assert shown.pop("task") == "images"
     told_in_words = {
         "classes": None,
@@ -732,12 +734,15 @@ def test_help_shows_the_defaults_that_hold():
         "patience": None,
         "checkpoint_every": None,
         "device": None,
+        "prompt": None,
+        "test_limit": None,
+        "projector_epochs": None,
     }
     temperature = shown.pop("temperature")
     assert temperature.startswith(f"{plain.transport_options['temperature']:g} ")
     for name, text in shown.items():
-        owner = plain if hasattr(plain, fields.get(name, name)) else texts
-        value = getattr(owner, fields.get(name, name))
+        field = fields.get(name, name)
+        value = getattr(next(c for c in (plain, texts, questions) if hasattr(c, field)), field)
         if name in told_in_words:
             assert value is None
         else:
