@@ -55,6 +55,32 @@ def test_a_moved_file_would_be_noticed():
     assert links("[a](b.md#c) ![d](e.png) [f](https://g.h)") == ["b.md", "e.png"]
 
 
+def test_every_page_has_its_place_in_one_order():
+    text = (ROOT / "mkdocs.yml").read_text(encoding="utf-8")
+    nav = re.findall(r": ([\w-]+)\.md$", text[text.index("nav:") :], re.MULTILINE)
+    assert nav[0] == "index"
+    pages = {path.stem for path in ROOT.glob("docs/*.md")}
+    assert sorted(nav) == sorted(pages | {"reference"})  # that one is made with the site
+    order = [name for name in nav[1:] if name != "reference"]
+    listed = re.findall(r"^- \[[^]]*\]\(([\w-]+)\.md\)", (ROOT / "docs/index.md").read_text(), re.M)
+    assert listed == order
+    listed = re.findall(r"^- \[docs/([\w-]+)\.md\]", (ROOT / "README.md").read_text(), re.M)
+    assert listed == order
+
+
+def headings(text: str) -> set[str]:
+    """The anchors that a page's headings get."""
+    found = re.findall(r"^#+ (.*)$", re.sub(r"```.*?```", "", text, flags=re.DOTALL), re.MULTILINE)
+    return {re.sub(r"[-\s]+", "-", re.sub(r"[^\w\s-]", "", h).strip().lower()) for h in found}
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_links_to_a_part_of_a_page_arrive(page):
+    for target, part in re.findall(r"\]\(([^)#\s:]*)#([^)\s]+)\)", page.read_text("utf-8")):
+        other = page.parent / target if target else page
+        assert part in headings(other.read_text("utf-8")), f"{target}#{part}"
+
+
 def test_every_room_is_told_of():
     import floors
 

@@ -38,7 +38,7 @@ def test_the_readme_s_example_is_short_and_says_what_particles_dispute(capsys):
     assert capsys.readouterr().out
 
 
-WALKS = ("README.md", "docs/text.md", "docs/serve.md", "docs/vqa.md")
+WALKS = ("README.md", "docs/getting-started.md", "docs/text.md", "docs/serve.md", "docs/vqa.md")
 """Pages that other tests walk through: the one above, and test_walk.py of runs and of serve."""
 
 
