@@ -90,6 +90,54 @@ CorruptSize = Annotated[
     ),
 ]
 
+Column = Annotated[
+    list[str] | None,
+    typer.Option(help="Of texts: ROLE=NAME, such as text=review; repeatable."),
+]
+TextTask = Annotated[
+    str | None,
+    typer.Option(help="Of your texts: text or multiple-choice.", show_default="images"),
+]
+ImageSize = Annotated[
+    int | None, typer.Option(help="For data that are no task.", show_default="the network's")
+]
+TrainDomains = Annotated[
+    str | None,
+    typer.Option(
+        help="Of your own data with domains: those to train on, with commas between; the others "
+        "are shifts.",
+        show_default=False,
+    ),
+]
+Ood = Annotated[
+    list[Path] | None,
+    typer.Option(help="Images of another kind: folder or CSV; repeatable.", show_default=False),
+]
+Epochs = Annotated[
+    int | None, typer.Option(help="Passes over the data.", show_default="the task's, or 5")
+]
+BatchSize = Annotated[
+    int | None, typer.Option(help="Examples a step.", show_default="the task's, or 32")
+]
+LearningRate = Annotated[
+    float | None, typer.Option(help="At its peak.", show_default="the task's, or 0.001")
+]
+Patience = Annotated[
+    int | None,
+    typer.Option(
+        help="Stop after so many epochs without a better validation NLL.",
+        show_default="no early stop",
+    ),
+]
+TrainingPrecision = Annotated[
+    str | None,
+    typer.Option(
+        help="float32, bf16, fp16 (autocast, the frozen base held in it) or auto: bf16 where the "
+        "device multiplies it and the first batch agrees.",
+        show_default="float32",
+    ),
+]
+
 OTHERS = ("transformers", "huggingface_hub", "timm", "torch", "sklearn", "datasets", "accelerate")
 """Libraries that speak up by themselves."""
 

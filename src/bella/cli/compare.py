@@ -9,17 +9,27 @@ from typing import Annotated, Any
 import typer
 
 from bella.cli.common import (
+    BatchSize,
     Classes,
+    Column,
     Corrupt,
     CorruptSize,
     DataOption,
     Device,
+    Epochs,
     Folder,
+    ImageSize,
     Json,
+    LearningRate,
     LeftOut,
     Limit,
+    Ood,
+    Patience,
     Quiet,
     Severities,
+    TextTask,
+    TrainDomains,
+    TrainingPrecision,
     given,
     hush,
     listed,
@@ -43,14 +53,8 @@ def compare(
             "hf:NAME, your folder or CSV; with --task your rows of text, or a set's."
         ),
     ] = "elpv",
-    task: Annotated[
-        str | None,
-        typer.Option(help="Of your texts: text or multiple-choice.", show_default="images"),
-    ] = None,
-    column: Annotated[
-        list[str] | None,
-        typer.Option(help="Of texts: ROLE=NAME, such as text=review; repeatable."),
-    ] = None,
+    task: TextTask = None,
+    column: Column = None,
     folder: Folder = None,
     classes: Classes = None,
     left_out: LeftOut = None,
@@ -62,8 +66,8 @@ def compare(
             help="Comma between. Particles: lora, lora-ensemble, repulsive, bella-svgd, "
             "bella-function, multi-depth, vbl, mola, soup, distilled. The recipe: bella, bella-1, "
             "bella-log, bella-uncoupled, anchors. Without particles: untrained, probe, "
-            "probe-ensemble. All "
-            "weights: single, ensemble, svgd, rank1, vi, ssvi, ssvi-0.05. Calibrated: "
+            "probe-ensemble. All weights: single, ensemble, svgd, rank1, vi, ssvi, ssvi-0.05. "
+            "Calibrated: "
             "single+temperature, probe+temperature, probe-ensemble+temperature, "
             "lora+temperature, lora-ensemble+temperature, lora-ensemble+distance, "
             "multi-depth+temperature, multi-depth+distance, bella+temperature.",
@@ -77,21 +81,9 @@ def compare(
             help="For your own data.", show_default="efficientnet-lite0; of texts the task's"
         ),
     ] = None,
-    image_size: Annotated[
-        int | None, typer.Option(help="For data that are no task.", show_default="the network's")
-    ] = None,
-    train_domains: Annotated[
-        str | None,
-        typer.Option(
-            help="Of your own data with domains: those to train on, with commas between; the "
-            "others are shifts.",
-            show_default=False,
-        ),
-    ] = None,
-    ood: Annotated[
-        list[Path] | None,
-        typer.Option(help="Images of another kind: folder or CSV; repeatable.", show_default=False),
-    ] = None,
+    image_size: ImageSize = None,
+    train_domains: TrainDomains = None,
+    ood: Ood = None,
     corrupt: Corrupt = None,
     severities: Severities = None,
     corrupt_size: CorruptSize = None,
@@ -108,30 +100,11 @@ def compare(
         ),
     ] = None,
     seeds: Annotated[int, typer.Option(help="Training seeds.")] = 3,
-    epochs: Annotated[
-        int | None, typer.Option(help="Passes over the data.", show_default="the task's, or 5")
-    ] = None,
-    batch_size: Annotated[
-        int | None, typer.Option(help="Images a step.", show_default="the task's, or 32")
-    ] = None,
-    learning_rate: Annotated[
-        float | None, typer.Option(help="At its peak.", show_default="the task's, or 0.001")
-    ] = None,
-    patience: Annotated[
-        int | None,
-        typer.Option(
-            help="Stop after so many epochs without a better validation NLL.",
-            show_default="no early stop",
-        ),
-    ] = None,
-    precision: Annotated[
-        str | None,
-        typer.Option(
-            help="float32, bf16, fp16 (autocast, the frozen base held in it) or auto: bf16 "
-            "where the device multiplies it and the first batch agrees.",
-            show_default="float32",
-        ),
-    ] = None,
+    epochs: Epochs = None,
+    batch_size: BatchSize = None,
+    learning_rate: LearningRate = None,
+    patience: Patience = None,
+    precision: TrainingPrecision = None,
     device: Device = None,
     out: Annotated[Path, typer.Option(help="Folder.")] = Path("runs/compare"),
     json: Json = False,

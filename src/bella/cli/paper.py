@@ -12,16 +12,26 @@ from typing import Annotated, Any
 import typer
 
 from bella.cli.common import (
+    BatchSize,
     Classes,
+    Column,
     Corrupt,
     CorruptSize,
     DataOption,
     Device,
+    Epochs,
     Folder,
+    ImageSize,
     Json,
+    LearningRate,
     LeftOut,
+    Ood,
+    Patience,
     Quiet,
     Severities,
+    TextTask,
+    TrainDomains,
+    TrainingPrecision,
     given,
     hush,
     listed,
@@ -59,14 +69,8 @@ def command(kind: str) -> Callable[..., None]:
                 show_default="its own small one",
             ),
         ] = None,
-        task: Annotated[
-            str | None,
-            typer.Option(help="Of your texts: text or multiple-choice.", show_default="images"),
-        ] = None,
-        column: Annotated[
-            list[str] | None,
-            typer.Option(help="Of texts: ROLE=NAME, such as text=review; repeatable."),
-        ] = None,
+        task: TextTask = None,
+        column: Column = None,
         folder: Folder = None,
         classes: Classes = None,
         left_out: LeftOut = None,
@@ -75,24 +79,9 @@ def command(kind: str) -> Callable[..., None]:
             str | None,
             typer.Option(help="For your own data.", show_default="efficientnet-lite0"),
         ] = None,
-        image_size: Annotated[
-            int | None,
-            typer.Option(help="For data that are no task.", show_default="the network's"),
-        ] = None,
-        train_domains: Annotated[
-            str | None,
-            typer.Option(
-                help="Of data with domains: those to train on, with commas between; the others are "
-                "shifts.",
-                show_default=False,
-            ),
-        ] = None,
-        ood: Annotated[
-            list[Path] | None,
-            typer.Option(
-                help="Images of another kind: folder or CSV; repeatable.", show_default=False
-            ),
-        ] = None,
+        image_size: ImageSize = None,
+        train_domains: TrainDomains = None,
+        ood: Ood = None,
         corrupt: Corrupt = None,
         severities: Severities = None,
         corrupt_size: CorruptSize = None,
@@ -129,26 +118,11 @@ def command(kind: str) -> Callable[..., None]:
         seeds: Annotated[
             int | None, typer.Option(help="Training seeds.", show_default="its own")
         ] = None,
-        epochs: Annotated[
-            int | None, typer.Option(help="Passes over the data.", show_default="the task's")
-        ] = None,
-        batch_size: Annotated[
-            int | None, typer.Option(help="Examples a step.", show_default="the task's, or 32")
-        ] = None,
-        learning_rate: Annotated[
-            float | None, typer.Option(help="At its peak.", show_default="the task's, or 0.001")
-        ] = None,
-        patience: Annotated[
-            int | None,
-            typer.Option(
-                help="Stop after so many epochs without a better validation NLL.",
-                show_default="no early stop",
-            ),
-        ] = None,
-        precision: Annotated[
-            str | None,
-            typer.Option(help="no (as the parameters are), bf16 or fp16.", show_default="no"),
-        ] = None,
+        epochs: Epochs = None,
+        batch_size: BatchSize = None,
+        learning_rate: LearningRate = None,
+        patience: Patience = None,
+        precision: TrainingPrecision = None,
         device: Device = None,
         out: Annotated[Path, typer.Option(help="Folder of the files.")] = Path("runs/paper"),
         comparisons: Annotated[

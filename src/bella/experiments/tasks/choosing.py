@@ -35,10 +35,11 @@ def choose_task(
 
     Args:
         data: a name in `TASKS`, or any images, see `bella.data.open_data`; with ``task`` rows of
-            text or a set of such.
+            text or a set of such. A task has its own network and split; with anything else said of
+            either, a name that is also a set's is that set.
         folder: where the data lie, if that has to be said.
-        network: of data that are no task.
-        image_size: pixels, of data that are no task.
+        network: of images that are no task; of rows of text.
+        image_size: pixels, of images that are no task.
         task: of rows of text, see `bella.runs.texts.TextConfig`.
         columns: of rows of text.
         ood: images of other kinds, each a folder or a CSV file.
@@ -55,7 +56,7 @@ def choose_task(
         named = {"task": task, "data": data, "columns": columns, "network": network}
         named |= {"folder": place, "data_options": how.pop("options", None), **how}
         subject = text_task({name: value for name, value in named.items() if value is not None})
-    elif data in TASKS and not how:
+    elif data in TASKS and network is None and image_size is None and not how:
         subject = task_named(data, folder)
     else:
         subject = images_task(data, network or NETWORK, image_size=image_size, folder=folder, **how)
