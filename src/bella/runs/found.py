@@ -29,8 +29,42 @@ SHOWN = 12
 """So many classes are listed; of more, the smallest and the largest."""
 
 
+class Begun:
+    """What every kind of run says before it trains, of what its own class has counted."""
+
+    parameters: Mapping[str, int]
+    particles: int
+    steps_per_epoch: int
+    epochs: int
+    device: str
+
+    def of_parameters(self) -> str:
+        """The line of what trains."""
+        kinds = ", ".join(f"{count:,} {kind}" for kind, count in self.parameters.items())
+        return f"parameters: {kinds}; {self.particles} particle{'s'[: self.particles != 1]}"
+
+    def of_steps(self) -> str:
+        """The line of how long it trains, and where."""
+        steps = self.steps_per_epoch * self.epochs
+        return (
+            f"training: {self.epochs} epochs of {self.steps_per_epoch} steps, {steps} in all, on "
+            f"{self.device}"
+        )
+
+    def few_steps(self, examples: str) -> list[str]:
+        """A warning where particles will hardly move; ``examples`` says how many of what there
+        are."""
+        each, steps = self.steps_per_epoch, self.steps_per_epoch * self.epochs
+        if steps >= FEW_STEPS:
+            return []
+        return [
+            f"{examples} make {each} step{'s'[: each != 1]} an epoch and {steps} in all, in which "
+            "particles hardly move: lower --batch-size or raise --epochs."
+        ]
+
+
 @dataclass(frozen=True)
-class Found:
+class Found(Begun):
     """What a training begins with.
 
     Attributes:
@@ -66,29 +100,20 @@ class Found:
             "  ".join([row[0].ljust(widths[0]), *map(str.rjust, row[1:], widths[1:])])
             for row in rows
         ]
-        kinds = ", ".join(f"{count:,} {kind}" for kind, count in self.parameters.items())
-        steps = self.steps_per_epoch * self.epochs
         spell = "" if math.isnan(self.seconds) else f", about {in_words(self.seconds)}"
         return [
             *table,
-            f"parameters: {kinds}; {self.particles} particle{'s'[: self.particles != 1]}",
+            self.of_parameters(),
             f"the particle axis opens at {self.entrance}",
             f"heads: {self.heads}",
-            f"training: {self.epochs} epochs of {self.steps_per_epoch} steps, {steps} in all, on "
-            f"{self.device}{spell}",
+            self.of_steps() + spell,
         ]
 
     def warnings(self) -> list[str]:
         """What a person should know before he waits, in sentences."""
         said = []
         count = sum(self.images["train"].values())
-        steps = self.steps_per_epoch * self.epochs
-        if steps < FEW_STEPS:
-            said.append(
-                f"{count} training images make {self.steps_per_epoch} "
-                f"step{'s'[: self.steps_per_epoch != 1]} an epoch and {steps} in all, in which "
-                "particles hardly move: lower --batch-size or raise --epochs."
-            )
+        said += self.few_steps(f"{count} training images")
         if self.pools and 0 < sum(self.images["validation"].values()) < FEWEST:
             said.append(
                 f"The validation part has fewer than {FEWEST} images, too few to pool particles "

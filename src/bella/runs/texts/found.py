@@ -8,12 +8,12 @@ from typing import Any
 
 from bella.data.records import Records
 from bella.posterior import Posterior
-from bella.runs.found import FEW_STEPS, parameters_by_kind
+from bella.runs.found import Begun, parameters_by_kind
 from bella.runs.texts.config import TextConfig
 
 
 @dataclass(frozen=True)
-class FoundTexts:
+class FoundTexts(Begun):
     """What a training begins with.
 
     Attributes:
@@ -68,7 +68,6 @@ class FoundTexts:
         """All of it for a terminal, one thing a line."""
         counts = ", ".join(f"{count:,} {part}" for part, count in self.rows.items())
         read = ", ".join(f"{role} from {column!r}" for role, column in self.columns.items())
-        kinds = ", ".join(f"{count:,} {kind}" for kind, count in self.parameters.items())
         said = [f"rows: {counts}; {read}"]
         if classes := self.facts.get("classes"):
             shown = ", ".join(classes[:12]) + (", ..." if len(classes) > 12 else "")
@@ -78,21 +77,12 @@ class FoundTexts:
                 f"numbers: mean {self.facts['mean']:.4g}, standard deviation "
                 f"{self.facts['std']:.4g}; learnt scaled to 0 and 1"
             )
-        steps = self.steps_per_epoch * self.epochs
         return [
             *said,
-            f"{self.network} for {self.task}; parameters: {kinds}; {self.particles} "
-            f"particle{'s'[: self.particles != 1]}",
-            f"training: {self.epochs} epochs of {self.steps_per_epoch} steps, {steps} in all, on "
-            f"{self.device}",
+            f"{self.network} for {self.task}; {self.of_parameters()}",
+            self.of_steps(),
         ]
 
     def warnings(self) -> list[str]:
         """What a person should know before he waits, in sentences."""
-        steps = self.steps_per_epoch * self.epochs
-        if steps >= FEW_STEPS:
-            return []
-        return [
-            f"{self.rows['train']} training rows make {steps} steps in all, in which particles "
-            "hardly move: lower --batch-size or raise --epochs."
-        ]
+        return self.few_steps(f"{self.rows['train']} training rows")

@@ -7,12 +7,12 @@ from dataclasses import dataclass
 from typing import Any
 
 from bella.posterior import Posterior
-from bella.runs.found import FEW_STEPS, parameters_by_kind
+from bella.runs.found import Begun, parameters_by_kind
 from bella.runs.vqa.config import VqaConfig
 
 
 @dataclass(frozen=True)
-class FoundQuestions:
+class FoundQuestions(Begun):
     """What a training begins with.
 
     Attributes:
@@ -62,23 +62,13 @@ class FoundQuestions:
     def lines(self) -> list[str]:
         """All of it for a terminal, one thing a line."""
         counts = ", ".join(f"{count:,} {part}" for part, count in self.questions.items())
-        kinds = ", ".join(f"{count:,} {kind}" for kind, count in self.parameters.items())
-        steps = self.steps_per_epoch * self.epochs
         own = "the run's own projector" if self.projector else "the network's projector"
         return [
             f"questions: {counts}; those to train on are about {self.pictures:,} pictures",
-            f"{self.network} with {own}; parameters: {kinds}; {self.particles} "
-            f"particle{'s'[: self.particles != 1]}",
-            f"training: {self.epochs} epochs of {self.steps_per_epoch} steps, {steps} in all, on "
-            f"{self.device}",
+            f"{self.network} with {own}; {self.of_parameters()}",
+            self.of_steps(),
         ]
 
     def warnings(self) -> list[str]:
         """What a person should know before he waits, in sentences."""
-        steps = self.steps_per_epoch * self.epochs
-        if steps >= FEW_STEPS:
-            return []
-        return [
-            f"{self.questions['train']} training questions make {steps} steps in all, in which "
-            "particles hardly move: lower --batch-size or raise --epochs."
-        ]
+        return self.few_steps(f"{self.questions['train']} training questions")
