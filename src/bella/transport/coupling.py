@@ -136,6 +136,7 @@ def distances(groups: Sequence[Group]) -> Float[Tensor, "particles particles"]:
     return torch.stack(moving).sum(0).sqrt() if moving else torch.zeros(0, 0)
 
 
+@torch.no_grad()
 def mean_distance(groups: Sequence[Group]) -> Tensor:
     """Root of the mean square distance of two particles, over all layers together."""
     found = distances(groups)
