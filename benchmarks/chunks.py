@@ -54,9 +54,9 @@ def measure(options: Options) -> tuple[float, list[Table]]:
         {
             "one pass": lambda: predict(None),
             "chunks": lambda: predict(chunk),
-            "product": machine,
         },
-        options.rounds(4),
+        options.until(),
+        beside={"product": machine},
     )
     time = ratios(seconds["chunks"], seconds["one pass"])
     chunked, whole = (peak(alone, size, n, batch, options) for size in (chunk, None))

@@ -22,8 +22,7 @@ from networks import DEMO, VIT, Case
 from page import Options, Table, main
 from timing import Seconds, paired, ratios, spread, square
 
-ROUNDS = {1: 7, 3: 5, 5: 5, 20: 3, 100: 1}
-"""Rounds of timing for each n; a round of 100 takes minutes."""
+MEMBERS = (1, 3, 5, 20, 100)
 BATCHES = ((VIT, 2), (DEMO, 8))
 
 
@@ -69,6 +68,11 @@ def cells(seconds: dict[str, Seconds], titles: list[str]) -> list[str]:
     ]
 
 
+def ours_first(ways: dict[str, Alternative]) -> list[tuple[str, Alternative]]:
+    """The ratios that are to be known are those to bella."""
+    return sorted(ways.items(), key=lambda item: item[0] != Together.title)
+
+
 def side_by_side(
     kinds: list[type[Alternative]], case: Case, members: int, batch: int, options: Options
 ) -> tuple[dict[str, Seconds], dict[str, Seconds], dict[str, int]]:
@@ -76,10 +80,13 @@ def side_by_side(
     warnings.simplefilter("ignore")  # vmap says where it loops
     torch.manual_seed(0)
     ways = {kind.title: kind(case, members, batch, options) for kind in kinds}
-    rounds = options.rounds(ROUNDS[members])
     label = f"{case.title}, n={members}"
-    steps = paired(f"{label}, step", {k: w.step for k, w in ways.items()}, rounds)
-    passes = paired(f"{label}, predict", {k: w.predict for k, w in ways.items()}, rounds)
+    steps, passes = (
+        paired(
+            f"{label}, {what}", {k: getattr(w, what) for k, w in ours_first(ways)}, options.until(4)
+        )
+        for what in ("step", "predict")
+    )
     return steps, passes, {title: way.file() for title, way in ways.items()}
 
 
@@ -113,12 +120,11 @@ def measure(options: Options) -> tuple[float, list[Table]]:
     for case, batch in BATCHES:
         rows = [
             row
-            for members in ((3,) if options.quick else ROUNDS)
+            for members in ((3,) if options.quick else MEMBERS)
             for row in compare(case, members, batch, options)
         ]
         machine()
-        rounds = ", ".join(f"{count} at n={n}" for n, count in ROUNDS.items())
-        title = f"{case.title}, batch {batch}; times as multiples of bella's, rounds: {rounds}."
+        title = f"{case.title}, batch {batch}; times as multiples of bella's."
         tables.append(Table(title, header, rows))
     return machine.rate, tables
 

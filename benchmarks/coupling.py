@@ -26,12 +26,12 @@ def measure(options: Options) -> tuple[float, list[Table]]:
     seconds = paired(
         "coupling",
         {
+            "step of 5": few.step,
             "5 particles": few.move.step,
             "100 particles": many.move.step,
-            "step of 5": few.step,
-            "product": machine,
         },
-        options.rounds(3),
+        options.until(),
+        beside={"product": machine},
     )
     step = seconds["step of 5"]
     rows = []

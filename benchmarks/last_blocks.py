@@ -43,9 +43,9 @@ def measure(options: Options) -> tuple[float, list[Table]]:
             "all 12": every.step,
             "last 4": last.step,
             "last 4, cached, 3 epochs": epochs_from_cache,
-            "product": machine,
         },
-        options.rounds(5),
+        options.until(),
+        beside={"product": machine},
     )
     whole = seconds["all 12"]
     steps = EPOCHS * BATCHES

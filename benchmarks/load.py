@@ -19,6 +19,10 @@ import tempfile
 import time
 import urllib.request
 from pathlib import Path
+from statistics import median
+
+from quiet import Watch
+from timing import Until, paired
 
 HERE = Path(__file__).parent
 
@@ -48,22 +52,19 @@ def one_pass(run_folder: Path, images: Path, batch: int, seconds: float) -> dict
 
     run = open_run(run_folder)
     paths = sorted(p for p in images.rglob("*.*") if p.is_file())[:batch]
-    found = {}
-    listed = run.predict(paths)  # proven and warm
-    begun = time.perf_counter()
-    listed = run.predict(paths)
-    found["files_per_second"] = len(listed.paths) / (time.perf_counter() - begun)
     shape = (3, run.preprocess.height, run.preprocess.width)
-    for count in (1, batch):
-        x, times = torch.randn(count, *shape), []
-        ends = time.perf_counter() + seconds
-        while time.perf_counter() < ends or len(times) < 4:
-            begun = time.perf_counter()
-            predict(run.predicts, x, draws=run.draws)
-            times.append(time.perf_counter() - begun)
-        middle = sorted(times[1:])[len(times[1:]) // 2]
-        found[f"pass_of_{count}_ms"] = 1000 * middle
-        found[f"pass_of_{count}_per_second"] = count / middle
+    counts = {f"pass_of_{count}": count for count in (1, batch)}
+    images_of = {name: torch.randn(count, *shape) for name, count in counts.items()}
+    passes = {
+        name: lambda x=x: predict(run.predicts, x, draws=run.draws)  # type: ignore[misc]
+        for name, x in images_of.items()
+    }
+    until = Until(seconds=seconds)
+    took = paired("passes", passes, until, beside={"files": lambda: run.predict(paths)})
+    middle = {name: median(values) for name, values in took.items()}
+    found = {"files_per_second": len(paths) / middle["files"]}
+    for name, count in counts.items():
+        found |= {f"{name}_ms": 1000 * middle[name], f"{name}_per_second": count / middle[name]}
     return found
 
 
@@ -115,7 +116,7 @@ def load(run: Path, images: Path, users: int, seconds: int, locust: str) -> dict
 
 
 def main() -> None:
-    """The load, then the passes, as JSON."""
+    """The load, then the passes, as JSON, and whether the machine was quiet."""
     asked = argparse.ArgumentParser(description=__doc__)
     asked.add_argument("run", type=Path)
     asked.add_argument("images", type=Path)
@@ -124,11 +125,13 @@ def main() -> None:
     asked.add_argument("--batch", type=int, default=32)
     asked.add_argument("--locust", default="locust")
     given = asked.parse_args()
+    watch = Watch()
     for found in (
         load(given.run, given.images, given.users, given.seconds, given.locust),
-        one_pass(given.run, given.images, given.batch, 5),
+        one_pass(given.run, given.images, given.batch, 20),
     ):
         print(json.dumps({name: round(value, 2) for name, value in found.items()}, indent=2))
+    print(watch.words())
 
 
 if __name__ == "__main__":

@@ -16,6 +16,8 @@ from rich.console import Console
 from rich.table import Table as Drawn
 
 from bella.host import machine
+from quiet import Watch
+from timing import Until
 
 PAGE = Path(__file__).parents[1] / "docs" / "performance.md"
 
@@ -29,12 +31,14 @@ class Options:
         autocast: multiply in bfloat16.
         quick: fewer rounds and smaller cases, to see that all works; writes nothing.
         chunk: particles a pass in the benchmark of chunks; chosen by memory if ``None``.
+        seconds: the longest that a group of rounds may take.
     """
 
     device: str = "cpu"
     autocast: bool = False
     quick: bool = False
     chunk: int | None = None
+    seconds: float = 240.0
 
     @property
     def dtype(self) -> torch.dtype:
@@ -45,14 +49,16 @@ class Options:
         """The context in which networks run forward."""
         return torch.autocast(self.device, torch.bfloat16, enabled=self.autocast)
 
-    def rounds(self, count: int) -> int:
-        """``count`` rounds, or one when it must be quick."""
-        return 1 if self.quick else count
+    def until(self, groups: int = 1) -> Until:
+        """When rounds end, one of ``groups`` that share the time; after one if it must be quick."""
+        return Until(most=1) if self.quick else Until(seconds=self.seconds / groups)
 
     def flags(self) -> list[str]:
         """The same on a command line."""
         flags = [] if self.device == "cpu" else ["--device", self.device]
-        flags += [] if self.chunk == Options.chunk else ["--chunk", str(self.chunk)]
+        for name in ("chunk", "seconds"):
+            value = getattr(self, name)
+            flags += [] if value == getattr(Options, name) else [f"--{name}", f"{value:g}"]
         return flags + [f"--{name}" for name in ("autocast", "quick") if getattr(self, name)]
 
 
@@ -99,6 +105,9 @@ def parser(description: str | None) -> argparse.ArgumentParser:
     made.add_argument("--autocast", action="store_true", help="multiply in bfloat16")
     made.add_argument("--quick", action="store_true", help="see that it runs; writes nothing")
     made.add_argument("--chunk", type=int, help="particles a pass, in chunks.py")
+    made.add_argument(
+        "--seconds", type=float, default=Options.seconds, help="longest for a group of rounds"
+    )
     return made
 
 
@@ -123,11 +132,12 @@ def main(
     """
     options = Options(**vars(parser(description).parse_args()))
     torch.manual_seed(0)
+    watch = Watch()
     rate, tables = measure(options)
     command = " ".join(["python", f"benchmarks/{name}.py", *options.flags()])
     origin = (
         f"`{command}`: {machine()}, torch {torch.__version__}, square product "
-        f"{rate / 1e9:,.0f} GFLOP/s, {date.today()}."
+        f"{rate / 1e9:,.0f} GFLOP/s, {date.today()}. {watch.words()}"
     )
     console = Console(width=120)
     console.print(origin, highlight=False)

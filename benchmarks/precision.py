@@ -24,7 +24,7 @@ from bella.precision import base_in
 from networks import VIT
 from page import TARGETED, Options, Table, against, main
 from step import counted
-from timing import Seconds, paired, ratios, spread, square
+from timing import Seconds, Until, paired, ratios, spread, square
 
 N = 5
 BATCHES = (8, 1)
@@ -81,16 +81,16 @@ def seconds_at(batch: int, options: Options, stack: ExitStack) -> dict[str, dict
         "prediction": {name: way.predict for name, way in ways.items()}
         | {"one, float32": one.predict, "one, bf16 autocast": one16.predict},
     }
-    rounds = options.rounds(9 if batch == 1 or options.device != "cpu" else 5)
     for kind, calls in kinds.items():
         rates = {f"square {str(dtype)[6:]}": product for dtype, product in squares.items()}
-        found[kind] = paired(f"{kind}, batch {batch}", calls | rates, rounds)
+        found[kind] = paired(f"{kind}, batch {batch}", calls, options.until(), beside=rates)
         found[kind] |= {name: found[kind][other] for name, other in same.items()}
     operations, _ = counted(VIT.make().to(options.device), peft.x)
+    rounds = len(found["step"]["bella, float32"])
     for dtype, product in squares.items():
         found["step"][f"floor, {str(dtype)[6:]}"] = [2 * N * operations / product.rate] * rounds
     found["rate"] = {str(dtype)[6:]: [product.rate] for dtype, product in squares.items()}
-    found["coupling"] = paired("coupling", {"bella, float32": ours.move.step}, rounds)
+    found["coupling"] = paired("coupling", {"bella, float32": ours.move.step}, Until(most=rounds))
     return found
 
 

@@ -16,27 +16,30 @@ import torch
 from torch import Tensor, nn
 
 import bella
-from bella.console import progress_bar
 from page import Options, Table, main
-from timing import square, timed
+from timing import Until, paired, ratios, square, timed
 
 DENSITIES = (0.2, 0.1, 0.05, 0.02)
 
 
 @torch.no_grad()
-def ratio(dense: Callable[[], Tensor], sparse: Callable[[], Tensor], pairs: int) -> float:
-    """Median over pairs of the dense call's time over the sparse call's."""
-    dense(), sparse()
+def ratio(
+    title: str, dense: Callable[[], Tensor], sparse: Callable[[], Tensor], until: Until
+) -> float:
+    """Median over rounds of the dense call's time over the sparse call's."""
+    dense()
     repeats = range(max(1, round(0.01 / timed(dense))))
-
-    def seconds(call: Callable[[], Tensor]) -> float:
-        return timed(lambda: [call() for _ in repeats])
-
-    return median(seconds(dense) / seconds(sparse) for _ in range(pairs))
+    calls = {"sparse": sparse, "dense": dense}
+    several = {
+        name: lambda call=call: [call() for _ in repeats]  # type: ignore[misc]
+        for name, call in calls.items()
+    }
+    seconds = paired(title, several, until)
+    return median(ratios(seconds["dense"], seconds["sparse"]))
 
 
 def compare(
-    make: Callable[[], nn.Module], x: Tensor, density: float, pairs: int
+    title: str, make: Callable[[], nn.Module], x: Tensor, density: float, until: Until
 ) -> tuple[float, float]:
     """Ratios of one layer: of the mean weight's outputs, and of draws."""
     plain = make().to(x.device)
@@ -47,9 +50,9 @@ def compare(
         return made.to(x.device).eval()
 
     sparse, dense = posterior_of(density), posterior_of(1.0)
-    draw = ratio(lambda: dense(x), lambda: sparse(x), pairs)
+    draw = ratio(f"{title}, draw", lambda: dense(x), lambda: sparse(x), until)
     with sparse.at_mean():
-        mean = ratio(lambda: plain(x), lambda: sparse(x), pairs)
+        mean = ratio(f"{title}, mean", lambda: plain(x), lambda: sparse(x), until)
     return mean, draw
 
 
@@ -65,12 +68,11 @@ def measure(options: Options) -> tuple[float, list[Table]]:
             lambda c=channels: nn.Conv2d(c, c, 3, padding=1),
             torch.randn(32, channels, side, side),
         )
-    pairs = 2 if options.quick else 15
+    until = options.until(2 * len(cases) * len(DENSITIES))
     rows = []
-    with progress_bar() as bar:
-        for name, (make, x) in bar.track(cases.items(), description="sparse layers"):
-            found = [compare(make, x.to(options.device), d, pairs) for d in DENSITIES]
-            rows.append([name, *(f"{mean:.2f} / {draw:.2f}" for mean, draw in found)])
+    for name, (make, x) in cases.items():
+        found = [compare(name, make, x.to(options.device), d, until) for d in DENSITIES]
+        rows.append([name, *(f"{mean:.2f} / {draw:.2f}" for mean, draw in found)])
     header = ("layer", *(f"density {density:g}" for density in DENSITIES))
     title = "Sparse layers: times faster than dense, mean / draw."
     return square(options.device, options.dtype).rate, [Table(title, header, rows)]

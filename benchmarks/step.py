@@ -57,7 +57,7 @@ def counted(network: nn.Module, x: Tensor) -> tuple[float, float]:
     return counter.get_total_flops(), sum(written)
 
 
-def batch_of(batch: int, options: Options, rounds: int) -> tuple[dict, list[list[str]]]:
+def batch_of(batch: int, options: Options) -> tuple[dict, list[list[str]]]:
     """Timings at one batch size, and the rows on the floor."""
     device = options.device
     together, one = (Together(VIT, n, batch, options) for n in (N, 1))
@@ -78,10 +78,12 @@ def batch_of(batch: int, options: Options, rounds: int) -> tuple[dict, list[list
             "n single": lambda: [one.step() for _ in range(N)],
             "PEFT": peft.step,
             "vmap": stacked.step,
+        },
+        options.until(),
+        beside={
             "products": lambda: [product() for product in (machine, *shapes)],
             "copy": lambda: copying.append(timed(lambda: there.copy_(here))),
         },
-        rounds,
     )
     operations, written = counted(VIT.make().to(device), one.x)
     weights = sum(p.numel() * p.element_size() for p in VIT.make().parameters())
@@ -102,7 +104,7 @@ def batch_of(batch: int, options: Options, rounds: int) -> tuple[dict, list[list
         ["step / floor", spread([s / floor for s in ours], 2)],
         ["step / (floor + bytes)", spread([s / (floor + moving) for s in ours], 2)],
     ]
-    seconds["floor"] = [floor] * rounds
+    seconds["floor"] = [floor] * len(ours)
     seconds["rate"] = [machine.rate]
     return seconds, facts
 
@@ -146,8 +148,8 @@ def measure(options: Options) -> tuple[float, list[Table]]:
     """All of it."""
     warnings.simplefilter("ignore")  # vmap says where it loops
     batch = 2 if options.quick else 8
-    eight, facts = batch_of(batch, options, options.rounds(7))
-    single, more = batch_of(1, options, options.rounds(11))
+    eight, facts = batch_of(batch, options)
+    single, more = batch_of(1, options)
     ours = eight["bella"]
     comparisons = [
         (f"step / 5 single steps, batch {batch}", ratios(ours, eight["n single"]), 1.0),

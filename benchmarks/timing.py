@@ -1,16 +1,57 @@
-"""Paired timings: alternatives take turns in one process, and ratios are taken within a round."""
+"""Paired timings: alternatives take turns in one process, and ratios are taken within a round.
+
+A machine that slows down slows a whole round, and the round's ratio stays. Rounds are repeated
+until the median ratio is known well enough, so a noisy machine takes longer and does not say
+something else; where a limit is reached before, the interval beside the figure is wide.
+"""
 
 from __future__ import annotations
 
+import math
 import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 
 import torch
 
 from bella.console import progress_bar
 
 Seconds = list[float]
+Clock = Callable[[], float]
+
+LEVEL = 0.95
+"""Of the interval that holds a median."""
+
+
+@dataclass(frozen=True)
+class Until:
+    """When rounds end: all intervals are narrow enough, or a limit is reached.
+
+    Looking after every round and ending at the first narrow interval makes it hold the median a
+    little less often than `LEVEL` says.
+
+    Attributes:
+        width: of the interval of each median ratio, relative to the median.
+        most: rounds.
+        seconds: a round begins only if it should be over by then; the first one always does.
+    """
+
+    width: float = 0.06
+    most: int = 60
+    seconds: float = math.inf
+
+    def reached(self, found: Sequence[Seconds], took: float) -> bool:
+        """Whether it is enough.
+
+        Args:
+            found: the ratios of the rounds so far, for each pair.
+            took: seconds of these rounds.
+        """
+        rounds = len(found[0])
+        if rounds >= self.most or took * (rounds + 1) / rounds > self.seconds:
+            return True
+        return all(relative_width(ratios) <= self.width for ratios in found)
 
 
 def wait() -> None:
@@ -19,32 +60,57 @@ def wait() -> None:
         torch.cuda.synchronize()
 
 
-def timed(call: Callable[[], object]) -> float:
+def timed(call: Callable[[], object], clock: Clock = time.perf_counter) -> float:
     """Seconds of one call."""
     wait()
-    begun = time.perf_counter()
+    begun = clock()
     call()
     wait()
-    return time.perf_counter() - begun
+    return clock() - begun
 
 
 def paired(
-    title: str, alternatives: Mapping[str, Callable[[], object]], rounds: int, warmup: int = 1
+    title: str,
+    alternatives: Mapping[str, Callable[[], object]],
+    until: Until,
+    *,
+    beside: Mapping[str, Callable[[], object]] | None = None,
+    warmup: int = 1,
+    clock: Clock = time.perf_counter,
 ) -> dict[str, Seconds]:
-    """Seconds of each alternative in each round; they run in turn, every round in other order."""
-    names = list(alternatives)
+    """Seconds of each alternative in each round; they run in turn, every round in other order.
+
+    Args:
+        title: of the progress bar.
+        alternatives: by their names; the ratio of each to the first is what is to be known.
+        until: when that is enough.
+        beside: what runs in the same rounds without being compared, such as a `Product`.
+        warmup: rounds that are not counted.
+        clock: gives seconds.
+    """
+    calls = {**alternatives, **(beside or {})}
+    names = list(calls)
+    first, *others = list(alternatives)
     seconds: dict[str, Seconds] = {name: [] for name in names}
+    number, took = -warmup, 0.0
     with progress_bar() as bar:
-        task = bar.add_task(title, total=(warmup + rounds) * len(names))
-        for number in range(-warmup, rounds):
-            first = number % len(names)
-            for name in names[first:] + names[:first]:
-                bar.update(task, description=f"{title}: {name}")
-                took = timed(alternatives[name])
+        task = bar.add_task(title, total=None)
+        while True:
+            turn = number % len(names)
+            begun = clock()
+            for name in names[turn:] + names[:turn]:
+                bar.update(task, description=f"{title}, round {max(number + 1, 0)}: {name}")
+                one = timed(calls[name], clock)
                 if number >= 0:
-                    seconds[name].append(took)
+                    seconds[name].append(one)
                 bar.advance(task)
-    return seconds
+            number += 1
+            if number <= 0:
+                continue
+            took += clock() - begun
+            known = [ratios(seconds[name], seconds[first]) for name in others or [first]]
+            if until.reached(known, took):
+                return seconds
 
 
 def ratios(a: Seconds, b: Seconds) -> Seconds:
@@ -52,12 +118,36 @@ def ratios(a: Seconds, b: Seconds) -> Seconds:
     return [x / y for x, y in zip(a, b, strict=True)]
 
 
+def interval(values: Sequence[float]) -> tuple[float, float] | None:
+    """Two of the values between which the median lies with probability `LEVEL`, whatever they are
+    distributed like; ``None`` for fewer than six, of which no two do.
+
+    With n values the k-th smallest is above the median with probability P(Bin(n, 1/2) < k).
+    """
+    count = len(values)
+    below, k = 0.0, 0
+    while (below := below + math.comb(count, k) / 2**count) <= (1 - LEVEL) / 2:
+        k += 1
+    if not k:
+        return None
+    ordered = sorted(values)
+    return ordered[k - 1], ordered[count - k]
+
+
+def relative_width(values: Sequence[float]) -> float:
+    """Of the median's interval, relative to the median; infinite where there is none."""
+    found = interval(values)
+    return math.inf if found is None else (found[1] - found[0]) / statistics.median(values)
+
+
 def spread(values: Sequence[float], digits: int = 3) -> str:
-    """Median and range."""
+    """Median and its interval; of fewer than six values their range, and how many there are."""
     middle = f"{statistics.median(values):.{digits}f}"
     if len(values) == 1:
         return middle
-    return f"{middle} ({min(values):.{digits}f} to {max(values):.{digits}f})"
+    low, high = interval(values) or (min(values), max(values))
+    few = "" if interval(values) else f", range of {len(values)}"
+    return f"{middle} ({low:.{digits}f} to {high:.{digits}f}{few})"
 
 
 class Product:

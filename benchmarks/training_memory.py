@@ -86,7 +86,7 @@ def measure(options: Options) -> tuple[float, list[Table]]:
             "blocks": ("blocks",),
         }.items()
     }
-    seconds = paired("recomputing", {**steps, "product": machine}, options.rounds(7))
+    seconds = paired("recomputing", steps, options.until(), beside={"product": machine})
     times = [
         [
             name,
