@@ -13,6 +13,11 @@ from bella.transport.gram import differences
 from bella.transport.spread import Spread
 
 
+def _square(x: torch.Tensor) -> torch.Tensor:
+    """‖x‖², in one reading of it."""
+    return torch.linalg.vector_norm(x).square()
+
+
 class Coupled(Transport):
     """A transport with kernels between particles in the space of their parameters.
 
@@ -73,13 +78,13 @@ class Coupled(Transport):
         if coefficient:
             self.spread.part()
         own = [p.grad for g in self.groups for s in g.sites for p in s.parameters]
-        squares = [g.float().square().sum() for g in own if g is not None]
+        squares = [_square(g.float()) for g in own if g is not None]
         gradient = torch.stack(squares).sum() if squares else torch.zeros(())
         repulsion = torch.zeros(())
         for group, weight in zip(self.groups, weights, strict=True):
             if group.in_kernel and coefficient:
                 forces = group.pull(differences(weight))
-                repulsion = repulsion.to(weight.device) + sum(f.square().sum() for f in forces)
+                repulsion = repulsion.to(weight.device) + sum(map(_square, forces))
                 group.add_to_grad(forces, -coefficient)
         self.ranks.sum([gradient, repulsion])
         self._log |= {

@@ -44,6 +44,19 @@ def _are_all(rows: Tensor) -> Tensor:
     return rows
 
 
+def _rows(
+    A: Float[Tensor, "layers own rank in"],
+    B: Float[Tensor, "layers own out rank"],
+    others: Stacked | None,
+) -> tuple[Stacked, Stacked]:
+    """A and Bᵀ of the particles that are held here, and of all. Bᵀ is laid out once, since every
+    product over it would copy it."""
+    own = A, B.mT.contiguous()
+    if others is None or (others[0] is A and others[1] is B):
+        return own, own
+    return own, (others[0], others[1].mT.contiguous())
+
+
 def _blocks(
     X: Float[Tensor, "layers own rank dim"], Y: Float[Tensor, "layers particles rank dim"]
 ) -> Float[Tensor, "layers own rank particles rank"]:
@@ -60,9 +73,10 @@ def inner_low_rank(
     others: Stacked | None = None,
 ) -> Float[Tensor, "layers own particles"]:
     """⟨Δ_i, Δ_j⟩ of every pair of particles, per layer, in float64."""
-    own = exact(A), exact(B)
-    all_A, all_B = own if others is None else (exact(others[0]), exact(others[1]))
-    return scale**2 * (_blocks(own[0], all_A) * _blocks(own[1].mT, all_B.mT)).sum((2, 4))
+    if others is not None:
+        others = exact(others[0]), exact(others[1])
+    (A, Bt), (all_A, all_Bt) = _rows(exact(A), exact(B), others)
+    return scale**2 * (_blocks(A, all_A) * _blocks(Bt, all_Bt)).sum((2, 4))
 
 
 def square_distances_low_rank(
@@ -89,8 +103,8 @@ def square_distances_low_rank(
         first: the number of the first of these.
         whole: makes the rows of all particles of the rows of these.
     """
-    all_A, all_B = (A, B) if others is None else others
-    products = _blocks(A, all_A) * _blocks(B.mT, all_B.mT)
+    (_, Bt), (all_A, all_Bt) = _rows(A, B, others)
+    products = _blocks(A, all_A) * _blocks(Bt, all_Bt)
     inner = whole(scale**2 * products.sum((2, 4)))
     d2 = square_distances(inner)
     if A.dtype != torch.float64 and all_A.shape[1] > 1:
@@ -128,12 +142,12 @@ def pull_low_rank(
         The forces on A and on B.
     """
     layers, own, rank, _ = A.shape
-    all_A, all_B = (A, B) if others is None else others
+    (_, Bt), (all_A, all_Bt) = _rows(A, B, others)
     weights = M[:, :, None, :, None] * scale**2
-    on_A = (weights * _blocks(B.mT, all_B.mT)).reshape(layers, own * rank, -1)
+    on_A = (weights * _blocks(Bt, all_Bt)).reshape(layers, own * rank, -1)
     on_B = (weights * _blocks(A, all_A)).reshape(layers, own * rank, -1)
     force_A = torch.bmm(on_A, all_A.reshape(layers, on_A.shape[-1], -1)).view_as(A)
-    force_B = torch.bmm(on_B, all_B.mT.reshape(layers, on_B.shape[-1], -1)).view_as(B.mT).mT
+    force_B = torch.bmm(on_B, all_Bt.reshape(layers, on_B.shape[-1], -1)).view_as(Bt).mT
     return force_A, force_B
 
 
