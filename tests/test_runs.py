@@ -25,7 +25,7 @@ from bella.experiments.tasks import images_task
 from bella.models import full_name, open_network
 from bella.models.hugging_face import read_preprocess
 from bella.models.timm import read_preprocess as read_timm
-from bella.posterior import Point
+from bella.posteriors.point import Point
 from bella.prediction.predictive import Predictive
 from bella.recipes import recipe_named
 from bella.runs import (

@@ -22,11 +22,12 @@ if TYPE_CHECKING:  # what editors and type checkers see; at run time `__getattr_
     from bella.likelihood import nll, with_variance
     from bella.memory import chunks
     from bella.particles.recompute import checkpoint, recompute
-    from bella.posterior import Point, Posterior
+    from bella.posterior import Posterior
     from bella.posteriors.full import full
     from bella.posteriors.laplace.posterior import laplace
     from bella.posteriors.loading import load, load_mixture
     from bella.posteriors.low_rank.posterior import low_rank
+    from bella.posteriors.point import Point
     from bella.posteriors.rank1.posterior import rank1
     from bella.posteriors.sparse.posterior import sparse_subspace
     from bella.prediction.distilled import Distilled
@@ -51,7 +52,7 @@ _PLACES = {
     "sparse_subspace": "bella.posteriors.sparse.posterior",
     "laplace": "bella.posteriors.laplace.posterior",
     "Posterior": "bella.posterior",
-    "Point": "bella.posterior",
+    "Point": "bella.posteriors.point",
     "load": "bella.posteriors.loading",
     "load_mixture": "bella.posteriors.loading",
     "nll": "bella.likelihood",

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from bella import generation, storage
-from bella.errors import BellaError, nearest
+from bella.errors import BellaError
 from bella.parallel.ranks import ALONE, Ranks
 from bella.particles.axis import ParticleAxis
 from bella.particles.held import HeldBase
@@ -20,17 +20,10 @@ from bella.particles.layer import ParticleLayer, Site
 from bella.particles.passes import Passes
 from bella.particles.plan import Plan, Plans
 from bella.particles.planner import BatchAxes, Folding
-from bella.particles.prefix import SharedPrefix, entrance_of
+from bella.particles.prefix import NothingSharedError, SharedPrefix, entrances_of
 from bella.particles.recompute import recomputing
 from bella.particles.stream import Stream
 from bella.trees import tensors_of
-
-
-class NothingSharedError(BellaError):
-    """There is no prefix that particles share."""
-
-    def __init__(self) -> None:
-        super().__init__("This posterior opens its particle axis at the inputs: no prefix.")
 
 
 class Posterior(nn.Module):
@@ -87,7 +80,7 @@ class Posterior(nn.Module):
             axes = batch_axes and {str(name): role for name, role in batch_axes.items()}
             settings |= {"shared_prefix": shared_prefix, "folding": folding, "batch_axes": axes}
         self.settings = settings
-        entrances = self._entrances(shared_prefix)
+        entrances = entrances_of(network, self.layers(), shared_prefix)
         self.passes = Passes(
             network,
             axis,
@@ -394,14 +387,6 @@ class Posterior(nn.Module):
                 f"counted from 0 to {self.particles - 1}."
             )
 
-    # ------------------------------------------------------------ where the axis opens
-
-    def _entrances(self, shared_prefix: bool | str) -> tuple[str, ...]:
-        if isinstance(shared_prefix, str):
-            check_prefix(self.network, shared_prefix)
-            return (shared_prefix,)
-        return tuple(dict.fromkeys(entrance_of(self.network, name) for name in self.layers()))
-
     # ------------------------------------------------------------ files
 
     def save(
@@ -455,32 +440,3 @@ class Posterior(nn.Module):
             raise BellaError(f"{names!r} are not all parameters of the network.")
         for name in names:
             known[name].requires_grad_(True)
-
-
-def check_prefix(network: nn.Module, shared_prefix: bool | str) -> None:
-    """Refuse a place for the particle axis to open that the network does not have.
-
-    Raises:
-        BellaError: ``shared_prefix`` is a name and names no module.
-    """
-    names = dict(network.named_modules())
-    if isinstance(shared_prefix, str) and shared_prefix not in names:
-        raise BellaError(
-            f"shared_prefix={shared_prefix!r} names no module of the network: near names are "
-            f"{nearest(shared_prefix, names, count=5)}."
-        )
-
-
-class Point(Posterior):
-    """One plain network where a posterior is expected: to predict with it, or to evaluate it.
-
-    Args:
-        network: any network; a soup, say, or one particle.
-        shared_prefix: name of the module at which it continues from a `Stream`.
-    """
-
-    kind = "point"
-    settles_passes = False
-
-    def __init__(self, network: nn.Module, shared_prefix: bool | str = False):
-        super().__init__(network, ParticleAxis(1), {}, shared_prefix=shared_prefix)

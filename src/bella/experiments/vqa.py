@@ -23,7 +23,7 @@ from bella.errors import BellaError, nearest
 from bella.files import plain, read_json, write_json, write_whole
 from bella.host import device_named, versions
 from bella.models.seeing import open_seeing
-from bella.posterior import Point
+from bella.posteriors.point import Point
 from bella.runs.vqa.config import VqaConfig, completed
 from bella.runs.vqa.opened import ANSWERS, FIGURES, VqaRun, keep, load_projector
 from bella.runs.vqa.questions import read_questions

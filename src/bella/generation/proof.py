@@ -25,6 +25,7 @@ from bella.particles.evidence import REFUSALS, independent, layers_of, not_folda
 from bella.particles.plan import Plan, describe
 from bella.particles.proof import FEW, FEWER, Prover
 from bella.particles.roles import MixedError, Role, examples, map_roles, roles_of
+from bella.particles.verdict import compare
 from bella.trees import structure
 
 STEPS = 3
@@ -159,7 +160,7 @@ class TextProver(Prover):
             plan.why = not_foldable(layers, first, other)
             if not plan.why:
                 write = self.each_its_own if each else self.together
-                plan.why = self.compare(
+                plan.why = compare(
                     lambda which, fill: write(some, few, plan, which),
                     (first.outputs, other.outputs),
                     outputs,

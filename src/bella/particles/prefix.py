@@ -20,19 +20,26 @@ from __future__ import annotations
 
 import math
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from bella.errors import BellaError
+from bella.errors import BellaError, nearest
 from bella.particles.axis import ParticleAxis, Pass
 from bella.particles.layer import ParticleLayer
 from bella.particles.roles import Role, map_roles
 from bella.particles.stream import Dice, Places, Stream, others_now, placeholder
 from bella.trees import fresh, map_tensors
+
+
+class NothingSharedError(BellaError):
+    """There is no prefix that particles share."""
+
+    def __init__(self) -> None:
+        super().__init__("This posterior opens its particle axis at the inputs: no prefix.")
 
 
 def entrance_of(network: nn.Module, layer: str) -> str:
@@ -56,6 +63,39 @@ def entrance_of(network: nn.Module, layer: str) -> str:
                 return path
             in_stage = True
     return layer
+
+
+def entrances_of(
+    network: nn.Module, layers: Iterable[str], shared_prefix: bool | str
+) -> tuple[str, ...]:
+    """The modules at which the axis may open: the one that is named, or those of the layers.
+
+    Args:
+        network: with its particle layers in place.
+        layers: names of these.
+        shared_prefix: see `bella.posterior.Posterior`.
+
+    Raises:
+        BellaError: ``shared_prefix`` is a name and names no module.
+    """
+    check_prefix(network, shared_prefix)
+    if isinstance(shared_prefix, str):
+        return (shared_prefix,)
+    return tuple(dict.fromkeys(entrance_of(network, name) for name in layers))
+
+
+def check_prefix(network: nn.Module, shared_prefix: bool | str) -> None:
+    """Refuse a place for the particle axis to open that the network does not have.
+
+    Raises:
+        BellaError: ``shared_prefix`` is a name and names no module.
+    """
+    names = dict(network.named_modules())
+    if isinstance(shared_prefix, str) and shared_prefix not in names:
+        raise BellaError(
+            f"shared_prefix={shared_prefix!r} names no module of the network: near names are "
+            f"{nearest(shared_prefix, names, count=5)}."
+        )
 
 
 class _ArrivedError(Exception):

@@ -14,7 +14,6 @@ as they were.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
@@ -34,8 +33,6 @@ from bella.particles.evidence import (
     independent,
     layers_of,
     not_foldable,
-    short,
-    split,
     telling,
 )
 from bella.particles.held import HeldBase
@@ -46,21 +43,17 @@ from bella.particles.roles import (
     Layer,
     MixedError,
     Role,
-    any_differ,
-    differ,
     examples,
     map_roles,
     with_roles,
 )
-from bella.particles.sober import Guard, Sober, Watch, seed_all, undisturbed
+from bella.particles.sober import Sober, Watch, seed_all, undisturbed
 from bella.particles.stream import Places, Stream, others_now, places_of
+from bella.particles.verdict import compare, compare_alone
 from bella.trees import fresh, map_tensors, tensors_of
 
 PAST = 2
 """Modules of the prefix that are tried, last first, as what goes past the entrance."""
-
-DECIDES = "something of the shared part decides past the entrance"
-"""Why nothing is shared: the examples of a proof may not be those on which it decides otherwise."""
 
 FEW, FEWER = 3, 2
 """Examples of the two calls that show which tensors follow the batch."""
@@ -164,7 +157,7 @@ class Prover:
                 self.prove_sharing(plan, some, take(roles, 2), (few, few + 1), kind, first, other)
             if self.fold and not plan.why:
                 truths = first.outputs, other.outputs
-                tried = self.compare(
+                tried = compare(
                     lambda which, fill: self.folded(*some, few, plan, which),
                     truths,
                     outputs,
@@ -208,7 +201,7 @@ class Prover:
         tried = plan.why
         past = ("", *may_go_past(stream))
         for places.real in past if self.fold and not plan.why else ():
-            found = self.compare(
+            found = compare(
                 lambda which, fill: prefix.resume(
                     stream.again(), self.one(counts[0], (0, 1), which, plan.layers), fill
                 ),
@@ -221,7 +214,7 @@ class Prover:
                 return
             tried = tried or found
         for places.real in past:
-            alone = self.compare_alone(
+            alone = compare_alone(
                 lambda: prefix.resume(
                     stream.again(), self.one(counts[0], (int(self.fold),), (int(self.fold),))
                 ),
@@ -258,7 +251,7 @@ class Prover:
             if not self.fold:
                 return plan
             other = self.see(lambda: single(some, 1))
-            plan.why = not_foldable(plan.layers, first, other) or self.compare(
+            plan.why = not_foldable(plan.layers, first, other) or compare(
                 lambda which, fill: prefix.resume(
                     some.again(), self.one(few, (0, 1), which, plan.layers), fill
                 ),
@@ -377,68 +370,6 @@ class Prover:
                 norm.training = False
                 stack.callback(setattr, norm, "training", True)
             yield
-
-    # ------------------------------------------------------------ ways against the truth
-
-    def compare(
-        self,
-        run: Callable[[tuple[int, ...], float], Any],
-        truths: tuple[Any, Any],
-        roles: tuple[Role, ...],
-        *,
-        twice: bool = True,
-        held: bool = False,
-    ) -> str:
-        """Why a way to run two particles differs from the truth; empty if it does not.
-
-        Args:
-            run: runs particles of these variants with that value of placeholders.
-            truths: the outputs of the first and of the second one alone.
-            roles: of the outputs.
-            twice: whether to change the second particle as well.
-            held: whether it runs from what a first half held, with placeholders for the rest.
-        """
-        found = []
-        decided: list[bool] = []
-        try:
-            for variants, fill in (((0, 1), math.nan), ((0, 2), 1e4))[: 1 + twice]:
-                seed_all()
-                with Guard(lambda: decided.append(held)):
-                    found.append(split(run(variants, fill), roles, 2))
-        except torch.OutOfMemoryError:
-            raise
-        except REFUSALS as error:
-            return short(error)
-        if any(decided):
-            return DECIDES
-        both = zip(*(tensors_of(truth) for truth in truths), strict=True)
-        told = False
-        for out, truth in zip(found[0], both, strict=True):
-            told |= differ(*truth)
-            if any_differ(out, truth):
-                return "folded, a particle's outputs are not those of its own pass"
-        if not told:
-            return "the particles make no difference to the outputs of these examples"
-        if twice and any(differ(a[0], b[0], 1e-7) for a, b in zip(*found, strict=True)):
-            return "folded, a particle's outputs depend on another particle"
-        return ""
-
-    def compare_alone(self, run: Callable[[], Any], truth: Any) -> str:
-        """Why a second half of one particle differs from its whole pass; empty if it does not."""
-        seed_all()
-        decided: list[bool] = []
-        try:
-            with Guard(lambda: decided.append(True)):
-                outputs = run()
-            if decided:
-                return DECIDES
-            if any_differ(tensors_of(outputs), tensors_of(truth)):
-                return "something of the shared part is used past the entrance"
-        except torch.OutOfMemoryError:
-            raise
-        except REFUSALS as error:
-            return short(error)
-        return ""
 
     def notice_idle(self, seen: Seen) -> None:
         """Tell the layers that did not run.

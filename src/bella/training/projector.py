@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from bella.errors import BellaError
 from bella.models.seeing import features_of, projector_of, read_with
-from bella.posterior import Point
+from bella.posteriors.point import Point
 from bella.precision import precision_for
 
 LEARNING_RATE = 1e-3

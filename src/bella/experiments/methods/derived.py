@@ -12,7 +12,8 @@ from safetensors.torch import load_file
 
 import bella
 from bella.experiments.methods.base import Costs, Derived, Outputs
-from bella.posterior import Point, Posterior
+from bella.posterior import Posterior
+from bella.posteriors.point import Point
 from bella.storage import TENSORS
 
 if TYPE_CHECKING:

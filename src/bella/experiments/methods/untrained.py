@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from bella.errors import BellaError
 from bella.experiments.methods.base import Costs, Method, Outputs
-from bella.posterior import Point
+from bella.posteriors.point import Point
 
 if TYPE_CHECKING:
     from bella.experiments.bench import Bench

@@ -23,10 +23,11 @@ from bella.particles.copies import copies_of, why_no_head
 from bella.particles.layer import ParticleLayer
 from bella.particles.plan import Plan
 from bella.particles.planner import BatchAxes, Folding
+from bella.particles.prefix import check_prefix
 from bella.particles.quantised import is_quantised, keep_gradients
 from bella.particles.statistics import keep_statistics, moved_by
 from bella.particles.stream import Stream
-from bella.posterior import Posterior, check_prefix
+from bella.posterior import Posterior
 from bella.posteriors.low_rank.kinds import kind_of, why_no_kind
 from bella.posteriors.low_rank.layers import LowRankLayer
 from bella.trees import map_tensors

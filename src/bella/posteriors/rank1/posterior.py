@@ -23,7 +23,8 @@ from bella.particles.axis import ParticleAxis
 from bella.particles.copies import copies_of
 from bella.particles.layer import ParticleLayer
 from bella.particles.planner import BatchAxes, Folding
-from bella.posterior import Posterior, check_prefix
+from bella.particles.prefix import check_prefix
+from bella.posterior import Posterior
 from bella.posteriors.rank1.layers import Rank1Layer, layer_kind, refusal
 from bella.posteriors.rank1.vectors import CauchyVector, GaussianVector, PointVector, Start
 

@@ -21,7 +21,8 @@ from bella.particles import architectures, surgery, targets
 from bella.particles.axis import ParticleAxis
 from bella.particles.linearity import described, family
 from bella.particles.planner import BatchAxes, Folding
-from bella.posterior import Posterior, check_prefix
+from bella.particles.prefix import check_prefix
+from bella.posterior import Posterior
 from bella.posteriors.sparse.active import decode, encode
 from bella.posteriors.sparse.criteria import CRITERIA
 from bella.posteriors.sparse.layers import SparseLayer, Start, layer_kind

@@ -22,7 +22,7 @@ from bella.experiments.bench import Bench
 from bella.experiments.paper.figures.common import finding, scored_shifts
 from bella.experiments.paper.item import Compared, Item, Setup
 from bella.experiments.paper.product import Column, Picture, Product, Sheet, Value
-from bella.posterior import Point
+from bella.posteriors.point import Point
 from bella.report.pictures import new_figure
 
 POINTS = 3
