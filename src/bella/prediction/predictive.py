@@ -4,6 +4,12 @@ p(y | x) = mean_i p_i(y | x)        (or, by choice, the softmax of the mean logi
 total uncertainty   H[p]            expected entropy   mean_i H[p_i]   (aleatoric)
 mutual information  H[p] - mean_i H[p_i] >= 0                          (epistemic)
 
+A pool is tempered after its members, with shares w_i, were averaged to q. That changes how
+probable an answer y is, and not what it would tell of who is right, r_i(y) = w_i p_i(y) / q(y).
+Both together are p(y) r_i(y): there member i says p_i(y) p(y) / q(y) over its sum, and counts for
+w_i times that sum. The mean of these is p again, so entropy, expected entropy and mutual
+information are of one distribution.
+
 An example may have one answer, or one for each of its positions (tokens, pixels). Everything is
 then shaped (batch, positions...); `Predictive.counted` keeps the positions that count, one after
 another.
@@ -43,7 +49,7 @@ class Predictive(Said):
             has, in order: (examples,), some may be 0. ``None``: each entry of the batch axis is an
             example.
         temperature: what the pooled distribution is tempered by, p^(1/T) over its sum, for each
-            example (*batch). The particles, and what they dispute, stay as they are.
+            example (*batch). ``logits``, ``particle_probs`` and ``weights`` are from before it.
         distance: how far each example is from the training data, in standard deviations of
             validation examples (*batch); of a mixture that has a distance.
         novelty: score of being unlike the training data, (*batch): the distance and the
@@ -68,19 +74,29 @@ class Predictive(Said):
     @cached_property
     def log_probs(self) -> Float[Tensor, "*batch classes"]:
         """log p(y | x), by log-mean-exp."""
-        pooled = self._pooled
+        if self.average == "logits":
+            mean = metrics.over_particles(self.logits, self.weights)
+            pooled = torch.log_softmax(mean, -1)
+        else:
+            pooled = self._mixed
         if self.temperature is None:
             return pooled
         return torch.log_softmax(pooled / self.temperature.unsqueeze(-1), -1)
 
     @cached_property
-    def _pooled(self) -> Float[Tensor, "*batch classes"]:
-        """log p(y | x) before it is tempered."""
-        if self.average == "logits":
-            return torch.log_softmax(metrics.over_particles(self.logits, self.weights), -1)
+    def _mixed(self) -> Float[Tensor, "*batch classes"]:
+        """log mean_i p_i(y | x), before it is tempered."""
         if self.weights is None:
             return torch.logsumexp(self.particle_log_probs, 0) - math.log(self.logits.shape[0])
         return torch.logsumexp(self.particle_log_probs + self.weights.log().unsqueeze(-1), 0)
+
+    @cached_property
+    def _within(self) -> tuple[Float[Tensor, "particles *batch classes"], metrics.Weights]:
+        """What each particle says, and counts for, within what is predicted."""
+        if self.temperature is None:
+            return self.particle_probs, self.weights
+        said = self.particle_log_probs + (self.log_probs - self._mixed)
+        return said.softmax(-1), self.all_weights() * said.logsumexp(-1).exp()
 
     @cached_property
     def particle_probs(self) -> Float[Tensor, "particles *batch classes"]:
@@ -99,17 +115,18 @@ class Predictive(Said):
 
     @cached_property
     def expected_entropy(self) -> Float[Tensor, "*batch"]:
-        """mean_i H[p_i], in nats."""
-        return metrics.expected_entropy(self.particle_probs, self.weights)
+        """mean_i H[p_i], in nats: what is unsure to each particle by itself."""
+        return metrics.expected_entropy(*self._within)
 
     @cached_property
     def mutual_information(self) -> Float[Tensor, "*batch"]:
         """H[mean_i p_i] - mean_i H[p_i] >= 0, in nats: what the particles dispute.
 
-        With averaged logits too, and before a pool is tempered: H[p] - mean_i H[p_i] may be
-        negative there and is no information.
+        The entropy is the sum of this and of the expected entropy, of a tempered pool too. Only of
+        averaged logits that nothing tempers it is not: H[p] - mean_i H[p_i] may be negative there
+        and is no information, so this is that of the averaged probabilities.
         """
-        return metrics.mutual_information(self.particle_probs, self.weights)
+        return metrics.mutual_information(*self._within)
 
     @property
     def predictions(self) -> Int[Tensor, "*batch"]:
