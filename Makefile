@@ -16,8 +16,9 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-war
 demo: .venv/demo.done
 	$(BIN)/bella demo
 
+# A file is one worker's, so that no worker makes again what its tests share.
 test: .venv/dev.done
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2 --dist loadfile
 
 test-long: .venv/dev.done
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2 -m slow

@@ -67,6 +67,15 @@ def _unsupported(what: str) -> BellaError:
     return BellaError(f"A pattern for names of layers uses {what}: write it without.")
 
 
+@functools.lru_cache(maxsize=4096)
+def _where(text: str) -> dict[str, int]:
+    """The places of each character of a text: many patterns are asked about the same names."""
+    found: dict[str, int] = {}
+    for place, c in enumerate(text):
+        found[c] = found.get(c, 0) | 1 << place
+    return found
+
+
 class _Match:
     """One text, and the maps from sets of places to sets of places."""
 
@@ -74,6 +83,7 @@ class _Match:
         self.text = text
         self.all = (1 << len(text) + 1) - 1
         self.held: dict[Any, int] = {}
+        self.where = _where(text)
         self.turns: dict[tuple[int, int], int] = {}
 
     def ends(self, parts: Sequence[Any], starts: int) -> int:
@@ -143,10 +153,12 @@ class _Match:
 
     def places(self, kind: Any, value: Any) -> int:
         """The places whose character the part takes."""
+        if kind is op.LITERAL:
+            return self.where.get(chr(value), 0)
         key = kind, tuple(value) if kind is op.IN else value
         if key not in self.held:
             self.held[key] = sum(
-                1 << place for place, c in enumerate(self.text) if _takes(kind, value, c)
+                places for c, places in self.where.items() if _takes(kind, value, c)
             )
         return self.held[key]
 

@@ -106,9 +106,14 @@ def refused(monkeypatch, capsys, *arguments):
 
 def shell(*arguments, **environment):
     """``python -m bella`` in a process of its own."""
+    return python("-m", "bella", *arguments, **environment)
+
+
+def python(*arguments, **environment):
+    """A process of its own."""
     source = str(Path(bella.__file__).parents[1])
     return subprocess.run(
-        [sys.executable, "-m", "bella", *map(str, arguments)],
+        [sys.executable, *map(str, arguments)],
         capture_output=True,
         text=True,
         env=os.environ | {"PYTHONPATH": source, "OMP_NUM_THREADS": "1"} | environment,
@@ -651,17 +656,22 @@ def test_the_process_ends_with_status_2_and_a_sentence(place):
 
 
 def test_quiet_lets_no_other_library_speak(place, tmp_path):
-    done = shell(*fit_arguments(place, tmp_path / "run", "--quiet", "--epochs", 1))
+    run = tmp_path / "run"
+    commands = (
+        fit_arguments(place, run, "--quiet", "--epochs", 1),
+        ("predict", run, place / "images", "--out", tmp_path / "p.csv", "--quiet"),
+        ("export", run, "--out", tmp_path / "plain", "--quiet"),
+    )
+    code = (
+        "import sys\nfrom bella.cli import main\n"
+        f"for arguments in {[list(map(str, arguments)) for arguments in commands]!r}:\n"
+        "    sys.argv = ['bella', *arguments]\n    main()"
+    )
+    done = python("-c", code)
     assert (done.returncode, done.stderr) == (0, "")
     loud = shell(*fit_arguments(place, tmp_path / "loud", "--epochs", 1))
     assert "the particle axis opens at vit.layers.0" in loud.stderr
     assert "Note: 14 training images make 2 steps an epoch" in loud.stderr
-    for arguments in (
-        ("predict", tmp_path / "run", place / "images", "--out", tmp_path / "p.csv"),
-        ("export", tmp_path / "run", "--out", tmp_path / "plain"),
-    ):
-        done = shell(*arguments, "--quiet")
-        assert (done.returncode, done.stderr) == (0, "")
 
 
 @pytest.mark.parametrize(("stop", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])

@@ -31,10 +31,11 @@ def whole(tmp_path_factory):
     folder = tmp_path_factory.mktemp("kills")
     posterior = make(network=Blocks(0.3))
     record = fit(posterior, folder=folder / "here", **OPTIONS)
-    begun = time.perf_counter()
-    (process,) = start(1, "kill_cases", "train", folder / "said", str(folder / "run"))
-    process.join(60)
-    seconds = time.perf_counter() - begun
+    for name in ("first", "run"):  # the first starts the server too, and is not timed
+        begun = time.perf_counter()
+        (process,) = start(1, "kill_cases", "train", folder / "said", str(folder / name))
+        process.join(60)
+        seconds = time.perf_counter() - begun
     import torch
 
     touched = torch.load(folder / "said" / "found-0", weights_only=False)
@@ -61,7 +62,7 @@ def killed(folder, rng, touched, seconds):
     crash = rng.randint(1, touched) if by_file else None
     (process,) = start(1, "kill_cases", "train", folder.parent / "said", str(folder), crash)
     if not by_file:
-        time.sleep(rng.uniform(0, seconds))
+        process.join(rng.uniform(0, seconds))
         if process.is_alive():
             os.kill(process.pid, signal.SIGKILL)
     process.join(60)
