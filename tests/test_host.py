@@ -10,6 +10,7 @@ import torch
 
 from bella import host
 from bella.errors import BellaError
+from bella.evaluation.cost import PeakMemory
 
 PROGRAM = """
 import resource, sys, torch
@@ -57,6 +58,19 @@ def test_peak_memory_is_what_was_needed_at_once():
     peak = float(subprocess.check_output([sys.executable, "-c", PEAK]))
     # The kernel counts pages for each core by itself and adds them up late.
     assert 0.99 * 2**27 <= peak < 2**28
+
+
+def test_what_ran_on_the_processor_is_measured_there_and_called_so(monkeypatch):
+    gpu = torch.device("cuda")
+    monkeypatch.setattr(torch.accelerator, "current_accelerator", lambda **_: gpu)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: f"the GPU {device}")
+    assert host.machine() == host.versions()["machine"] == "the GPU cuda"
+    assert host.processor() in host.machine("cpu")
+    assert host.versions("cpu")["machine"] == host.machine("cpu")
+    with PeakMemory("cpu") as peak:  # a GPU would be asked, and there is none
+        torch.ones(2**20)
+    assert not peak.bytes < 0
 
 
 def test_a_device_is_one_that_is_there():

@@ -25,9 +25,9 @@ def terminate(number: int, frame: FrameType | None) -> None:
     raise Terminated
 
 
-def versions() -> dict[str, str]:
-    """Versions of what a result depends on."""
-    found = {"python": platform.python_version(), "machine": machine()}
+def versions(device: str | torch.device | None = None) -> dict[str, str]:
+    """Versions of what a result depends on, and the machine: see `machine`."""
+    found = {"python": platform.python_version(), "machine": machine(device)}
     for name in LIBRARIES:
         try:
             found[name] = metadata.version(name)
@@ -36,12 +36,17 @@ def versions() -> dict[str, str]:
     return found
 
 
-def machine() -> str:
-    """The processor or GPU that results were measured on, in words."""
+def machine(device: str | torch.device | None = None) -> str:
+    """The processor or GPU that results were measured on, in words.
+
+    Args:
+        device: where it ran; the accelerator if there is one.
+    """
     import torch
 
-    if torch.cuda.is_available():
-        return torch.cuda.get_device_name()
+    device = device_named(device)
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
     count = torch.get_num_threads()
     return f"{processor()}, {count} thread{'s' if count > 1 else ''}"
 

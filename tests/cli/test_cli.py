@@ -12,8 +12,9 @@ import torch
 import transformers
 from PIL import Image
 from safetensors.torch import load_file
+from typer.testing import CliRunner
 
-from bella.cli.app import main
+from bella.cli.app import app, main
 from bella.files import read_sealed_json, write_sealed_json
 from bella.runs import open_run
 
@@ -66,15 +67,12 @@ def bella(capsys, monkeypatch):
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory, photos, network):
     folder = tmp_path_factory.mktemp("runs") / "mine"
-    subprocess.run(
-        [
-            *(sys.executable, "-m", "bella", "fit", "--data", photos, "--network", network),
-            *("--out", folder, "--epochs", "6", "--learning-rate", "0.02", "--particles", "3"),
-            *("--batch-size", "4", "--quiet"),
-        ],
-        check=True,
-        capture_output=True,
-    )
+    arguments = [
+        *("fit", "--data", photos, "--network", network, "--out", folder, "--epochs", 6),
+        *("--learning-rate", 0.02, "--particles", 3, "--batch-size", 4, "--quiet"),
+    ]
+    done = CliRunner().invoke(app, list(map(str, arguments)), catch_exceptions=False)
+    assert done.exit_code == 0, done.output
     return folder
 
 

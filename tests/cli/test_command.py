@@ -669,12 +669,16 @@ def test_quiet_lets_no_other_library_speak(place, tmp_path):
     )
     done = python("-c", code)
     assert (done.returncode, done.stderr) == (0, "")
-    loud = shell(*fit_arguments(place, tmp_path / "loud", "--epochs", 1))
+    arguments = fit_arguments(place, tmp_path / "loud", "--epochs", 1)
+    loud = CliRunner().invoke(app, arguments, catch_exceptions=False)
     assert "the particle axis opens at vit.layers.0" in loud.stderr
     assert "Note: 14 training images make 2 steps an epoch" in loud.stderr
 
 
-@pytest.mark.parametrize(("stop", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+@pytest.mark.parametrize(
+    ("stop", "status"),
+    [pytest.param(signal.SIGINT, 130, marks=pytest.mark.slow), (signal.SIGTERM, 143)],
+)
 def test_a_stopped_process_says_how_to_go_on(place, tmp_path, stop, status):
     run = tmp_path / "run"
     source = str(Path(bella.__file__).parents[1])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import random
 import resource
@@ -84,21 +85,35 @@ WHERE = [("repulsive", step) for step in (1, 5, 6, 18)]
 WHERE += [("validated", 6), *((name, 8) for name in CASES)]
 
 
+def network_of(name):
+    return Blocks(0.0 if name == "function" else 0.3)
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(tmp_path_factory):
+    """The run of a case that nobody stops, made once: its particles, record and folder."""
+
+    @functools.cache
+    def run(name):
+        whole, folder = make(network=network_of(name)), tmp_path_factory.mktemp("whole")
+        return whole, fit(whole, folder=folder, **CASES[name]), folder
+
+    return run
+
+
 @pytest.mark.parametrize(("name", "step"), WHERE)
-def test_it_goes_on_to_the_same_bits(tmp_path, monkeypatch, name, step):
+def test_it_goes_on_to_the_same_bits(tmp_path, monkeypatch, uninterrupted, name, step):
     options = CASES[name]
-    rate = 0.0 if name == "function" else 0.3
-    whole = make(network=Blocks(rate))
-    expected = fit(whole, folder=tmp_path / "whole", **options)
-    stopped(monkeypatch, step, tmp_path / "two", network=Blocks(rate), **options)
+    whole, expected, folder = uninterrupted(name)
+    stopped(monkeypatch, step, tmp_path / "two", network=network_of(name), **options)
     assert state_of(tmp_path / "two")["step"] == step
-    again = make(network=Blocks(rate))
+    again = make(network=network_of(name))
     record = fit(again, folder=tmp_path / "two", **options)
     assert_same(whole, again)
     assert (record.history, record.trace) == (expected.history, expected.trace)
     assert record.best_epoch == expected.best_epoch
     for one in ("posterior.safetensors", "history.csv"):
-        assert (tmp_path / "two" / one).read_bytes() == (tmp_path / "whole" / one).read_bytes()
+        assert (tmp_path / "two" / one).read_bytes() == (folder / one).read_bytes()
 
 
 @pytest.mark.parametrize("workers", [0, 1])

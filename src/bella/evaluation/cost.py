@@ -12,6 +12,7 @@ from typing import Self
 
 import torch
 
+from bella.host import device_named
 from bella.posterior import Posterior
 from bella.storage import own_tensors
 
@@ -51,20 +52,24 @@ def peak_memory(device: torch.device) -> int:
 class PeakMemory:
     """Most bytes in use inside a ``with`` block, above those in use when it began.
 
-    On the GPU if there is one, else of this process, where Linux says it.
+    Of the GPU where that is the device, else of this process, where Linux says it.
+
+    Args:
+        device: where the block computes; the accelerator if there is one.
 
     Attributes:
         bytes: the figure, after the block; NaN where it cannot be had.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, device: str | torch.device | None = None) -> None:
         self.bytes = math.nan
+        self._device = device_named(device)
         self._before = 0.0
 
     def __enter__(self) -> Self:
-        if torch.cuda.is_available():
-            torch.cuda.reset_peak_memory_stats()
-            self._before = torch.cuda.memory_allocated()
+        if self._device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats(self._device)
+            self._before = torch.cuda.memory_allocated(self._device)
             return self
         try:
             # Memory that was freed but kept by the process would hide what the block needs.
@@ -81,8 +86,8 @@ class PeakMemory:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        if torch.cuda.is_available():
-            self.bytes = torch.cuda.max_memory_allocated() - self._before
+        if self._device.type == "cuda":
+            self.bytes = torch.cuda.max_memory_allocated(self._device) - self._before
         elif not math.isnan(self._before):
             self.bytes = _status("VmHWM") - self._before
 

@@ -128,7 +128,7 @@ def compare(
             "noticing": task.words.noticing,
             "unscored": task.words.unscored,
         },
-        "versions": versions(),
+        "versions": versions(bench.device),
         "date": date.today().isoformat(),
         "seconds": None if resumed else round(time.perf_counter() - begun, 1),
         "methods": {

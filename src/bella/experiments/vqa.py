@@ -121,7 +121,7 @@ def _results(
             "title": f"{base.data}, {base.network}",
             "settings": dict(settings),
             "seeds": base.seed + 1,
-            "versions": versions(),
+            "versions": versions(base.device),
             "device": str(device_named(base.device)),
             "date": date.today().isoformat(),
             "methods": {

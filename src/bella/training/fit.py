@@ -18,6 +18,7 @@ from bella.data.loaders import Data
 from bella.errors import BellaError, Terminated
 from bella.files import shortened
 from bella.folders import held
+from bella.host import versions
 from bella.inputs import check_names, split, weights_of
 from bella.parallel.division import Division
 from bella.parallel.mesh import Mesh, mesh_of
@@ -201,7 +202,12 @@ class Run:
             else Validation(posterior, self.feed.validation, self.gradients, settings.likelihood)
         )
         self.trace = Trace(self.step, self.steps, watch)
-        self.record = Record(settings.model_dump(), trace=self.trace.rows, folder=folder)
+        self.record = Record(
+            settings.model_dump(),
+            trace=self.trace.rows,
+            folder=folder,
+            versions=versions(self.multiplying.device),
+        )
         self.kept = Kept(posterior, settings.keep, settings.patience)
         self.state = State(self.step, self.schedule, self.kept, self.feed.steps_per_epoch)
         self.saving = Saving(

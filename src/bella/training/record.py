@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 from bella.files import write_json, write_whole
-from bella.host import versions
 
 
 @dataclass
@@ -43,7 +42,7 @@ class Record:
     float32: dict[str, Any] = field(default_factory=dict)
     precision: dict[str, Any] = field(default_factory=dict)
     folder: Path | None = None
-    versions: dict[str, str] = field(default_factory=lambda: versions())
+    versions: dict[str, str] = field(default_factory=dict)
 
     def write(self) -> None:
         """Write ``run.json``, ``history.csv`` and ``trace.csv``."""

@@ -28,7 +28,7 @@ class Distillation(Derived):
         teacher = bella.load(bench.place(self.of, seed) / "posterior", bench.open(seed).network)
         train = bench.loader(*bench.task.split(seed)["train"], 32, shuffle=True)
         begun = time.perf_counter()
-        with PeakMemory() as peak:
+        with PeakMemory(bench.device) as peak:
             told = bella.distill(
                 teacher.eval(), train, epochs=self.epochs, seed=seed, progress=False
             )

@@ -39,7 +39,7 @@ class VBL(Derived):
         split = bench.task.split(seed)
         train, validation = bench.loader(*split["train"]), bench.loader(*split["validation"])
         begun = time.perf_counter()
-        with PeakMemory() as peak, torch.random.fork_rng():
+        with PeakMemory(bench.device) as peak, torch.random.fork_rng():
             torch.manual_seed(seed)
             around = [finish_laplace(one, train, validation) for one in apart(bench, base, seed)]
         seconds = time.perf_counter() - begun

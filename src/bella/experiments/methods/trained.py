@@ -85,7 +85,7 @@ class Trained(Method):
         )
         steps = len(train) * settings["epochs"]
         validation = bench.loader(*split["validation"], images=self.reads_images)
-        with PeakMemory() as peak, torch.random.fork_rng():
+        with PeakMemory(bench.device) as peak, torch.random.fork_rng():
             torch.manual_seed(seed)
             posterior = self.posterior(bench, seed)
             record = fit(

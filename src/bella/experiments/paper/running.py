@@ -148,5 +148,5 @@ def facts(item: Item, setup: Setup, asked: Asked) -> dict[str, Any]:
     options = {name: value for name, value in every.items() if value is not None}
     if options:
         found["options"] = options
-    known = versions()
+    known = versions(asked.device)
     return found | {"machine": known.pop("machine"), "versions": known, "date": f"{date.today()}"}

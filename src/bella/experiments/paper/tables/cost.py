@@ -217,7 +217,7 @@ def trained(
     the ``file``."""
     # What trains there lies there before it begins: the network is no part of what is measured.
     network, examples = subject.open().to(device_named(device)), subject.batch(batch)
-    with PeakMemory() as peak:
+    with PeakMemory(device) as peak:
         posterior = build(network, particles)
         fit(
             posterior,
