@@ -3,7 +3,8 @@
 make demo && python docs/update.py runs/demo-elpv [runs/compare ...]
 
 A folder of a demo goes between the markers of its task, one of a comparison between those of
-``TASK-systems``, one of `bella reference` between those of ``reference``.
+``TASK-systems``, one of `bella reference` between those of ``reference``. Pages that quote rows of
+them (docs/quoted.py) are written anew.
 """
 
 from __future__ import annotations
@@ -15,6 +16,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import quoted
+from glance import PICTURE as GLANCE
+from glance import glance
 from shoot import shoot
 
 from bella.experiments.methods import DEMO
@@ -94,8 +98,10 @@ def main(folders: list[str]) -> None:
                 "results",
                 f"{origin(results, command)}\n\n{compact_table(results)}",
             )
+            GLANCE.write_text(glance(folder), encoding="utf-8")
             if not shoot(folder):
                 print(f"docs/pictures/report.png stays: no Chromium, or no {folder}/report.html.")
+    quoted.main()
 
 
 if __name__ == "__main__":

@@ -7,7 +7,12 @@ from pathlib import Path
 
 import pytest
 
+from bella.experiments.methods import METHODS
+from bella.recipes import KINDS
+from bella.transport import TRANSPORTS
+
 ROOT = Path(__file__).parents[1]
+METHOD_PAGES = sorted(ROOT.glob("docs/methods/*.md"))
 PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md")])
 THEIRS = (
     "photos/",
@@ -20,7 +25,7 @@ PLACES = (ROOT, ROOT / "src" / "bella", ROOT / "docs")
 def missing_paths(text: str) -> list[str]:
     """Source files and folders of this project that a page names and that are not there."""
     code = re.findall(r"```\n(.*?)```", text, re.DOTALL)
-    named = re.findall(r"(?<![\w/.])[\w-]+(?:/[\w.-]+)*\.(?:py|svg)\b", text)
+    named = re.findall(r"(?<![\w/.-])[\w-]+(?:/[\w.-]+)*\.(?:py|svg)\b", text)
     named += re.findall(r"`((?:[\w-]+/)+)`", text)
     for block in code:
         named += re.findall(r"^([a-z_]+/)(?= )", block, re.MULTILINE)
@@ -57,15 +62,63 @@ def test_a_moved_file_would_be_noticed():
 
 def test_every_page_has_its_place_in_one_order():
     text = (ROOT / "mkdocs.yml").read_text(encoding="utf-8")
-    nav = re.findall(r": ([\w-]+)\.md$", text[text.index("nav:") :], re.MULTILINE)
+    nav = re.findall(r": ([\w/-]+)\.md$", text[text.index("nav:") :], re.MULTILINE)
     assert nav[0] == "index"
-    pages = {path.stem for path in ROOT.glob("docs/*.md")}
+    found = [*ROOT.glob("docs/*.md"), *METHOD_PAGES]
+    pages = {str(path.relative_to(ROOT / "docs").with_suffix("")) for path in found}
     assert sorted(nav) == sorted(pages | {"reference"})  # that one is made with the site
     order = [name for name in nav[1:] if name != "reference"]
-    listed = re.findall(r"^- \[[^]]*\]\(([\w-]+)\.md\)", (ROOT / "docs/index.md").read_text(), re.M)
+    listed = re.findall(
+        r"^- \[[^]]*\]\(([\w/-]+)\.md\)", (ROOT / "docs/index.md").read_text(), re.M
+    )
     assert listed == order
     listed = re.findall(r"^- \[docs/([\w-]+)\.md\]", (ROOT / "README.md").read_text(), re.M)
-    assert listed == order
+    assert listed == [name for name in order if "/" not in name]  # one line leads to the methods
+
+
+ORDER = [
+    "The idea",
+    "The mathematics",
+    "How to use it",
+    "Defaults, and why",
+    "What it costs",
+    "When it does not help",
+    "Sources",
+]
+
+
+@pytest.mark.parametrize("page", METHOD_PAGES, ids=lambda page: page.stem)
+def test_a_method_s_page_has_the_order_of_all_and_its_own_picture(page):
+    text = page.read_text(encoding="utf-8")
+    assert re.findall(r"^## (.*)$", text, re.MULTILINE) == ORDER
+    idea = text[text.index("## The idea") : text.index("## The mathematics")]
+    assert f"(../pictures/ideas/{page.stem}.svg)" in idea
+    drawn = ROOT / f"docs/pictures/ideas/{page.stem}.svg"
+    assert drawn.stat().st_size < 60_000
+    assert "prefers-color-scheme: dark" in drawn.read_text(encoding="utf-8")
+
+
+def test_every_method_has_a_page_and_a_picture():
+    import ideas
+
+    assert set(ideas.IDEAS) == {page.stem for page in METHOD_PAGES}
+    told = re.findall(r"`([^`\n]+)`", "\n".join(page.read_text("utf-8") for page in METHOD_PAGES))
+    words = {word for text in told for word in re.split(r"[\s,|]+", text)}
+    for row in METHODS:
+        name, _, more = row.partition("+")
+        assert row in words or (name in words and f"+{more}" in words), f"no page tells of {row}"
+    assert set(KINDS) <= words
+    assert set(TRANSPORTS) <= words
+
+
+def test_what_pages_quote_is_what_the_results_say():
+    import quoted
+
+    results = quoted.RESULTS.read_text(encoding="utf-8")
+    quoting = [page for page in PAGES if "<!-- quoted " in page.read_text(encoding="utf-8")]
+    assert quoting
+    for page in quoting:
+        assert quoted.updated(page, results) == page.read_text(encoding="utf-8"), page
 
 
 def headings(text: str) -> set[str]:

@@ -205,7 +205,7 @@ def make_rank1(network: nn.Module, plan: Plan) -> Posterior:
     """Components around a pre-trained network's weights; wide ones from scratch.
 
     Cauchy vectors stay where the paper starts them: clipped to ±10 a scale of .03 varies as much as
-    a Gaussian one of .65, and ten times that drowns the inputs (docs/methods.md).
+    a Gaussian one of .65, and ten times that drowns the inputs (docs/methods/rank1.md).
     """
     options = dict(plan.options)
     if not plan.pretrained and options.get("posterior") != "cauchy":

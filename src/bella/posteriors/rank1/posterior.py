@@ -115,7 +115,7 @@ def rank1(
         prior_std: standard deviation of a Gaussian prior, scale of a Cauchy one.
         kl_reduction: of the divergence over components: ``sum``, the original's, bounds the
             evidence of a mixture of all of them; ``mean`` is the mean of each one's own bound
-            (docs/methods.md).
+            (docs/methods/rank1.md).
         batch_norm: ``shared`` normalises over all components together (the original does);
             ``component`` gives each its own.
         shared_prefix: as in `bella.low_rank`, for a ``target_modules`` that begins late; with
