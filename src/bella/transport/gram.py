@@ -198,8 +198,8 @@ def resolved(
         dtype: what the particles are held in; float32 for less.
     """
     eps = torch.finfo(torch.promote_types(dtype, torch.float32)).eps
-    # Not where(d2 > ..., d2, 0): NaN is neither above nor below.
-    return d2.masked_fill(d2 <= max((ULPS * eps) ** 2, 1e-14) * size, 0)
+    # NaN is not below, and infinity is not below infinity: both stay.
+    return d2.masked_fill(d2 < max((ULPS * eps) ** 2, 1e-14) * size, 0)
 
 
 def differences(weights: Float[Tensor, "*layers n n"]) -> Float[Tensor, "*layers n n"]:
