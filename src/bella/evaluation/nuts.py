@@ -63,32 +63,34 @@ def sample(arrays: dict[str, Any], asked: dict[str, Any]) -> tuple[dict[str, Any
     run = MCMC(
         kernel,
         num_warmup=asked["warmup"],
-        num_samples=-(-asked["draws"] // blocks),
+        num_samples=1,  # drawn below
         num_chains=chains,
         chain_method="vectorized",
         progress_bar=False,
     )
     run.warmup(keys[-1], init_params=start, collect_warmup=False)
-    jax.block_until_ready(run.post_warmup_state.z)
+    state = jax.block_until_ready(run.post_warmup_state)
     tell("warmed up")
-    found, extra = [], []
+
+    def one(state: Any, _: None) -> tuple[Any, Any]:
+        state = kernel.sample(state, (), {})
+        return state, (state.z, state.potential_energy, state.diverging, state.num_steps)
+
+    # Compiled once for all blocks: MCMC.run compiles anew at every call, for as long as it draws.
+    length = -(-asked["draws"] // blocks)
+    advance = jax.jit(lambda state: jax.lax.scan(one, state, None, length))
+    found = []
     for block in range(blocks):
-        run.run(
-            keys[len(start) + block],
-            extra_fields=("potential_energy", "diverging", "num_steps"),
-        )
-        found.append(run.get_samples(group_by_chain=True))
-        extra.append(run.get_extra_fields(group_by_chain=True))
-        run.post_warmup_state = run.last_state
-        jax.block_until_ready(found[-1])
+        own = jax.random.split(keys[len(start) + block], chains)
+        state, drawn = jax.block_until_ready(advance(state._replace(rng_key=own)))
+        found.append(jax.tree.map(lambda x: jnp.swapaxes(x, 0, 1), drawn))  # chains first
         tell("block")
-    draws = {name: jnp.concatenate([x[name] for x in found], 1) for name in start}
-    joined = {name: jnp.concatenate([x[name] for x in extra], 1) for name in extra[0]}
-    draws["log_density"] = -joined["potential_energy"]
+    z, energy, diverging, steps = jax.tree.map(lambda *x: jnp.concatenate(x, 1), *found)
+    draws = {**z, "log_density": -energy}
     return draws, {
-        "divergences": int(joined["diverging"].sum()),
-        "leapfrog_steps": float(joined["num_steps"].mean()),
-        "draws": int(draws["log_density"].size),
+        "divergences": int(diverging.sum()),
+        "leapfrog_steps": float(steps.mean()),
+        "draws": int(energy.size),
     }
 
 
