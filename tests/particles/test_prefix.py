@@ -212,6 +212,35 @@ def test_what_a_network_shows_of_its_prefix_is_shared_too() -> None:
     assert told.to_json() == plan.to_json()
 
 
+class ShowsEarly(nn.Module):
+    """Returns what it saw, flat, however many blocks come between that and its particles."""
+
+    def __init__(self, blocks: int) -> None:
+        super().__init__()
+        self.look = nn.Linear(4, 6)
+        self.blocks = nn.ModuleList(nn.Linear(6, 6) for _ in range(blocks))
+        self.late, self.head = nn.Linear(6, 6), nn.Linear(6, 3)
+
+    def forward(self, x: torch.Tensor) -> dict[str, torch.Tensor]:
+        h = seen = self.look(x)  # (batch, places, 6)
+        for block in self.blocks:
+            h = torch.tanh(block(h))
+        return {"logits": self.head(self.late(h)), "seen": seen.flatten(0, 1)}
+
+
+@pytest.mark.parametrize("blocks", [1, 8])
+def test_what_is_shown_may_be_made_long_before_the_particles(blocks: int) -> None:
+    posterior = bella.low_rank(ShowsEarly(blocks), 3, 2, ("late",), b_std=0.5)
+    x = torch.randn(5, 2, 4)
+    found, plan = posterior(x), posterior.plan_for(x)
+    assert plan.how == "shared"
+    assert plan.places.real == "look"
+    for i in range(3):
+        alone = posterior.particle(i)(x)
+        torch.testing.assert_close(found["logits"][i], alone["logits"])
+        torch.testing.assert_close(found["seen"][i], alone["seen"])
+
+
 def test_where_two_modules_show_themselves_nothing_is_shared_and_all_is_right() -> None:
     posterior = bella.low_rank(Shows(both=True), 3, 2, (r"blocks\.\d",), b_std=0.5)
     x = torch.randn(5, 4)

@@ -53,7 +53,7 @@ from bella.particles.verdict import compare, compare_alone
 from bella.trees import fresh, map_tensors, tensors_of
 
 PAST = 2
-"""Modules of the prefix that are tried, last first, as what goes past the entrance."""
+"""Modules of the prefix that are tried, the likelier first, as what goes past the entrance."""
 
 FEW, FEWER = 3, 2
 """Examples of the two calls that show which tensors follow the batch."""
@@ -199,7 +199,7 @@ class Prover:
             return
         truths = first.outputs, other.outputs
         tried = plan.why
-        past = ("", *may_go_past(stream))
+        past = ("", *may_go_past(stream, first.outputs))
         for places.real in past if self.fold and not plan.why else ():
             found = compare(
                 lambda which, fill: prefix.resume(
@@ -380,19 +380,25 @@ class Prover:
         self.tell_idle(sorted(set(self.layers) - seen.calls.keys()))
 
 
-def may_go_past(stream: Stream) -> list[str]:
-    """Modules of the prefix of which something may be seen after the entrance, last first."""
-    places = stream.places
-    found = [
-        name
-        for name, calls in stream.outputs.items()
-        if any(
-            role is not None and x.is_floating_point()
-            for number, call in enumerate(calls)
-            for x, role in with_roles(call, places.of(name, number))
+def may_go_past(stream: Stream, outputs: Any) -> list[str]:
+    """Modules of the prefix of which something may be seen after the entrance: first those that
+    made something that the network returns, wherever they stand in it, then the last."""
+    places, returned = stream.places, [x.flatten() for x in tensors_of(outputs)]
+
+    def follows(name: str) -> list[Tensor]:
+        calls = enumerate(stream.outputs[name])
+        found = [pair for i, call in calls for pair in with_roles(call, places.of(name, i))]
+        return [x.flatten() for x, role in found if role is not None and x.is_floating_point()]
+
+    def is_returned(name: str) -> bool:
+        return any(
+            x.shape == y.shape and x.dtype == y.dtype and not differ(x, y)
+            for x in follows(name)
+            for y in returned
         )
-    ]
-    return found[::-1][:PAST]
+
+    found = [name for name in reversed(stream.outputs) if follows(name)]
+    return sorted(found, key=lambda name: not is_returned(name))[:PAST]
 
 
 def versions(inputs: Any) -> list[int | None]:
