@@ -167,8 +167,20 @@ def test_what_runs_on_classes_have_is_refused(place):
         run.evaluate(place / "data" / "questions.jsonl", ood=[place / "data"])
     with pytest.raises(BellaError, match="writes answers"):
         run_materials([place / "run"], Asked())
-    with pytest.raises(BellaError, match="leave out precision bf16"):
-        open_run(place / "run", precision="bf16")
+    with pytest.raises(BellaError, match="choose 'auto', 'float32', 'bf16' or 'fp16'"):
+        open_run(place / "run", precision="half")
+
+
+def test_answers_are_written_in_the_precision_that_is_asked_for(place):
+    whole, fewer = (open_run(place / "run", precision=name) for name in ("float32", "bf16"))
+    questions = whole.questions(str(place / "data" / "questions.jsonl"))
+    gaps = [
+        abs(one["entropy"] - other["entropy"])
+        for one, other in zip(whole.answer(questions), fewer.answer(questions), strict=True)
+        if one["answer"] == other["answer"]
+    ]
+    assert len(gaps) > len(questions) / 2
+    assert 0 < max(gaps) < 0.1
 
 
 def test_one_particle_has_no_similarity_and_no_information(place, tmp_path):
@@ -250,6 +262,17 @@ def test_what_does_not_go_together_is_refused_before_anything_is_written(
     with pytest.raises(BellaError, match=said):
         train_vqa(config(place, **more), tmp_path / "run")
     assert not (tmp_path / "run").exists()
+
+
+def test_fewer_questions_are_validated_on_fewer(tmp_path):
+    file = str(save_questions(tmp_path, 60))
+    whole, some = read_questions(file), read_questions(file, limit=9, test_limit=4)
+    assert len(whole["validation"]) > 1
+    assert {part: len(one) for part, one in some.items()} == {
+        "train": 9,
+        "validation": 1,
+        "test": 4,
+    }
 
 
 def test_figures_of_a_kind_carry_its_name():

@@ -184,7 +184,8 @@ def _untrained(config: VqaConfig, place: Path, progress: bool) -> dict[str, floa
     questions = read_questions(**config.questions())
     prompt = config.prompt or seeing.prompt
     tokens = config.answer_tokens or max(pictured(questions, seeing, prompt)["train"].kept - 1, 1)
-    run = VqaRun(Point(seeing.network.to(device)), seeing, prompt, config.columns, tokens)
+    point = Point(seeing.network.to(device))
+    run = VqaRun(point, seeing, prompt, config.columns, tokens, config.precision)
     with progress_bar(progress) as bar:
         rows = run.answer(questions["test"], bar)
     place.mkdir(parents=True, exist_ok=True)

@@ -27,7 +27,8 @@ class VqaConfig(RunConfig):
         network: a name that `bella.models.seeing.open_seeing` knows.
         columns: of a file, by what they are for: ``image``, ``question``, ``answer``, ``type``.
         prompt: with ``<image>`` and ``{question}``; the network's own by default.
-        limit: training questions at most, in equal shares of each answer.
+        limit: training questions at most, in equal shares of each answer, and a ninth of them to
+            validate on.
         test_limit: test questions that are answered at most, likewise.
         projector: a file of a projector, or a run that has one, to begin with.
         projector_epochs: passes over the training questions in which the projector alone is

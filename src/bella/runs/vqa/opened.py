@@ -30,6 +30,8 @@ from bella.host import device_named
 from bella.metrics import vqa
 from bella.models.seeing import Seeing, open_seeing, projector_of
 from bella.posterior import Posterior
+from bella.precision import precision_for
+from bella.prediction.predict import in_precision
 from bella.runs.opened import MODEL
 from bella.runs.vqa.questions import Question, of_records, prompt_tokens, read_questions
 from bella.runs.writing import write_answers
@@ -53,6 +55,7 @@ class VqaRun:
         prompt: with ``<image>`` and ``{question}``.
         columns: of files of questions, by what they are for.
         answer_tokens: how many an answer has at most.
+        precision: in which answers are written, see `bella.in_precision`.
     """
 
     posterior: Posterior
@@ -60,6 +63,7 @@ class VqaRun:
     prompt: str
     columns: dict[str, str]
     answer_tokens: int
+    precision: str = "float32"
 
     classes: ClassVar[tuple[str, ...]] = ()
 
@@ -84,15 +88,16 @@ class VqaRun:
             prompts = [torch.tensor(prompt_tokens(one, self.seeing, self.prompt)) for one in some]
             ids, mask = left_padded(prompts, self.seeing.tokenizer.pad_token_id)
             pictures = torch.stack([self.seeing.preprocess(load_image(one.image)) for one in some])
-            weight = next(self.posterior.network.parameters())
-            said: Any = self.posterior.generate(
-                input_ids=ids,
-                attention_mask=mask,
-                pixel_values=pictures.to(weight.dtype),
-                tokenizer=self.seeing.tokenizer,
-                max_new_tokens=self.answer_tokens,
-                do_sample=False,
-            )
+            with in_precision(self.posterior, self.precision) as chosen, chosen.autocast():
+                weight = next(self.posterior.network.parameters())
+                said: Any = self.posterior.generate(
+                    input_ids=ids,
+                    attention_mask=mask,
+                    pixel_values=pictures.to(weight.dtype),
+                    tokenizer=self.seeing.tokenizer,
+                    max_new_tokens=self.answer_tokens,
+                    do_sample=False,
+                )
             for one, found in zip(some, said.rows(), strict=True):
                 answer = found["answer"].strip()
                 row = {
@@ -271,16 +276,13 @@ def open_vqa_run(
     Args:
         folder: of the run.
         device: where to run, such as ``cpu`` or ``cuda``; the accelerator if there is one.
-        precision: ``float32`` alone: answers are written as the network's weights are.
+        precision: in which answers are written, see `bella.in_precision`; ``float32`` whatever the
+            run was trained in.
 
     Raises:
         BellaError: no run folder, a damaged one, one whose network cannot be opened any more, or
-            another precision.
+            an unknown precision.
     """
-    if precision != "float32":
-        raise BellaError(
-            f"Answers are written as the weights are: leave out precision {precision}."
-        )
     place, folder = device_named(device), Path(folder)
     try:
         model = Model.model_validate(read_sealed_json(folder / MODEL))
@@ -291,7 +293,8 @@ def open_vqa_run(
         load_projector(seeing.network, folder / PROJECTOR)
     posterior = bella.load(folder, seeing.network)
     posterior.eval().to(place)
-    return VqaRun(posterior, seeing, model.prompt, model.columns, model.answer_tokens)
+    precision_for(posterior, precision)  # an unknown one is refused before any answer
+    return VqaRun(posterior, seeing, model.prompt, model.columns, model.answer_tokens, precision)
 
 
 @torch.no_grad()

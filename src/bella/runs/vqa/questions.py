@@ -80,7 +80,8 @@ def read_questions(
         folder: where a set by name lies.
         columns: of a file, by what they are for.
         options: the set's own.
-        limit: training questions at most, in equal shares of each answer.
+        limit: training questions at most, in equal shares of each answer; validation has a ninth
+            of them then, at most: it is read and asked as often.
         test_limit: test questions at most, likewise.
         seed: of what is split here.
 
@@ -94,16 +95,22 @@ def read_questions(
         found = {part: of_records(some, columns or {}) for part, some in rows.items()}
         return {
             "train": found["train"][:limit],
-            "validation": found["validation"],
+            "validation": found["validation"][: _of_validation(limit)],
             "test": found["test"][:test_limit],
         }
     if columns:
         raise BellaError(f"{SETS[data].title} has no columns: leave out --column.")
     # Nothing is made of the pictures yet: the network decides their size.
     parts = open_data(data, Preprocess(32), seed=seed, folder=folder, limit=limit, options=options)
-    if test_limit is not None:
-        parts["test"] = at_most(test_limit, parts["test"])
+    for part, most in (("validation", _of_validation(limit)), ("test", test_limit)):
+        if most is not None:
+            parts[part] = at_most(most, parts[part])
     return {part: _of_set(parts[part]) for part in ("train", "validation", "test")}
+
+
+def _of_validation(limit: int | None) -> int | None:
+    """How many questions to validate on: they keep their share, one to nine."""
+    return None if limit is None else max(1, limit // 9)
 
 
 def set_in(folder: Path) -> str:

@@ -163,7 +163,8 @@ def train_vqa(
     if not leads():
         return {}
     curves(folder / CURVES, record.history)
-    run = VqaRun(posterior.eval(), seeing, prompt, config.columns, answer_tokens)
+    posterior.eval()
+    run = VqaRun(posterior, seeing, prompt, config.columns, answer_tokens, config.precision)
     with progress_bar(progress) as bar:
         rows = run.answer(questions["test"], bar)
     return keep(folder, rows, posterior)
