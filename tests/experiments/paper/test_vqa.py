@@ -65,3 +65,20 @@ def test_figures_are_told_by_kind_and_by_what_matches(tmp_path):
 def test_without_answers_there_is_one_sentence(tmp_path):
     with pytest.raises(bella.BellaError, match="answers=FOLDER"):
         TABLES["5"].make(Setup(tasks=[], methods=[], folder=tmp_path))
+
+
+def test_similarities_are_read_beside_the_answers(tmp_path):
+    place = tmp_path / "repulsive" / "seed-0"
+    place.mkdir(parents=True)
+    setup = Setup(tasks=[], methods=[], folder=tmp_path)
+    with pytest.raises(bella.BellaError, match=r"holds no similarity\.json"):
+        TABLES["9"].make(setup, answers=str(tmp_path))
+    for cosines in ([[1, 0.2]], [["a", 1], [1, 1]], 3, []):
+        (place / "similarity.json").write_text(json.dumps({"similarity": cosines}))
+        with pytest.raises(bella.BellaError, match="holds no square"):
+            TABLES["9"].make(setup, answers=str(tmp_path))
+    (place / "similarity.json").write_text('{"similarity": [[1.0, 0.2], [0.2, 1.0]]}')
+    for folder in (tmp_path, place):
+        product = TABLES["9"].make(setup, answers=str(folder))
+        assert [row[2:] for row in product.sheet.rows] == [["0", 1.0, 0.2], ["1", 0.2, 1.0]]
+        assert "0.200" in product.shows
