@@ -64,7 +64,7 @@ def command_of(results: Mapping[str, Any]) -> str:
 def beside(results: Mapping[str, Any]) -> str:
     """What `bella reference` found, without the title that its own page has."""
     lines = markdown(results).replace("\n## ", "\n### ").splitlines()[2:]
-    return "\n".join(["`bella reference`:", *lines]).replace("(ref", "(pictures/ref").strip()
+    return "\n".join(["`bella reference`:", "", *lines]).replace("(ref", "(pictures/ref").strip()
 
 
 def main(folders: list[str]) -> None:
