@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 
+import numpy as np
 import pytest
 import torch
 from fit_cases import Blocks, assert_same, fit, make, problem, state_of
@@ -271,3 +272,10 @@ def test_large_tensors_are_known_by_a_part(monkeypatch):
     other[-1, -1] += 1
     assert fingerprint_data(x) == fingerprint_data(x.clone())
     assert fingerprint_data(x) != fingerprint_data(x + 1)
+
+
+def test_arrays_of_files_are_told_without_a_warning():
+    read = np.frombuffer(bytes(range(12)), np.uint8).reshape(3, 4)
+    assert not read.flags.writeable
+    assert fingerprint_data(read) == fingerprint_data(read.copy())
+    assert fingerprint_data(read.T) != fingerprint_data(read)

@@ -173,7 +173,8 @@ def _add(digest: _Digest, data: Any) -> None:
     elif isinstance(data, Tensor):
         _add_bytes(digest, data.detach().cpu())
     elif isinstance(data, np.ndarray) and data.dtype != object:
-        _add_bytes(digest, torch.from_numpy(np.ascontiguousarray(data)))
+        # torch warns of arrays that are read from a file and cannot be written to.
+        _add_bytes(digest, torch.from_numpy(np.require(data, requirements=["C", "W"])))
     elif isinstance(data, TensorDataset):
         _say(digest, "tensors", len(data.tensors))
         for tensor in data.tensors:
