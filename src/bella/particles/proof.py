@@ -43,6 +43,7 @@ from bella.particles.roles import (
     Layer,
     MixedError,
     Role,
+    differ,
     examples,
     map_roles,
     with_roles,
