@@ -22,6 +22,7 @@ import torch
 from torch import Tensor
 
 from bella.errors import BellaError
+from bella.particles.attended import attending
 from bella.particles.roles import Layer
 
 
@@ -207,7 +208,8 @@ class ParticleAxis:
         """Inside the block this thread runs ``one`` pass; the one before goes on afterwards."""
         before, self._local.running = self._local.running, one
         try:
-            yield
+            with attending():
+                yield
         finally:
             self._local.running = before
 
