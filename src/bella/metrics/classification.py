@@ -158,7 +158,7 @@ def kl(p: Float[Tensor, "*#shape classes"], q: Float[Tensor, "*#shape classes"])
     ratio = (gap / q.clamp_min(torch.finfo(torch.float32).tiny)).clamp_min(
         torch.finfo(p.dtype).eps - 1
     )
-    return (torch.special.xlog1py(p, ratio) - gap).sum(-1)
+    return (p * torch.log1p(ratio) - gap).sum(-1)  # finite: the ratio is above -1
 
 
 # ------------------------------------------------------------ quality of the predictive
