@@ -41,6 +41,15 @@ def test_a_probe_is_scikit_learns_logistic_regression(classes):
     assert probe.weight.shape == (classes, 6)
 
 
+@pytest.mark.parametrize("classes", [2, 3])
+def test_what_all_features_have_in_common_costs_nothing_and_changes_nothing(classes):
+    """Features of a network are far from zero, which leads a solver along one direction."""
+    x, y = features(classes)
+    one, far = fit_probe((x, y), 0.1), fit_probe((x + 50, y), 0.1)
+    torch.testing.assert_close(far.logits(x + 50), one.logits(x), rtol=0, atol=1e-3)
+    torch.testing.assert_close(far.weight, one.weight, rtol=0, atol=1e-4)
+
+
 def test_rounding_of_features_does_not_move_a_probe():
     x, y = features(2)
     x = torch.cat([x, x @ torch.randn(6, 40, generator=torch.Generator().manual_seed(1))], 1)
