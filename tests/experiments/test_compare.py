@@ -12,11 +12,12 @@ import torch
 from PIL import Image
 from rich.console import Console
 from torch import nn
-from torch.utils.data import Dataset
+from torch.utils.data import Dataset, TensorDataset
 
 import bella
+from bella.console import progress_bar
 from bella.data import Preprocess
-from bella.experiments.bench import read_outputs
+from bella.experiments.bench import Bench, read_outputs
 from bella.experiments.compare import Row, compare, summary
 from bella.experiments.methods import METHODS, methods_named
 from bella.experiments.methods import trained as engine
@@ -251,6 +252,41 @@ def test_a_network_without_a_shared_prefix_is_compared_as_well(tmp_path):
     part = small_task().pools["test"]
     expected = bella.metrics.accuracy(posterior.soup()(part.x).softmax(-1), part.y)
     assert results["methods"]["soup"]["figures"]["accuracy"]["mean"] == pytest.approx(expected)
+
+
+@pytest.mark.parametrize("skips", [False, True])
+def test_activations_and_prefix_of_one_pass_are_those_of_two(tmp_path, skips):
+    with progress_bar(False) as bar:
+        task = small_task(skips)
+        held = {pool: TensorDataset(data.x, data.y) for pool, data in task.pools.items()}
+        task = dataclasses.replace(task, pools=held)
+        apart, together = (Bench(task, tmp_path, {}, bar) for _ in range(2))
+    together.reads = True
+    for pool, data in held.items():
+        rows = list(range(len(data)))
+        (one, labels), (other, same) = (b.batches(pool)(rows) for b in (apart, together))
+        if skips:  # nothing is shared: images stand in the place of a stream
+            assert torch.equal(one, other)
+        else:
+            for a, b in zip(one.carried(), other.carried(), strict=True):
+                torch.testing.assert_close(a, b)
+        assert torch.equal(labels, same)
+        assert (pool in together.read) is not skips
+        assert pool not in apart.read
+    assert together.entrance == apart.entrance
+    for part in ("train", "far"):
+        two, one = apart.activations(part, 0), together.activations(part, 0)
+        assert torch.equal(one.labels, two.labels)
+        assert one.features.keys() == two.features.keys()
+        for reading, x in one.features.items():
+            torch.testing.assert_close(x, two.features[reading])
+
+
+def test_rows_say_whether_they_read_activations():
+    reading = {name for name, method in METHODS.items() if method.reads}
+    assert {"bella", "anchors", "lora-ensemble+distance", "multi-depth"} <= reading
+    assert "multi-depth+temperature" not in reading
+    assert not {"lora", "lora-ensemble", "repulsive", "probe", "lora+temperature"} & reading
 
 
 def scratch_task():

@@ -32,6 +32,7 @@ from bella.host import device_named
 from bella.inputs import split, to
 from bella.models import Opened
 from bella.models.language import OpenedLanguage
+from bella.particles.stream import Stream
 from bella.posterior import Posterior
 from bella.prediction.activations import Place, Reader, Reading, find_places
 from bella.prediction.distilled import DirichletPredictive
@@ -42,7 +43,7 @@ from bella.recipes import Plan, Recipe, linear_head
 from bella.training.anchors import Activations, choose_anchors
 from bella.training.cache import CachedPrefix, is_fixed
 from bella.training.identity import fingerprint_data
-from bella.training.mixture import LARGEST, candidates, distances_of, gather
+from bella.training.mixture import LARGEST, Gathered, candidates, distances_of, gather
 from bella.training.probe import (
     Features,
     Probe,
@@ -70,6 +71,10 @@ class Bench:
         settings: of `bella.fit`, for every method.
         bar: where progress is shown.
         device: where everything runs, see `bella.host.device_named`.
+
+    Attributes:
+        reads: whether rows read frozen activations: they are then read in the passes that fill the
+            cache of the shared prefix.
     """
 
     def __init__(
@@ -85,6 +90,7 @@ class Bench:
         self.device = device_named(device)
         self.settings = dict(settings)
         self.bar = bar
+        self.reads = False
         self.fresh: tuple[int, Opened | OpenedLanguage] | None = None
         self.pools: dict[str, Batches] = {}
         self.pool_features: dict[str, Features] = {}
@@ -154,11 +160,32 @@ class Bench:
             images = self.task.pools[pool]
             posterior = self.frozen().train() if self.task.pretrained else None
             if posterior is not None and is_fixed(posterior, images, self.device):
-                self.pools[pool] = CachedPrefix(posterior, images, progress=self.bar).batch
+                self.pools[pool] = self.cached(pool, posterior).batch
                 self._entrance = posterior.shared is not None and posterior.shared.entrances[0]
             else:
                 self.pools[pool] = self.images(pool)
         return self.pools[pool]
+
+    def cached(self, pool: str, posterior: Posterior) -> CachedPrefix:
+        """The shared prefix of a pool's images, and in the same passes its frozen activations,
+        where rows read them and there is a head that readouts could stand beside."""
+        images = self.task.pools[pool]
+        readable = self.reads and pool not in self.read and self.open(0).defaults.modules_to_save
+        if not readable:
+            return CachedPrefix(posterior, images, progress=self.bar)
+        reader, readings = self.reader
+        gathered = Gathered(readings)
+
+        def prefix(*args: Any, **kwargs: Any) -> Stream:
+            found, begun, _ = reader.features(gathered.kept, args, kwargs)
+            if not (begun and isinstance(begun[0], Stream)):
+                return reader.posterior.prefix(*args, **kwargs)  # says that nothing is shared
+            gathered.add(found, torch.ones(begun[0].batch, dtype=torch.bool))
+            return begun[0]
+
+        made = CachedPrefix(reader.posterior, images, progress=self.bar, prefix=prefix)
+        self.read[pool] = Activations(gathered.whole(), made.labels.cpu().long())
+        return made
 
     def images(self, pool: str) -> Batches:
         """From positions in a pool to a batch of images."""

@@ -102,6 +102,7 @@ def compare(
     begun = time.perf_counter()
     with progress_bar(progress) as bar:
         bench = Bench(task, folder, dict(task.settings) | settings, bar, device)
+        bench.reads = any(method.reads for method in chosen)
         checked(Settings, bench.settings)
         steps = bar.add_task("methods", total=seeds * len(chosen))
         rows: dict[str, list[Row]] = {method.name: [] for method in chosen}

@@ -11,7 +11,7 @@ from __future__ import annotations
 import itertools
 import random
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
 import numpy as np
@@ -61,6 +61,7 @@ class CachedPrefix(Dataset):
         disk_limit: bytes; a still larger one is refused.
         device: where the network is.
         progress: a display to show a bar in.
+        prefix: runs the prefix, for a caller who does more in the same pass; else the posterior's.
 
     Attributes:
         on_disk: whether it lies in a file.
@@ -82,6 +83,7 @@ class CachedPrefix(Dataset):
         disk_limit: int = 2**35,
         device: torch.device | None = None,
         progress: Progress | None = None,
+        prefix: Callable[..., Stream] | None = None,
     ):
         loader = opened(data, batch_size, shuffle=False)
         if posterior.shared is None or not _has_positions(loader):
@@ -99,6 +101,7 @@ class CachedPrefix(Dataset):
         self.disk_limit = disk_limit
         self.on_disk = False
         self.kept: list[Tensor] = []
+        self.prefix = prefix or posterior.prefix
         training = posterior.training
         posterior.eval()
         task = progress.add_task("shared prefix", total=len(self.positions)) if progress else None
@@ -133,7 +136,7 @@ class CachedPrefix(Dataset):
             # In inference mode a table that the network makes when it first needs it would stay
             # one that training may not use.
             with torch.no_grad(), fast_float32(posterior):
-                stream = posterior.prefix(*to(args, self.device), **to(kwargs, self.device))
+                stream = self.prefix(*to(args, self.device), **to(kwargs, self.device))
             if stream.batch != len(chunk) or y.shape[:1] != (len(chunk),):
                 raise BellaError(
                     f"The prefix cannot be cached: the collate function made {stream.batch} rows "

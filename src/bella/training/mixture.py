@@ -7,7 +7,7 @@ the pool to.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 import torch
@@ -180,6 +180,34 @@ def candidates(
     ]
 
 
+class Gathered:
+    """Features of readings, batch by batch; a reading that grows too large or differs in size is
+    dropped.
+
+    Args:
+        readings: what to keep.
+    """
+
+    def __init__(self, readings: Sequence[Reading]):
+        self.kept: dict[Reading, list[Tensor]] = {reading: [] for reading in readings}
+        self.count = 0
+
+    def add(self, found: Mapping[Reading, Tensor], counted: Tensor) -> None:
+        """Keep a batch's features (batch, size) of the examples that count."""
+        self.count += int(counted.sum())
+        for reading, x in found.items():
+            before = self.kept[reading]
+            uneven = before and before[0].shape[1:] != x.shape[1:]
+            if self.count * x.shape[1] > LARGEST or uneven:
+                del self.kept[reading]
+            else:
+                before.append(x.cpu().float()[counted])
+
+    def whole(self) -> dict[Reading, Tensor]:
+        """All batches' features."""
+        return {reading: torch.cat(parts) for reading, parts in self.kept.items()}
+
+
 def gather(
     reader: Reader,
     readings: Sequence[Reading],
@@ -206,12 +234,11 @@ def gather(
         BellaError: labels that are not one class number for each example.
     """
     device = next(reader.posterior.parameters()).device
-    kept: dict[Reading, list[Tensor]] = {reading: [] for reading in readings}
+    gathered = Gathered(readings)
     labels, logits = [], []
     loader = opened(data, batch_size, shuffle=False, what=f"{what} data")
     total = len(loader) if hasattr(loader, "__len__") else None
     task = progress.add_task(f"activations, {what}", total=total) if progress else None
-    count = 0
     for batch in loader if readings or posterior is not None else ():
         args, kwargs, y = split(batch, reader.posterior.network)
         if y.dim() != 1 or y.is_floating_point():
@@ -221,15 +248,9 @@ def gather(
             )
         args, kwargs = to(args, device), to(kwargs, device)
         counted = y.cpu() != IGNORED
-        count += int(counted.sum())
-        if kept:
-            found, args, kwargs = reader.features(kept, args, kwargs)
-            for reading, x in found.items():
-                before = kept[reading]
-                if count * x.shape[1] > LARGEST or (before and before[0].shape[1:] != x.shape[1:]):
-                    del kept[reading]
-                else:
-                    before.append(x.cpu().float()[counted])
+        if gathered.kept:
+            found, args, kwargs = reader.features(gathered.kept, args, kwargs)
+            gathered.add(found, counted)
         if posterior is not None:
             said = predict(posterior, kwargs or args, draws=draws)
             check_pooled(said)
@@ -239,9 +260,8 @@ def gather(
             progress.advance(task)
     if progress and task is not None:
         progress.remove_task(task)
-    found = {reading: torch.cat(parts) for reading, parts in kept.items()}
     whole = torch.cat(labels) if labels else torch.empty(0, dtype=torch.long)
-    return Activations(found, whole), torch.cat(logits, 1) if logits else None
+    return Activations(gathered.whole(), whole), torch.cat(logits, 1) if logits else None
 
 
 # ------------------------------------------------------------ what is made of it

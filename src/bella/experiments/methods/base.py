@@ -41,6 +41,11 @@ class Method(ABC):
         return False
 
     @property
+    def reads(self) -> bool:
+        """Whether it reads frozen activations."""
+        return False
+
+    @property
     def needs(self) -> tuple[str, ...]:
         """Methods whose runs this one starts from."""
         return ()

@@ -68,6 +68,11 @@ class ReadsBoth(nn.Module):
 class MultiDepth(LowRank):
     """`bella.low_rank` with heads that start as probes of both."""
 
+    @property
+    def reads(self) -> bool:
+        """Its heads do, at one place."""
+        return True
+
     def posterior(self, bench: Bench, seed: int) -> Posterior:
         """Particles of the task's rank.
 

@@ -46,7 +46,12 @@ class Pooled(Derived):
     @property
     def from_scratch(self) -> bool:
         """Logits are logits; but frozen activations are those of a pre-trained network."""
-        return not (self.anchors or self.distance)
+        return not self.reads
+
+    @property
+    def reads(self) -> bool:
+        """Anchors and distances do."""
+        return self.anchors or self.distance
 
     def run(self, bench: Bench, seed: int, place: Path) -> tuple[Outputs, Costs]:
         """Fit the pool to another run's validation logits, and pool."""
@@ -76,6 +81,11 @@ class Pooled(Derived):
 @dataclass(frozen=True, kw_only=True)
 class Anchors(Method):
     """The anchors alone: what particles add to them is the difference to the other rows."""
+
+    @property
+    def reads(self) -> bool:
+        """It reads nothing else."""
+        return True
 
     def run(self, bench: Bench, seed: int, place: Path) -> tuple[Outputs, Costs]:
         """Fit and pool."""
