@@ -4,16 +4,18 @@
 
 PEFT runs as a user runs it, and beside it with bella's kernel for float32, where that is not
 PyTorch's own (else the two are one measurement). In bf16 both run under
-autocast; bella holds the frozen base in bfloat16 as well. The floor is that of ``step.py``, at the
-rate of each precision's own square product.
+autocast; bella holds the frozen base in bfloat16 as well, and computes attention's gradients in
+float32 (`bella.particles.attended`), once with PyTorch's own beside it. The floor is that of
+``step.py``, at the rate of each precision's own square product. Batch 8; ``small.py`` has batch 1.
 """
 
 from __future__ import annotations
 
 import statistics
 from collections.abc import Callable
-from contextlib import ExitStack
+from contextlib import ExitStack, nullcontext
 from dataclasses import replace
+from unittest.mock import patch
 
 import torch
 
@@ -27,7 +29,7 @@ from step import counted
 from timing import Seconds, Until, paired, ratios, spread, square
 
 N = 5
-BATCHES = (8, 1)
+BATCH = 8
 
 
 class Inside:
@@ -50,6 +52,15 @@ class Inside:
         self.run(self.work.predict)
 
 
+class Unattended(Inside):
+    """The same with PyTorch's own gradients of attention."""
+
+    def run(self, call: Callable[[], object]) -> None:
+        """A step or a prediction."""
+        with patch("bella.particles.axis.attending", nullcontext):
+            super().run(call)
+
+
 def seconds_at(batch: int, options: Options, stack: ExitStack) -> dict[str, dict[str, Seconds]]:
     """Steps and predictions of each way, by their names, in rounds in which all take turns."""
     whole, fewer = replace(options, autocast=False), replace(options, autocast=True)
@@ -66,6 +77,7 @@ def seconds_at(batch: int, options: Options, stack: ExitStack) -> dict[str, dict
         "bella, float32, PyTorch's kernel": ours,
         "bella, bf16 autocast": ours16,
         "bella, bf16 base": held,
+        "bella, bf16 base, PyTorch's attention": Unattended(held, held.posterior),
     }
     same = {
         "PEFT, float32, bella's kernel": "PEFT, float32",
@@ -122,6 +134,12 @@ def targets(batch: int, found: dict[str, dict[str, Seconds]]) -> list[list[str]]
             ("float32 step / 5 PEFT steps, the same kernel", step[f32], step[kernel], 0.88),
             ("bf16 step / 5 PEFT steps, autocast", step[bf16], step["PEFT, bf16 autocast"], 0.75),
             (
+                "bf16 step / bf16 step, PyTorch's attention",
+                step[bf16],
+                step["bella, bf16 base, PyTorch's attention"],
+                0.8,
+            ),
+            (
                 "bf16 step / float32 step, PyTorch's kernel",
                 step[bf16],
                 step["bella, float32, PyTorch's kernel"],
@@ -141,43 +159,38 @@ def milliseconds(values: Seconds) -> str:
     return spread([1000 * value for value in values], 1)
 
 
-def measure(options: Options) -> tuple[float, list[Table]]:
-    """All of it."""
-    checks, found = [], {}
-    for batch in BATCHES if not options.quick else (2, 1):
-        with ExitStack() as stack:
-            found[batch] = seconds_at(batch, options, stack)
-        checks += targets(batch, found[batch])
-    names = [name for name in found[1]["prediction"] if not name.startswith("square")]
+def table(batch: int, found: dict[str, dict[str, Seconds]]) -> Table:
+    """What each way takes."""
+    names = [name for name in found["prediction"] if not name.startswith("square")]
     rows = [
         [
             name,
             *(
-                milliseconds(found[batch][kind][name]) if name in found[batch][kind] else "-"
-                for batch in found
+                milliseconds(found[kind][name]) if name in found[kind] else "-"
                 for kind in ("step", "prediction")
             ),
         ]
         for name in [*names, "floor, float32", "floor, bfloat16"]
     ]
-    first = next(iter(found))
+    title = f"Batch {batch}, milliseconds; PEFT is {N} runs, 'one' a single prediction."
+    return Table(title, (f"n = {N}", "step", "prediction"), rows)
+
+
+def measure(options: Options) -> tuple[float, list[Table]]:
+    """All of it."""
+    batch = 2 if options.quick else BATCH
+    with ExitStack() as stack:
+        found = seconds_at(batch, options, stack)
     kernel = fastest(VIT.make().to(options.device)).facts()
-    rates = found[first]["rate"]
+    rates = found["rate"]
     facts = [
         ["kernel for float32", kernel["kernel"]],
         *([f"square product, {name}, GFLOP/s", f"{r[0] / 1e9:,.0f}"] for name, r in rates.items()),
-        *(
-            [f"coupling, batch {b}, ms", milliseconds(found[b]["coupling"]["bella, float32"])]
-            for b in found
-        ),
+        [f"coupling, batch {batch}, ms", milliseconds(found["coupling"]["bella, float32"])],
     ]
-    header = (
-        "n = 5, milliseconds",
-        *(f"{k}, batch {b}" for b in found for k in ("step", "prediction")),
-    )
     return rates["float32"][0], [
-        Table(f"{VIT.title}, 12 blocks, n={N}.", TARGETED, checks),
-        Table("Each way; PEFT is five runs, 'one' a single prediction.", header, rows),
+        Table(f"{VIT.title}, 12 blocks, n={N}.", TARGETED, targets(batch, found)),
+        table(batch, found),
         Table("What it ran on.", ("", ""), facts),
     ]
 
