@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from bella.errors import BellaError
 from bella.kernels import FEWEST, Kernel, device_of, fast_float32
 from bella.particles.held import multiplies
+from bella.particles.quantised import casts_its_bias
 from bella.posterior import Posterior
 from bella.storage import own_tensors
 
@@ -143,7 +144,8 @@ def precision_for(posterior: Posterior, name: str, base_dtype: str = "auto") -> 
     units for it and the network has products that gain, else float32.
 
     Raises:
-        BellaError: see `Precision`; or a base's dtype is named and that of the products is not.
+        BellaError: see `Precision`; a base's dtype is named and that of the products is not; or
+            layers of bitsandbytes have biases, which they would round for good.
     """
     device = device_of(posterior)
     if name == "auto":
@@ -153,7 +155,12 @@ def precision_for(posterior: Posterior, name: str, base_dtype: str = "auto") -> 
                 "as well, or leave base_dtype at 'auto' or 'float32'."
             )
         pays = multiplies_bf16(device) and gains(posterior.network)
-        name = "bf16" if pays else "float32"
+        name = "bf16" if pays and casts_its_bias(posterior.network) is None else "float32"
+    elif name in DTYPES and (layer := casts_its_bias(posterior.network)) is not None:
+        raise BellaError(
+            f"precision={name!r} would change the frozen base: bitsandbytes' layers round their "
+            f"biases for good ({layer} has one): choose 'float32', or quantised 'int8'."
+        )
     return Precision(name, device, base_dtype=base_dtype)
 
 

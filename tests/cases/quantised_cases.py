@@ -18,9 +18,13 @@ warnings.simplefilter("ignore")  # of libraries that are not ours, as they are i
 import peft  # noqa: E402
 import torch  # noqa: E402
 import transformers as hf  # noqa: E402
+from language_cases import small_reader  # noqa: E402
 
 import bella  # noqa: E402
+from bella.data.records import divided  # noqa: E402
 from bella.models import open_task  # noqa: E402
+from bella.particles.quantised import is_quantised  # noqa: E402
+from bella.runs import TextConfig, export, open_run, read_config, train_text  # noqa: E402
 
 TOKENS = torch.randint(0, 96, (3, 8), generator=torch.Generator().manual_seed(0))
 
@@ -109,7 +113,54 @@ def judge(kind: str, folder: Path) -> dict:
     }
 
 
+def fitted(kind: str, folder: Path) -> dict:
+    """What ``bella fit --quantised`` leaves, and whether it is found again."""
+    reader = small_reader(folder / "bert")
+    rows = [
+        "text,label",
+        *(f"{a} {a},{b}" for a, b in (("red", 1), ("blue", 2), ("green", 3)) * 12),
+    ]
+    (folder / "rows.csv").write_text("\n".join(rows))
+    asked = {"task": "text", "data": str(folder / "rows.csv"), "network": reader}
+    asked |= {"particles": 2, "rank": 2, "epochs": 1, "batch_size": 8, "quantised": kind}
+    config = read_config(None, asked, {"": TextConfig})
+    told = train_text(config, folder / "run", progress=False)
+    run = open_run(folder / "run", device="cpu")
+    codes = [n for n, m in run.posterior.network.named_modules() if is_quantised(m)]
+    half = read_config(None, asked | {"precision": "bf16"}, {"": TextConfig})
+    try:
+        train_text(half, folder / "half", progress=False)
+        refused = ""
+    except bella.BellaError as error:
+        refused = str(error)
+    try:
+        export(run, folder / "plain")
+        unwritten = ""
+    except bella.BellaError as error:
+        unwritten = str(error)
+    open_run(folder / ("run" if refused else "half"), device="cpu")
+    again = run.figures(run.tokenised(tested(run, folder / "rows.csv"), labelled=True), {})
+    return {
+        "fitted": kind,
+        "codes": len(codes),
+        "fit_head": any("classifier" in name for name in codes),
+        "found_again": abs(told["nll"] - again["nll"]),
+        "fit_refused": refused,
+        "unwritten": unwritten,
+        "adapters": len(bella.to_peft(run.posterior, folder / "adapters", check=True)),
+    }
+
+
+def tested(run, path):
+    """The rows that a run of seed 0 was tested on."""
+    read = run.read(path)
+    labels = run.task.classes_of(read["train"], run.asked.columns, run.asked.facts)
+    return divided(read, labels, 0)["test"]
+
+
 if __name__ == "__main__":
     for kind in sys.argv[1:]:
         with tempfile.TemporaryDirectory() as place:
             print("JSON", json.dumps(judge(kind, Path(place))))
+        with tempfile.TemporaryDirectory() as place:
+            print("JSON", json.dumps(fitted(kind, Path(place))))

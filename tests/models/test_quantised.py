@@ -16,7 +16,9 @@ import pytest
 
 import bella
 from bella.errors import BellaError, MissingExtraError
-from bella.models import open_task
+from bella.models import open_network, open_task
+from bella.models.seeing import open_seeing
+from bella.runs import read_config
 
 APART = Path(sys.prefix) / "quantised"
 CASES = Path(__file__).parents[1] / "cases" / "quantised_cases.py"
@@ -37,8 +39,11 @@ def judged():
         text=True,
     )
     lines = [line[5:] for line in done.stdout.splitlines() if line.startswith("JSON ")]
-    assert len(lines) == len(KINDS), done.stderr[-3000:]
-    return {found["kind"]: found for found in map(json.loads, lines)}
+    assert len(lines) == 2 * len(KINDS), done.stderr[-3000:]
+    both = [json.loads(line) for line in lines]
+    return {
+        found["kind"]: found | fitted for found, fitted in zip(both[::2], both[1::2], strict=True)
+    }
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -61,6 +66,28 @@ def test_a_merged_particle_is_plain_and_that_is_said(judged, kind):
     assert "4 of the layers" in said
     assert "codes" in said
     assert "another network" in found["refused"]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_run_holds_its_base_as_codes_and_is_found_again(judged, kind):
+    found = judged[kind]
+    assert found["fitted"] == kind
+    assert found["codes"] == 13  # six a block and the pooler; the head trains
+    assert not found["fit_head"]
+    assert found["found_again"] < 1e-6
+    # bitsandbytes' layers would round their biases for good.
+    assert ("biases" in found["fit_refused"]) == (kind != "int8")
+    assert "no library opens" in found["unwritten"]
+    assert found["adapters"] == 3  # two particles and the soup
+
+
+def test_codes_are_for_networks_of_transformers():
+    with pytest.raises(BellaError, match=r"quantised='4bit' is for networks of transformers"):
+        open_network("efficientnet-lite0", quantised="4bit")
+    with pytest.raises(BellaError, match="leave out quantised"):
+        open_seeing("llava-smollm2", quantised="8bit")
+    with pytest.raises(BellaError, match="'4bit', '8bit' or 'int8'"):
+        read_config(None, {"data": "x", "quantised": "2bit"})
 
 
 def test_a_missing_library_names_the_extra(monkeypatch):

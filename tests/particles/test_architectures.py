@@ -233,8 +233,15 @@ def apart(one: torch.Tensor, two: torch.Tensor) -> float:
     return float((one.float() - two.float()).abs().max()) / largest
 
 
+QUICK = ("vit", "bert", "llama", "t5", "timm-vit", "convnext")
+"""Those that `make test` looks at under bf16 autocast; `make test-long` looks at all."""
+
+
 @pytest.mark.filterwarnings("ignore::UserWarning")
-@pytest.mark.parametrize("name", ["vit", "bert", "llama", "t5", "timm-vit", "convnext"])
+@pytest.mark.parametrize(
+    "name",
+    [name if name in QUICK else pytest.param(name, marks=pytest.mark.slow) for name in JUDGED],
+)
 def test_under_bf16_autocast_they_are_as_near_as_its_bits_allow(name, tmp_path):
     pair = Pair(name, "auto", tmp_path)
     with torch.autocast("cpu", torch.bfloat16):

@@ -92,6 +92,9 @@ def test_each_particle_samples_and_given_answers_are_scored(places, monkeypatch,
         (("--top-p", "0.5"), "--top-p is for --sample"),
         (("--score", "--each"), "--score writes no answers"),
         (("--sample", "--temperature", "0"), "transformers' generate refuses this"),
+        (("--sample", "--temperature", "5e-324"), "give a number of at least 1e-30"),
+        (("--sample", "--temperature", "nan"), "give a number of at least 1e-30"),
+        (("--sample", "--temperature", "inf"), "give a number of at least 1e-30"),
     ],
 )
 def test_what_does_not_go_together_is_refused(places, monkeypatch, capsys, words, said):

@@ -88,10 +88,16 @@ def export(
             say(push_to_hub(run, push))
         return
     opened = open_run(run, device="cpu", own_code=own_code)
-    if isinstance(opened, TextRun | VqaRun):
+    if isinstance(opened, VqaRun):
         raise BellaError(
-            "bella export writes runs on images: of texts or questions write one network by "
-            "open_run(...).posterior.soup().save_pretrained, and adapters by bella.to_peft."
+            "bella export writes runs on images and on texts: of questions about pictures write "
+            "one network by open_run(...).posterior.soup().save_pretrained, and adapters by "
+            "bella.to_peft."
+        )
+    if isinstance(opened, TextRun) and opened.task.wrapped:
+        raise BellaError(
+            f"Other programs do not take the network of task {opened.task.name}, because "
+            f"{opened.task.wrapped}: bella export writes runs of the tasks text and causal-lm."
         )
     if form is Format.network:
         say(f"{out}: {write(opened, out, particle):,} numbers")

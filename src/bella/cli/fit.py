@@ -102,6 +102,14 @@ def fit(
             show_default="efficientnet-lite0",
         ),
     ] = None,
+    quantised: Annotated[
+        str | None,
+        typer.Option(
+            help="Hold the frozen base of a network of transformers as 4bit or 8bit (bitsandbytes) "
+            "or int8 (torchao).",
+            show_default="as it is",
+        ),
+    ] = None,
     image_size: Annotated[
         int | None, typer.Option(help="Pixels.", show_default="the network's")
     ] = None,
@@ -283,6 +291,7 @@ def fit(
         limit=limit,
         data_options=parse_options(data_option),
         network=network,
+        quantised=quantised,
         image_size=image_size,
         method=method,
         particles=particles,

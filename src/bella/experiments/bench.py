@@ -34,6 +34,7 @@ from bella.models import Opened
 from bella.models.language import OpenedLanguage
 from bella.particles.stream import Stream
 from bella.posterior import Posterior
+from bella.precision import precision_for
 from bella.prediction.activations import Place, Reader, Reading, find_places
 from bella.prediction.distilled import DirichletPredictive
 from bella.prediction.mixture import Distance, Readout
@@ -172,7 +173,9 @@ class Bench:
         images = self.task.pools[pool]
         readable = self.reads and pool not in self.read and self.open(0).defaults.modules_to_save
         if not readable:
-            return CachedPrefix(posterior, images, progress=self.bar)
+            precision = precision_for(posterior, self.precision)
+            with precision.around(posterior), precision.autocast():
+                return CachedPrefix(posterior, images, progress=self.bar)
         reader, readings = self.reader
         gathered = Gathered(readings)
 

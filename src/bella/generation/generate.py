@@ -8,6 +8,7 @@ chooses from it (greedy, temperature, top-k, top-p, penalties, stop tokens) is t
 from __future__ import annotations
 
 import inspect
+import math
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from typing import Any
@@ -31,6 +32,8 @@ from bella.particles.sober import evaluating
 from bella.particles.stream import Dice
 from bella.trees import map_tensors
 
+COLDEST = 1e-30
+"""Of temperatures: scores of any network, divided by it, are numbers of float32."""
 OWN = ("logits_processor", "stopping_criteria", "prefix_allowed_tokens_fn", "streamer")
 """What a caller may write himself; it sees the prompts of one particle, or of all as one."""
 REFUSED = {
@@ -342,6 +345,12 @@ def _refuse(network: Any, options: dict[str, Any]) -> None:
     length = options.get("max_new_tokens")
     if length is not None and length < 1:
         raise BellaError(f"max_new_tokens={length}: an answer has at least one.")
+    temperature = options.get("temperature")
+    if temperature is not None and not (temperature <= 0 or COLDEST <= temperature < math.inf):
+        raise BellaError(
+            f"temperature={temperature}: scores are divided by it, so give a number of at least "
+            f"{COLDEST:g}; the likeliest tokens are what do_sample=False (no --sample) writes."
+        )
     plain = GenerationConfig()
     defaults = plain._get_default_generation_params()
     for name, why in REFUSED.items():

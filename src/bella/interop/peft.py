@@ -24,6 +24,7 @@ from bella.interop.hub import local_folder
 from bella.particles import targets
 from bella.particles.copies import Copies
 from bella.particles.planner import BatchAxes, Folding
+from bella.particles.quantised import refuse_whole
 from bella.particles.surgery import undone_if_refused
 from bella.posterior import Posterior
 from bella.posteriors.low_rank.convolution import LowRankConv
@@ -65,8 +66,8 @@ def to_peft(
 
     Raises:
         BellaError: another kind of posterior, parameters of the base that trained too, names that
-            PEFT would take for other layers', a folder that holds something, or (``check``) files
-            that are not what was written.
+            PEFT would take for other layers', a folder that holds something, a merged soup of a
+            quantised base, or (``check``) files that are not what was written.
     """
     if soup not in ("adapter", "merged", "none"):
         raise BellaError(f"soup={soup!r} is unknown: choose 'adapter', 'merged' or 'none'.")
@@ -80,6 +81,8 @@ def to_peft(
             f"Parameters of the base trained too ({', '.join(list(outside)[:3])}), which no "
             "adapter holds: export posterior.particle(i) as a plain network instead."
         )
+    if soup == "merged":
+        refuse_whole(posterior.network)
     members: dict[str, int | None] = {f"particle-{i}": i for i in range(posterior.particles)}
     if soup == "adapter":
         members[SOUP] = None

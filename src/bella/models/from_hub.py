@@ -9,11 +9,14 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import nn
 
 from bella.errors import BellaError, require
 from bella.files import read_json, shortened, shown
 from bella.models.opened import seeded
+from bella.particles.architectures import heads_of
+from bella.particles.quantised import keep_gradients
 
 ADAPTER = "adapter_config.json"
 
@@ -48,9 +51,11 @@ def load(
     transformers = require("transformers", extra="hf")
     if (adapter := _adapter(name)) is not None:
         return _merged(adapter, auto, what, seed=seed, quantised=quantised, **options)
-    if quantised is not None:
-        options |= {"quantization_config": _quantisation(transformers, quantised)}
+    codes = None if quantised is None else _quantisation(transformers, quantised)
     try:
+        if codes is not None:
+            _leave_heads(codes, transformers, auto, name, options)
+            options |= {"quantization_config": codes}
         with seeded(seed):
             network = getattr(transformers, auto).from_pretrained(
                 name, trust_remote_code=False, **options
@@ -60,6 +65,8 @@ def load(
             f"{name!r} cannot be opened as {what} ({shortened(error)}): give the name of one on "
             "the hub, or a folder that `save_pretrained` wrote."
         ) from error
+    if codes is not None:
+        keep_gradients(network)
     return network.eval()
 
 
@@ -104,6 +111,21 @@ def _quantisation(transformers: Any, kind: str) -> Any:
     if kind == "8bit":
         return transformers.BitsAndBytesConfig(load_in_8bit=True)
     return transformers.BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4")
+
+
+def _leave_heads(
+    codes: Any, transformers: Any, auto: str, name: str, options: dict[str, Any]
+) -> None:
+    """Have a configuration leave the heads as they are: they train, and codes do not. Those that
+    transformers leaves by itself are heads without a bias."""
+    config, _ = transformers.AutoConfig.from_pretrained(
+        name, trust_remote_code=False, return_unused_kwargs=True, **options
+    )
+    with torch.device("meta"):
+        network = getattr(transformers, auto).from_config(config, trust_remote_code=False)
+    if heads := heads_of(network):
+        of = "modules_to_not_convert"
+        setattr(codes, "llm_int8_skip_modules" if not hasattr(codes, of) else of, list(heads))
 
 
 # ---------------------------------------------------------------- adapters as networks

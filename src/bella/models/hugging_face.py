@@ -186,7 +186,13 @@ def preprocess_of(name: str, side: int, image_size: int | None = None) -> Prepro
     return read_preprocess({"size": side} | dict(_processor_config(name)), image_size)
 
 
-def open_hugging_face(name: str, classes: int | None, image_size: int | None, seed: int) -> Opened:
+def open_hugging_face(
+    name: str,
+    classes: int | None,
+    image_size: int | None,
+    seed: int,
+    quantised: str | None = None,
+) -> Opened:
     """An image classifier with a head of ``classes``.
 
     A network of ``AutoModelForImageClassification``; or, of a pair that was trained on images and
@@ -198,6 +204,7 @@ def open_hugging_face(name: str, classes: int | None, image_size: int | None, se
         image_size: side of the images in pixels; without it, the image processor's, else the
             network's own.
         seed: of the fresh head.
+        quantised: how the base is held, see `bella.models.from_hub.load`.
 
     Raises:
         BellaError: there is no such network.
@@ -205,12 +212,17 @@ def open_hugging_face(name: str, classes: int | None, image_size: int | None, se
     """
     require("transformers", extra="hf")
     if _is_pair(name):
-        return _open_pair(name, classes, image_size, seed)
+        return _open_pair(name, classes, image_size, seed, quantised)
     head: dict[str, Any] = {}
     if classes is not None:
         head = {"num_labels": classes, "ignore_mismatched_sizes": True}
     network = load(
-        "AutoModelForImageClassification", name, "an image classifier", seed=seed, **head
+        "AutoModelForImageClassification",
+        name,
+        "an image classifier",
+        seed=seed,
+        quantised=quantised,
+        **head,
     )
     config: Any = network.config
     side = getattr(getattr(config, "vision_config", config), "image_size", 224)
@@ -232,7 +244,9 @@ def _is_pair(name: str) -> bool:
     return config.model_type in PAIRS and not fitted
 
 
-def _open_pair(name: str, classes: int | None, image_size: int | None, seed: int) -> Opened:
+def _open_pair(
+    name: str, classes: int | None, image_size: int | None, seed: int, quantised: str | None
+) -> Opened:
     """The image tower of a pair.
 
     Raises:
@@ -240,7 +254,9 @@ def _open_pair(name: str, classes: int | None, image_size: int | None, seed: int
     """
     if classes is None:
         raise BellaError(f"{name!r} has no classes of its own: say how many there are.")
-    pair: Any = load("AutoModel", name, "a network of images and texts", seed=seed)
+    pair: Any = load(
+        "AutoModel", name, "a network of images and texts", seed=seed, quantised=quantised
+    )
     with seeded(seed):
         network = tower_of(pair, tokenizer_of(name), classes).eval()
     side = pair.config.vision_config.image_size

@@ -32,7 +32,9 @@ class OpenedLanguage(NamedTuple):
     defaults: Defaults
 
 
-def open_language(name: str, classes: int | None = None, seed: int = 0) -> OpenedLanguage:
+def open_language(
+    name: str, classes: int | None = None, seed: int = 0, *, quantised: str | None = None
+) -> OpenedLanguage:
     """Open a language model, or a classifier of texts, for (network, tokenizer, defaults).
 
     Code that comes with a network is never run.
@@ -42,6 +44,7 @@ def open_language(name: str, classes: int | None = None, seed: int = 0) -> Opene
             that transformers saved, or one of a PEFT adapter, which is merged.
         classes: size of a fresh head; without it, a causal language model.
         seed: of the fresh head.
+        quantised: hold the base as ``4bit``, ``8bit`` or ``int8``, see `bella.models.open_task`.
 
     Raises:
         BellaError: the name is unknown, or what it names cannot do this.
@@ -63,7 +66,7 @@ def open_language(name: str, classes: int | None = None, seed: int = 0) -> Opene
         auto = "AutoModelForSequenceClassification"
         what = f"a text classifier of {classes} classes"
         head = {"num_labels": classes, "ignore_mismatched_sizes": True}
-    network = load(auto, folder, what, seed=seed, **head)
+    network = load(auto, folder, what, seed=seed, quantised=quantised, **head)
     tokenizer = tokenizer_of(folder)
     if tokenizer is None:
         raise BellaError(f"{name!r} comes without a tokenizer: save one beside the network.")

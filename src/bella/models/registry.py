@@ -40,6 +40,7 @@ def open_network(
     seed: int = 0,
     *,
     own_code: bool = True,
+    quantised: str | None = None,
 ) -> Opened:
     """Open a pre-trained image classifier for (network, preprocess, defaults).
 
@@ -53,6 +54,8 @@ def open_network(
         seed: of the fresh head.
         own_code: whether ``package.module:function`` may be called: not where a stranger's file
             says the name.
+        quantised: hold the base of a network of transformers as ``4bit``, ``8bit`` or ``int8``, see
+            `bella.models.open_task`.
 
     Raises:
         BellaError: the name is unknown (the message lists near ones) or the arguments do not fit.
@@ -62,7 +65,14 @@ def open_network(
     family, colon, rest = full_name(name).partition(":")
     if colon and not rest:
         raise BellaError(f"{name!r} is only a family: write the network's name behind the colon.")
-    if family + colon in registry:
+    if quantised is not None:
+        if family + colon != "hf:":
+            raise BellaError(
+                f"quantised={quantised!r} is for networks of transformers, which know how to hold "
+                f"codes: leave it out with {name!r}, or name hf:..."
+            )
+        opened = open_hugging_face(rest, classes, image_size, seed, quantised)
+    elif family + colon in registry:
         opened = registry[family + colon](rest, classes, image_size, seed)
     elif is_function(name):
         if not own_code:

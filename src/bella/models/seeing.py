@@ -77,7 +77,9 @@ class Seeing:
         return list(found)
 
 
-def open_seeing(name: str, image_size: int | None = None, seed: int = 0) -> Seeing:
+def open_seeing(
+    name: str, image_size: int | None = None, seed: int = 0, *, quantised: str | None = None
+) -> Seeing:
     """Open a network that sees and writes.
 
     Code that comes with a network is never run.
@@ -88,12 +90,18 @@ def open_seeing(name: str, image_size: int | None = None, seed: int = 0) -> Seei
             folder that transformers saved, of a network in LLaVA's shape.
         image_size: side of the pictures in pixels; the network's own by default.
         seed: of a fresh projector.
+        quantised: how the base of a network of transformers is held, see `bella.models.open_task`.
 
     Raises:
         BellaError: the name is unknown, or what it names cannot do this.
         MissingExtraError: a library or package is not installed.
     """
     if name == LLAVA_SMOLLM2:
+        if quantised is not None:
+            raise BellaError(
+                f"{name} is put together from parts that are small: leave out quantised="
+                f"{quantised!r}, or name hf:..."
+            )
         return _llava_smollm2(image_size or 56, seed)
     family, _, place = name.partition(":")
     if family != "hf" or not place:
@@ -101,7 +109,12 @@ def open_seeing(name: str, image_size: int | None = None, seed: int = 0) -> Seei
         raise BellaError(
             f"No network that sees and writes is called {name!r}: near are {nearest(name, known)}."
         )
-    network = load("AutoModelForImageTextToText", place, "a network that sees and writes")
+    network = load(
+        "AutoModelForImageTextToText",
+        place,
+        "a network that sees and writes",
+        quantised=quantised,
+    )
     tokenizer = tokenizer_of(place)
     if tokenizer is None:
         raise BellaError(f"{name!r} has no tokenizer: save it into the same folder.")

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
+from bella.errors import BellaError
+
 
 def is_quantised(module: nn.Module) -> bool:
     """Whether a layer holds codes in the place of its weight."""
@@ -15,6 +17,31 @@ def is_quantised(module: nn.Module) -> bool:
     if weight is None:
         return False
     return not weight.is_floating_point() or type(weight.data) is not Tensor
+
+
+def refuse_whole(network: nn.Module) -> None:
+    """Refuse to write a network with codes as a plain one: what is merged would be plain and the
+    rest codes, which no library opens.
+
+    Raises:
+        BellaError: it holds some.
+    """
+    if any(is_quantised(module) for module in network.modules()):
+        raise BellaError(
+            "This network's weights are codes, and merged into some of its layers it is one that "
+            "no library opens: write the particles as adapters (--format peft, without a merged "
+            "soup), which fit the network that was not quantised, too."
+        )
+
+
+def casts_its_bias(network: nn.Module) -> str | None:
+    """Name of a layer that rounds its bias for good once its input comes in fewer bits, as
+    bitsandbytes' layers do; ``None`` where there is none."""
+    for name, module in network.named_modules():
+        of = type(module).__module__.partition(".")[0]
+        if of == "bitsandbytes" and getattr(module, "bias", None) is not None:
+            return name
+    return None
 
 
 def keep_gradients(network: nn.Module) -> None:

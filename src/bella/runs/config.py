@@ -36,6 +36,8 @@ class RunConfig(Settings):
         data_options: further ones of the data set, such as ``domain`` of ``domainnet``.
         network: ``efficientnet-lite0``, ``hf:NAME``, ``timm:NAME``, ``open_clip:NAME/TAG``, a
             folder, or ``package.module:function``; see `bella.models.open_network`.
+        quantised: hold the frozen base of a network of transformers as ``4bit`` or ``8bit``
+            (bitsandbytes) or ``int8`` (torchao); heads and particles are float32 as ever.
         image_size: pixels; the network's own by default.
         method: the kind of posterior, a name of `bella.recipes.KINDS`.
         particles: how many; the method's habit by default (5 of ``low-rank``).
@@ -66,6 +68,7 @@ class RunConfig(Settings):
     limit: int | None = Field(None, ge=1)
     data_options: dict[str, Any] = Field(default_factory=dict)
     network: str = "efficientnet-lite0"
+    quantised: Literal["4bit", "8bit", "int8"] | None = None
     image_size: int | None = Field(None, ge=1)
     method: str = "low-rank"
     particles: int | None = Field(None, ge=1)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,20 +13,23 @@ from torch import Tensor, nn
 from bella.data import Preprocess
 from bella.errors import BellaError
 from bella.files import whole_folder, write_json, write_whole
+from bella.particles.quantised import refuse_whole
 from bella.runs.opened import TrainedRun
+from bella.runs.texts.opened import TextRun
 
 WEIGHTS = "model.safetensors"
 FILE = "config.json"
 
 
-def export(run: TrainedRun, out: str | Path, particle: int | None = None) -> int:
+def export(run: TrainedRun | TextRun, out: str | Path, particle: int | None = None) -> int:
     """Write the soup of all particles, or one of them, as a plain network.
 
     A folder is what the network's own library opens: of ``hf:`` networks
     ``AutoModelForImageClassification.from_pretrained(out)``, with the classes' names in its
-    configuration and an image processor that does what the run's preprocessing does; of ``timm:``
-    ones ``timm.create_model("local-dir:OUT", pretrained=True)``; of others the weights beside a
-    ``config.json`` with the network's name, the classes and the preprocessing.
+    configuration and an image processor that does what the run's preprocessing does; of runs on
+    texts ``AutoModelForSequenceClassification`` or ``AutoModelForCausalLM``, with the tokenizer; of
+    ``timm:`` ones ``timm.create_model("local-dir:OUT", pretrained=True)``; of others the weights
+    beside a ``config.json`` with the network's name, the classes and the preprocessing.
 
     Args:
         run: opened, on the CPU.
@@ -36,12 +40,13 @@ def export(run: TrainedRun, out: str | Path, particle: int | None = None) -> int
         How many numbers the network has.
 
     Raises:
-        BellaError: no such particle, or a folder that holds something.
+        BellaError: no such particle, a folder that holds something, or a base that is quantised.
     """
     out = Path(out)
     if out.suffix != ".safetensors" and out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise BellaError(f"{out} holds something: export to a new folder, or a .safetensors file.")
     posterior = run.posterior
+    refuse_whole(posterior.network)
     plain = posterior.soup() if particle is None else posterior.particle(particle)
     state = {name: value.contiguous().clone() for name, value in plain.state_dict().items()}
     if out.suffix == ".safetensors":
@@ -51,9 +56,15 @@ def export(run: TrainedRun, out: str | Path, particle: int | None = None) -> int
     return sum(value.numel() for value in state.values())
 
 
-def _write_folder(run: TrainedRun, plain: nn.Module, state: dict[str, Tensor], out: Path) -> None:
+def _write_folder(
+    run: TrainedRun | TextRun, plain: nn.Module, state: dict[str, Tensor], out: Path
+) -> None:
     with whole_folder(out) as unfinished:
-        if run.network.startswith("hf:") and hasattr(plain, "save_pretrained"):
+        if isinstance(run, TextRun):
+            _name_classes(plain, run.classes)
+            plain.save_pretrained(unfinished)  # type: ignore[operator]
+            run.asked.tokenizer.save_pretrained(unfinished)
+        elif run.network.startswith("hf:") and hasattr(plain, "save_pretrained"):
             _for_transformers(run, plain, unfinished)
         else:
             save_file(state, unfinished / WEIGHTS)
@@ -61,11 +72,16 @@ def _write_folder(run: TrainedRun, plain: nn.Module, state: dict[str, Tensor], o
 
 
 def _for_transformers(run: TrainedRun, plain: Any, folder: Path) -> None:
-    names = dict(enumerate(run.classes))
-    plain.config.id2label = names
-    plain.config.label2id = {name: number for number, name in names.items()}
+    _name_classes(plain, run.classes)
     plain.save_pretrained(folder)
     write_json(folder / "preprocessor_config.json", processor_config(run.preprocess))
+
+
+def _name_classes(plain: Any, classes: Sequence[str]) -> None:
+    """In the configuration of a network of transformers, where there are classes."""
+    if classes:
+        plain.config.id2label = dict(enumerate(classes))
+        plain.config.label2id = {name: number for number, name in enumerate(classes)}
 
 
 def processor_config(preprocess: Preprocess) -> dict[str, Any]:

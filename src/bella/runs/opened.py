@@ -209,7 +209,12 @@ def open_run(
     model = read_model(folder)
     preprocess = Preprocess.from_dict(model.preprocess).plain()
     opened = open_network(
-        model.network, len(model.classes), model.image_size, model.seed, own_code=own_code
+        model.network,
+        len(model.classes),
+        model.image_size,
+        model.seed,
+        own_code=own_code,
+        quantised=model.quantised,
     )
     posterior = bella.load(folder, opened.network)
     posterior.eval().to(place)
@@ -233,6 +238,7 @@ class Model(BaseModel):
     model_config = ConfigDict(strict=True, extra="allow")
 
     network: str = Field(min_length=1, max_length=4096, pattern=r"^[^\x00]+$")
+    quantised: str | None = None
     classes: list[str] = Field(min_length=1)
     image_size: int | None = Field(ge=1, le=LARGEST_SIDE)
     seed: int = Field(ge=0, lt=2**63)

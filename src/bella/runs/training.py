@@ -86,6 +86,7 @@ def train(
         loaders,
         model={
             "network": config.network,
+            "quantised": config.quantised,
             "classes": list(classes),
             "image_size": config.image_size,
             "preprocess": opened.preprocess.to_dict(),
@@ -152,7 +153,13 @@ def _open(config: RunConfig, classes: Sequence[str]) -> Opened:
     Raises:
         BellaError: it cannot be opened, or knows no texts and was asked for a zero-shot head.
     """
-    opened = open_network(config.network, len(classes), config.image_size, config.seed)
+    opened = open_network(
+        config.network,
+        len(classes),
+        config.image_size,
+        config.seed,
+        quantised=config.quantised,
+    )
     if config.head_init == "zero-shot":
         if not isinstance(opened.network, Tower):
             raise BellaError(

@@ -117,6 +117,7 @@ def open_writer(
         BellaError: no posterior there, no name of its network, or a run of another task.
     """
     place, folder = device_named(device), Path(folder)
+    quantised = None
     if network is None:
         if not (folder / MODEL).exists():
             raise BellaError(
@@ -131,7 +132,8 @@ def open_writer(
         network = model.get("network")
         if not isinstance(network, str):
             raise BellaError(f"{folder / MODEL} names no network: name it with --network.")
-    opened = open_language(network)
+        quantised = model.get("quantised")
+    opened = open_language(network, quantised=quantised)
     posterior = bella.load(folder, opened.network)
     posterior.eval().to(place)
     return Writer(posterior, opened.tokenizer)

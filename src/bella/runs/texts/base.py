@@ -88,6 +88,8 @@ class TextTask(ABC):
             that it can be calibrated and promised by.
         alone: why no readouts of frozen activations can be pooled with the particles; empty where
             they can (`bella.mixture`).
+        wrapped: why its network is not one of transformers' as it is, which adapters and other
+            programs take; empty where it is.
     """
 
     name: ClassVar[str]
@@ -98,6 +100,7 @@ class TextTask(ABC):
     heads: ClassVar[bool] = False
     classes: ClassVar[bool] = False
     alone: ClassVar[str] = ""
+    wrapped: ClassVar[str] = ""
 
     def columns(
         self, records: Records, asked: Mapping[str, str], *, labelled: bool = True

@@ -55,7 +55,7 @@ class CausalLM(TextTask):
 
     def open(self, config: TextConfig, facts: Facts) -> OpenedLanguage:
         """A causal language model with the head that it has."""
-        return open_language(config.network, None, config.seed)
+        return open_language(config.network, None, config.seed, quantised=config.quantised)
 
     def tokenise(self, records: Records, asked: Asked, *, labelled: bool = True) -> Dataset:
         """Tokens with labels that are -100 but for completions, cut at ``max_length``."""

@@ -42,6 +42,7 @@ class MultipleChoice(TextTask):
     }
     answers: ClassVar[tuple[str, ...]] = ("answer",)
     classes: ClassVar[bool] = True
+    wrapped: ClassVar[str] = "its language model stands inside a network that chooses"
     alone: ClassVar[str] = (
         "what is first among a question's options is another word in the next, so there is no "
         "class that a readout of frozen activations could learn"
@@ -76,7 +77,7 @@ class MultipleChoice(TextTask):
 
     def open(self, config: TextConfig, facts: Facts) -> OpenedLanguage:
         """A language model as a network that chooses."""
-        opened = open_language(config.network, None, config.seed)
+        opened = open_language(config.network, None, config.seed, quantised=config.quantised)
         by_mean = config.options_by == "mean"
         network = Chooser(opened.network, "mean" if by_mean else "sum").eval()
         network.likelihood = "classes"  # type: ignore[assignment]

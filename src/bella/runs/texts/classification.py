@@ -78,7 +78,8 @@ class Classification(TextTask):
 
     def open(self, config: TextConfig, facts: Facts) -> OpenedLanguage:
         """A classifier with a fresh head."""
-        return open_language(config.network, len(facts["classes"]), config.seed)
+        classes = len(facts["classes"])
+        return open_language(config.network, classes, config.seed, quantised=config.quantised)
 
     def labels_of(self, records: Records, asked: Asked) -> list[Any]:
         """What each row's ``labels`` are."""

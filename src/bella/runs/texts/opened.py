@@ -306,6 +306,7 @@ class Model(BaseModel):
 
     task: str
     network: str = Field(min_length=1, max_length=4096, pattern=r"^[^\x00]+$")
+    quantised: str | None = None
     columns: dict[str, str]
     facts: dict[str, Any]
     max_length: int = Field(ge=2)
@@ -335,8 +336,8 @@ def open_text_run(
     content = read_sealed_json(folder / "model.json")
     try:
         model = Model.model_validate(content)
-        own = ("task", "network", "columns", "max_length", "options_by", "variance", "seed")
-        config = checked(TextConfig, {"data": ""} | model.model_dump(include=set(own)))
+        own = {"task", "network", "quantised", "columns", "max_length", "options_by", "variance"}
+        config = checked(TextConfig, {"data": ""} | model.model_dump(include={*own, "seed"}))
     except ValidationError as error:
         raise BellaError(
             f"{folder / 'model.json'} is damaged ({said_wrong(error)}): fit again."

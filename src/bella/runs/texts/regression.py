@@ -33,6 +33,7 @@ class Regression(Classification):
     }
     heads: ClassVar[bool] = False
     classes: ClassVar[bool] = False
+    wrapped: ClassVar[str] = "its network says a variance beside the number"
     alone: ClassVar[str] = "a mixture pools probabilities of classes, and a number has none"
     unknown: ClassVar[float] = math.inf
 
@@ -74,7 +75,7 @@ class Regression(Classification):
 
     def open(self, config: TextConfig, facts: Facts) -> OpenedLanguage:
         """A network with a mean and a log variance: of each example, or one that is learned."""
-        opened = open_language(config.network, 2, config.seed)
+        opened = open_language(config.network, 2, config.seed, quantised=config.quantised)
         network, (head,) = opened.network, opened.defaults.modules_to_save
         network.likelihood = "gaussian"  # type: ignore[assignment]
         if config.variance == "learned":

@@ -26,11 +26,12 @@ from bella.runs.texts.config import TextConfig, refuse_columns
 from bella.runs.texts.found import FoundTexts
 from bella.runs.texts.opened import TextRun
 from bella.runs.texts.tasks import task_named
+from bella.sealed import digest
+from bella.storage import own_tensors
 from bella.training.watching import Watcher
 
 FIELDS = TextConfig.model_fields
 OF_IMAGES = (
-    "from_adapters",
     "templates",
     "image_size",
     "on_bad_image",
@@ -111,6 +112,7 @@ def train_text(
         model={
             "task": config.task,
             "network": config.network,
+            "quantised": config.quantised,
             "columns": columns,
             "facts": facts,
             "variance": config.variance,
@@ -122,6 +124,8 @@ def train_text(
             "columns": columns,
             "facts": facts,
             **reading,
+            # What they start as does not follow from their settings.
+            **({"adapters": digest(own_tensors(posterior))} if config.from_adapters else {}),
         },
         resume=resume,
         progress=progress,
@@ -177,6 +181,11 @@ def completed(config: TextConfig) -> TextConfig:
                 f"mixture={config.mixture!r} is not for task {task.name}: {task.alone}."
             )
         values["mixture"] = "none"
+    if task.wrapped and config.from_adapters:
+        raise BellaError(
+            f"from_adapters is not for task {task.name}: {task.wrapped}, so that no adapter fits. "
+            "Start a run of the task text or causal-lm as them."
+        )
     if not task.heads and config.head_init in ("probe", "frozen"):
         if "head_init" in config.model_fields_set:
             raise BellaError(

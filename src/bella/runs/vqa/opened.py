@@ -257,6 +257,7 @@ class Model(BaseModel):
 
     task: str
     network: str = Field(min_length=1, max_length=4096, pattern=r"^[^\x00]+$")
+    quantised: str | None = None
     columns: dict[str, str]
     image_size: int | None = Field(ge=1, le=LARGEST_SIDE)
     prompt: str
@@ -288,7 +289,7 @@ def open_vqa_run(
         model = Model.model_validate(read_sealed_json(folder / MODEL))
     except ValidationError as error:
         raise BellaError(f"{folder / MODEL} is damaged ({said_wrong(error)}): fit again.") from None
-    seeing = open_seeing(model.network, model.image_size, model.seed)
+    seeing = open_seeing(model.network, model.image_size, model.seed, quantised=model.quantised)
     if model.projector:
         load_projector(seeing.network, folder / PROJECTOR)
     posterior = bella.load(folder, seeing.network)

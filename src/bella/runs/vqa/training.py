@@ -77,7 +77,7 @@ def train_vqa(
     progress = progress and leads()
     device, recipe = device_named(config.device), recipe_named(config.method)
     questions = read_questions(**config.questions())
-    seeing = open_seeing(config.network, config.image_size, config.seed)
+    seeing = open_seeing(config.network, config.image_size, config.seed, quantised=config.quantised)
     prompt = config.prompt or seeing.prompt
     parts = pictured(questions, seeing, prompt)
     kept = parts["train"].kept
@@ -129,6 +129,7 @@ def train_vqa(
         model = {
             "task": config.task,
             "network": config.network,
+            "quantised": config.quantised,
             "columns": config.columns,
             "image_size": config.image_size,
             "prompt": prompt,
