@@ -225,7 +225,8 @@ def test_particles_are_n_peft_networks_on_all_layers_and_without_a_prefix(
 
 HALF, HALF_GRADIENT = 0.03, 0.06
 """How far bfloat16's eight bits may part the two, of the largest element: they round in another
-order (PEFT adds the change to the rounded product, we within it)."""
+order (PEFT adds the change to the rounded product, we within it). Where a network makes more of
+rounding, twice what it makes of PEFT's own."""
 
 
 def apart(one: torch.Tensor, two: torch.Tensor) -> float:
@@ -244,11 +245,14 @@ QUICK = ("vit", "bert", "llama", "t5", "timm-vit", "convnext")
 )
 def test_under_bf16_autocast_they_are_as_near_as_its_bits_allow(name, tmp_path):
     pair = Pair(name, "auto", tmp_path)
+    exact = list(pair.both())
     with torch.autocast("cpu", torch.bfloat16):
-        for found, want, ours, theirs in pair.both():
-            assert all(apart(found[path], value) < HALF for path, value in want.items())
+        for (found, want, ours, theirs), (_, said, _, grown) in zip(pair.both(), exact, strict=True):
+            for path, value in want.items():
+                assert apart(found[path], value) < max(HALF, 2 * apart(value, said[path]))
             for part in "AB":
                 keys = [key for key in theirs if key.endswith(part)]
                 largest = max(float(theirs[key].abs().max()) for key in keys)
                 worst = max(float((ours[key] - theirs[key]).abs().max()) for key in keys)
-                assert worst < HALF_GRADIENT * largest
+                lost = max(float((theirs[key] - grown[key]).abs().max()) for key in keys)
+                assert worst < max(HALF_GRADIENT * largest, 2 * lost)

@@ -112,7 +112,7 @@ def densities(
         if name == "mutual_information":
             axis.set_xscale("symlog", linthresh=1e-3)
     axes[0, 0].legend(frameon=False, fontsize=8)
-    figure.suptitle(title)
+    figure.suptitle(title, wrap=True)
     return save_figure(figure, path)
 
 

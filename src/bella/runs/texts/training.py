@@ -173,8 +173,10 @@ def completed(config: TextConfig) -> TextConfig:
         raise BellaError(f"{strange[0]} is for runs on images: leave it out with --task.")
     if config.head_init == "zero-shot":
         raise BellaError("head_init='zero-shot' is for runs on images: leave it out with --task.")
-    # The wide start of images costs validation NLL on texts (docs/results.md).
-    values: dict[str, Any] = {"network": config.network or task.network, "gain": config.gain}
+    values: dict[str, Any] = {"network": config.network or task.network}
+    if not config.from_adapters:
+        # The wide start of images costs validation NLL on texts (docs/results.md).
+        values["gain"] = config.gain
     if task.alone:
         if config.mixture != "none":
             raise BellaError(
