@@ -247,7 +247,9 @@ def test_under_bf16_autocast_they_are_as_near_as_its_bits_allow(name, tmp_path):
     pair = Pair(name, "auto", tmp_path)
     exact = list(pair.both())
     with torch.autocast("cpu", torch.bfloat16):
-        for (found, want, ours, theirs), (_, said, _, grown) in zip(pair.both(), exact, strict=True):
+        for (found, want, ours, theirs), (_, said, _, grown) in zip(
+            pair.both(), exact, strict=True
+        ):
             for path, value in want.items():
                 assert apart(found[path], value) < max(HALF, 2 * apart(value, said[path]))
             for part in "AB":

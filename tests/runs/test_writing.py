@@ -95,6 +95,7 @@ def test_each_particle_samples_and_given_answers_are_scored(places, monkeypatch,
         (("--sample", "--temperature", "5e-324"), "give a number of at least 1e-30"),
         (("--sample", "--temperature", "nan"), "give a number of at least 1e-30"),
         (("--sample", "--temperature", "inf"), "give a number of at least 1e-30"),
+        (("--sample", "--top-p", "2"), "it is a probability"),
     ],
 )
 def test_what_does_not_go_together_is_refused(places, monkeypatch, capsys, words, said):
@@ -130,6 +131,11 @@ def test_files_that_hold_no_prompts_are_refused(tmp_path, text, said):
     (tmp_path / "prompts.jsonl").write_text(text)
     with pytest.raises(BellaError, match=said):
         read_prompts(tmp_path / "prompts.jsonl")
+
+
+def test_a_file_that_is_not_there_is_named(tmp_path):
+    with pytest.raises(BellaError, match=r"gone.jsonl cannot be read \(No such file"):
+        read_prompts(tmp_path / "gone.jsonl")
 
 
 def test_prompts_may_be_what_a_user_says(tmp_path):

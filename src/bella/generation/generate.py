@@ -351,6 +351,9 @@ def _refuse(network: Any, options: dict[str, Any]) -> None:
             f"temperature={temperature}: scores are divided by it, so give a number of at least "
             f"{COLDEST:g}; the likeliest tokens are what do_sample=False (no --sample) writes."
         )
+    top_p = options.get("top_p")
+    if top_p is not None and not 0 <= top_p <= 1:
+        raise BellaError(f"top_p={top_p}: it is a probability, from 0 (the likeliest token) to 1.")
     plain = GenerationConfig()
     defaults = plain._get_default_generation_params()
     for name, why in REFUSED.items():

@@ -339,10 +339,11 @@ def check_names(adapter: Adapter, modules: Mapping[str, nn.Module]) -> None:
     """
     for name in adapter.layers:
         if name not in modules:
+            base = getattr(adapter.config, "base_model_name_or_path", None)
             raise BellaError(
                 f"{adapter.folder} changes {shown(name)}, which this network has not: near names "
-                f"are {nearest(name, modules)}. It was trained on "
-                f"{shown(getattr(adapter.config, 'base_model_name_or_path', None))}."
+                f"are {nearest(name, modules)}."
+                + (f" It was trained on {shown(base)}." if base else "")
             )
 
 

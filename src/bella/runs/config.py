@@ -221,8 +221,8 @@ def _with_adapters(config: Config) -> Config:
         decided.append("head_init")
     if decided:
         raise BellaError(
-            f"{decided[0]} is decided by the {len(folders)} adapters of from_adapters: leave it "
-            "out."
+            f"{decided[0]} is decided by the {len(folders)} adapter{'s' * (len(folders) > 1)} of "
+            "from_adapters: leave it out."
         )
     whole = [name if name.startswith("hf:") else str(Path(name).absolute()) for name in folders]
     own = {"from_adapters": whole, "particles": len(folders), "head_init": "copy"}

@@ -154,6 +154,10 @@ def read_prompts(path: str | Path, chat: bool = False) -> list[dict[str, Any]]:
     path = Path(path)
     try:
         text = read_bytes(path, LARGEST_FILE).decode("utf-8-sig")
+    except OSError as error:
+        raise BellaError(
+            f"{path} cannot be read ({error.strerror}): name a file of prompts."
+        ) from None
     except UnicodeDecodeError as error:
         raise BellaError(f"{path} is not UTF-8 (byte {error.start}): save it as UTF-8.") from None
     found = []

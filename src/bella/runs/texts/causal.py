@@ -99,7 +99,10 @@ class CausalLM(TextTask):
             return tokens, spans[-sum(m["role"] == "assistant" for m in said) :]
         if not isinstance(prompt, str) or not isinstance(completion, str) or not completion:
             raise BellaError(f"{where} needs a text as its prompt and one as its completion.")
-        before = prompt_tokens(prompt, tokenizer).tolist()
+        try:
+            before = prompt_tokens(prompt, tokenizer).tolist()
+        except BellaError as error:
+            raise BellaError(f"{where}: {error}") from None
         after = answer_tokens(completion, tokenizer, True).tolist()
         return before + after, [(len(before), len(before) + len(after))]
 
