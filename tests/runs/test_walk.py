@@ -98,15 +98,13 @@ def adapters(tmp_path):
     """A network with its tokenizer, and three adapters of it, as PEFT saves them."""
     small_language_model().save_pretrained(tmp_path / "base")
     small_tokenizer().save_pretrained(tmp_path / "base")
-    torch.manual_seed(1)
-    for number, rank in enumerate((4, 4, 4)):
-        settings = peft.LoraConfig(
-            r=rank, target_modules=["q_proj", "v_proj"], init_lora_weights=False
-        )
+    settings = peft.LoraConfig(r=4, target_modules=["q_proj", "v_proj"], init_lora_weights=False)
+    for number in range(3):
+        base = small_language_model()
+        torch.manual_seed(number)  # each its own
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # PEFT asks the hub for the base's configuration
-            one = peft.get_peft_model(small_language_model(), settings)
-            one.save_pretrained(tmp_path / f"lora-{number}")
+            peft.get_peft_model(base, settings).save_pretrained(tmp_path / f"lora-{number}")
     return tmp_path
 
 
