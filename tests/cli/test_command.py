@@ -741,6 +741,7 @@ def test_help_shows_the_defaults_that_hold():
     assert shown.pop("task") == "images"
     told_in_words = {
         "classes": None,
+        "quantised": None,
         "limit": None,
         "image_size": None,
         "alpha": None,
