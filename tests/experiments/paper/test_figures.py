@@ -298,6 +298,19 @@ def test_disputes_are_told_by_type_of_question(answers):
     assert rows[1]["median mutual information if right"] == [pytest.approx(0.06)]
 
 
+def test_one_network_disputes_nothing_and_is_not_drawn(answers):
+    for path in answers.glob("*/seed-0/answers.jsonl"):
+        path.write_text("\n".join([path.read_text()] * 3))
+    path = answers / "one" / "seed-0" / "answers.jsonl"
+    alone = [json.loads(line) | {"mutual_information": 0.0} for line in path.open()]
+    path.write_text("\n".join(map(json.dumps, alone)))
+    product = vqa_information.make(NOTHING, answers=str(answers))
+    assert {row["system"] for row in rows_of(product.sheet)} == {"two"}
+    assert product.notes == ["Not drawn, because one network disputes nothing: one."]
+    with pytest.raises(BellaError, match="disputes nothing"):
+        vqa_information.make(NOTHING, answers=str(path))
+
+
 def test_cases_are_chosen_by_dispute_and_not_by_who_is_right(answers):
     product = open_cases.make(NOTHING, answers=str(answers), count=3)
     rows = rows_of(product.sheet)

@@ -25,11 +25,28 @@ TYPES = ("yes/no", "number", "other")
 
 
 def make(setup: Setup, *, answers: str | Mapping[str, str] = "") -> Product:
-    """What particles dispute, by type of question."""
-    found = vqa_doubts(systems_of(answers), "mutual_information", TYPES)
+    """What particles dispute, by type of question.
+
+    Raises:
+        BellaError: no system has particles that dispute anything.
+    """
+    given = systems_of(answers)
+    several = {
+        name: rows
+        for name, rows in given.items()
+        if any(row["mutual_information"] > 0 for row in rows)
+    }
+    if not several:
+        raise BellaError(
+            "There is no mutual information to draw: one network disputes nothing. Take answers of "
+            "several particles."
+        )
+    found = vqa_doubts(several, "mutual_information", TYPES)
     systems = list(dict.fromkeys(one.system for one in found))
     kinds = list(dict.fromkeys(one.where for one in found))
     notes = []
+    if alone := [name for name in given if name not in several]:
+        notes.append(f"Not drawn, because one network disputes nothing: {', '.join(alone)}.")
     if len(systems) > 1:
         middles = {
             kind: [middle(found, system, kind, wrong=True) for system in systems] for kind in kinds
