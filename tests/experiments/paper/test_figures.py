@@ -302,7 +302,9 @@ def test_one_network_disputes_nothing_and_is_not_drawn(answers):
     for path in answers.glob("*/seed-0/answers.jsonl"):
         path.write_text("\n".join([path.read_text()] * 3))
     path = answers / "one" / "seed-0" / "answers.jsonl"
-    alone = [json.loads(line) | {"mutual_information": 0.0} for line in path.open()]
+    alone = [
+        json.loads(line) | {"mutual_information": 0.0} for line in path.read_text().splitlines()
+    ]
     path.write_text("\n".join(map(json.dumps, alone)))
     product = vqa_information.make(NOTHING, answers=str(answers))
     assert {row["system"] for row in rows_of(product.sheet)} == {"two"}
