@@ -16,6 +16,7 @@ import yaml
 from rich.progress import Progress
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
+from torch import Tensor
 from torch.utils.data import DataLoader
 
 from bella import transport
@@ -135,6 +136,8 @@ def carry_out(
     resume: bool,
     progress: bool,
     watch: Sequence[Watcher] = (),
+    settings: Mapping[str, Any] | None = None,
+    beside: Mapping[str, Mapping[str, Tensor] | None] | None = None,
 ) -> tuple[Posterior, Mixture | None] | None:
     """Train, lay around the particles what the method has, pool them with readouts; all of it kept.
 
@@ -149,6 +152,9 @@ def carry_out(
         resume: continue what the folder holds.
         progress: show bars.
         watch: told the figures while it trains.
+        settings: of `bella.fit`, in the place of those of ``config``.
+        beside: files that the run has beside its particles, by name, with the tensors that they
+            hold; of a name without tensors none is left.
 
     Returns:
         What predicts, and the mixture around it, if there is one; ``None`` in a process that is not
@@ -156,15 +162,18 @@ def carry_out(
     """
     recipe = recipe_named(config.method)
     steps = -(-len(loaders.train) // config.accumulate) * config.epochs
-    settings = config.fit_settings()
+    settings, beside = {**config.fit_settings(), **(settings or {})}, beside or {}
 
     def before_save() -> None:
-        for name in (MODEL, FIGURES, CURVES, PROBES, MIXTURE):
+        for name in (MODEL, FIGURES, CURVES, PROBES, MIXTURE, *beside):
             (folder / name).unlink(missing_ok=True)
         asked = yaml.safe_dump(config.written(), sort_keys=False)
         write_whole(folder / CONFIG, lambda path: path.write_text(asked))
         if probes:
             write_probes(folder / PROBES, probes)
+        for name, tensors in beside.items():
+            if tensors is not None:
+                write_tensors(folder / name, tensors)
         own = {"seed": config.seed, "method": config.method, "draws": recipe.draws}
         write_sealed_json(folder / MODEL, {**model, **own})
 
@@ -221,7 +230,12 @@ def write_probes(path: Path, probes: Sequence[Probe]) -> None:
         "weight": torch.stack([probe.weight for probe in probes]),
         "bias": torch.stack([probe.bias for probe in probes]),
     }
-    write_whole(path, lambda unfinished: save_file(stacked, unfinished))
+    write_tensors(path, stacked)
+
+
+def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
+    """Into a file, whole or not at all."""
+    write_whole(path, lambda unfinished: save_file(dict(tensors), unfinished))
 
 
 def read_probes(folder: Path | None, count: int, head: Any) -> list[Probe] | None:

@@ -11,28 +11,22 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import yaml
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor
 from torch.utils.data import DataLoader
 
 from bella.console import progress_bar
 from bella.data.collate import collate
 from bella.errors import BellaError
-from bella.files import write_sealed_json, write_whole
 from bella.host import device_named
 from bella.models.seeing import Seeing, open_seeing, projector_of
 from bella.parallel.ranks import leads
 from bella.posterior import Posterior
-from bella.recipes import Plan, make, recipe_named
-from bella.report.pictures import curves
-from bella.runs.fitting import CONFIG, CURVES, chosen
-from bella.runs.opened import MODEL
+from bella.runs.fitting import Loaders, carry_out, start
 from bella.runs.vqa.config import VqaConfig, completed
 from bella.runs.vqa.found import FoundQuestions
 from bella.runs.vqa.opened import (
     ANSWERS,
-    FIGURES,
     PROJECTOR,
     SIMILARITY,
     VqaRun,
@@ -41,7 +35,6 @@ from bella.runs.vqa.opened import (
 )
 from bella.runs.vqa.questions import Pictured, Pictures, digest_of, read_questions
 from bella.sealed import digest
-from bella.training.fit import fit
 from bella.training.projector import eye_features, train_projector
 from bella.training.watching import Watcher
 
@@ -75,7 +68,7 @@ def train_vqa(
     """
     config, folder = completed(config), Path(folder)
     progress = progress and leads()
-    device, recipe = device_named(config.device), recipe_named(config.method)
+    device = device_named(config.device)
     questions = read_questions(**config.questions())
     seeing = open_seeing(config.network, config.image_size, config.seed, quantised=config.quantised)
     prompt = config.prompt or seeing.prompt
@@ -86,7 +79,7 @@ def train_vqa(
         # The vocabulary is large: logits are made of the places that can hold answers alone.
         return {**collate(items), "logits_to_keep": kept}
 
-    def loader(part: str, shuffle: bool = False) -> DataLoader:
+    def batches(part: str, shuffle: bool = False) -> DataLoader:
         return DataLoader(
             parts[part],
             config.batch_size,
@@ -95,38 +88,31 @@ def train_vqa(
             num_workers=config.workers,
         )
 
+    # What predicts is asked for words, and not for these: they need no batches of their own.
+    ordered, validation = batches("train"), batches("validation")
+    loaders = Loaders(batches("train", shuffle=True), ordered, ordered, validation, validation)
+    before = folder if resume else None
     with progress_bar(progress) as bar:
-        projector = own_projector(
-            config, seeing, parts["train"], folder if resume else None, device, bar
+        projector = own_projector(config, seeing, parts["train"], before, device, bar)
+        posterior, probes = start(
+            config, seeing, lambda: seeing, loaders, before, device, bar, probed=False
         )
-    assert config.particles is not None
-    plan = Plan(
-        particles=config.particles,
-        target_modules=chosen(config.target_modules, seeing.defaults.target_modules),
-        heads=chosen(config.modules_to_save, seeing.defaults.modules_to_save),
-        options=config.constructor_options(),
-        seed=config.seed,
-    )
-    posterior = make(config.method, seeing.network, plan)
     posterior.to(device)
-    train, validation = loader("train", shuffle=True), loader("validation")
     if tell is not None and leads():
-        tell(FoundQuestions.of(config, posterior, questions, len(train), projector is not None))
-    steps = -(-len(train) // config.accumulate) * config.epochs
-    settings = config.fit_settings()
+        steps, own = len(loaders.train), projector is not None
+        tell(FoundQuestions.of(config, posterior, questions, steps, own))
+    settings: dict[str, Any] = {}
     if config.cache_prefix == "auto":
         # The questions are the same each time, whatever puts them together.
         settings["cache_prefix"] = _fits(posterior, parts, config.cache_disk_bytes)
     answer_tokens = config.answer_tokens or max(kept - 1, 1)
-
-    def before_save() -> None:
-        for name in (MODEL, FIGURES, CURVES, PROJECTOR, ANSWERS, SIMILARITY):
-            (folder / name).unlink(missing_ok=True)
-        asked = yaml.safe_dump(config.written(), sort_keys=False)
-        write_whole(folder / CONFIG, lambda path: path.write_text(asked))
-        if projector is not None:
-            write_whole(folder / PROJECTOR, lambda path: save_file(projector, path))
-        model = {
+    done = carry_out(
+        config,
+        folder,
+        posterior,
+        probes,
+        loaders,
+        model={
             "task": config.task,
             "network": config.network,
             "quantised": config.quantised,
@@ -135,22 +121,9 @@ def train_vqa(
             "prompt": prompt,
             "answer_tokens": answer_tokens,
             "projector": projector is not None,
-            "seed": config.seed,
-            "method": config.method,
-        }
-        write_sealed_json(folder / MODEL, model)
-
-    record = fit(
-        posterior,
-        train,
-        validation=validation,
-        folder=folder,
-        resume=resume,
-        progress=progress,
-        watch=watch,
+        },
         identity={
             "task": config.task,
-            "method": config.method,
             "questions": digest_of({part: questions[part] for part in ("train", "validation")}),
             "image_size": config.image_size,
             "prompt": prompt,
@@ -158,17 +131,20 @@ def train_vqa(
             "projector_epochs": config.projector_epochs,
             "projector_rate": config.projector_rate,
         },
-        before_save=before_save,
-        **(settings | recipe.training(posterior, steps, settings)),
+        resume=resume,
+        progress=progress,
+        watch=watch,
+        settings=settings,
+        beside={PROJECTOR: projector, ANSWERS: None, SIMILARITY: None},
     )
-    if not leads():
+    if done is None:
         return {}
-    curves(folder / CURVES, record.history)
-    posterior.eval()
-    run = VqaRun(posterior, seeing, prompt, config.columns, answer_tokens, config.precision)
+    finished, _ = done
+    finished.eval()
+    run = VqaRun(finished, seeing, prompt, config.columns, answer_tokens, config.precision)
     with progress_bar(progress) as bar:
         rows = run.answer(questions["test"], bar)
-    return keep(folder, rows, posterior)
+    return keep(folder, rows, finished)
 
 
 def pictured(questions: dict[str, list[Any]], seeing: Seeing, prompt: str) -> dict[str, Pictured]:
