@@ -1,4 +1,4 @@
-"""Steps and predictions of five particles in each precision, against PEFT in the same one.
+"""Steps of five particles in each precision, against PEFT in the same one.
 
     python benchmarks/precision.py [--quick] [--device cuda]
 
@@ -6,7 +6,8 @@ PEFT runs as a user runs it, and beside it with bella's kernel for float32, wher
 PyTorch's own (else the two are one measurement). In bf16 both run under
 autocast; bella holds the frozen base in bfloat16 as well, and computes attention's gradients in
 float32 (`bella.particles.attended`), once with PyTorch's own beside it. The floor is that of
-``step.py``, at the rate of each precision's own square product. Batch 8; ``small.py`` has batch 1.
+``step.py``, at the rate of each precision's own square product. Batch 8; ``small.py`` has batch 1,
+and predictions.
 """
 
 from __future__ import annotations
@@ -61,8 +62,11 @@ class Unattended(Inside):
             super().run(call)
 
 
-def seconds_at(batch: int, options: Options, stack: ExitStack) -> dict[str, dict[str, Seconds]]:
-    """Steps and predictions of each way, by their names, in rounds in which all take turns."""
+def seconds_at(
+    batch: int, options: Options, stack: ExitStack, *, predictions: bool = False
+) -> dict[str, dict[str, Seconds]]:
+    """Steps, and predictions if wanted, of each way by its name, in rounds in which all take
+    turns."""
     whole, fewer = replace(options, autocast=False), replace(options, autocast=True)
     peft, peft16 = (Sequential(VIT, N, batch, o) for o in (whole, fewer))
     one = Sequential(VIT, 1, batch, whole)
@@ -88,11 +92,10 @@ def seconds_at(batch: int, options: Options, stack: ExitStack) -> dict[str, dict
     ways = {name: way for name, way in ways.items() if name not in same}
     squares = {dtype: square(options.device, dtype) for dtype in (torch.float32, torch.bfloat16)}
     found: dict[str, dict[str, Seconds]] = {}
-    kinds = {
-        "step": {name: way.step for name, way in ways.items()},
-        "prediction": {name: way.predict for name, way in ways.items()}
-        | {"one, float32": one.predict, "one, bf16 autocast": one16.predict},
-    }
+    kinds = {"step": {name: way.step for name, way in ways.items()}}
+    if predictions:
+        alone = {"one, float32": one.predict, "one, bf16 autocast": one16.predict}
+        kinds["prediction"] = {name: way.predict for name, way in ways.items()} | alone
     for kind, calls in kinds.items():
         rates = {f"square {str(dtype)[6:]}": product for dtype, product in squares.items()}
         found[kind] = paired(f"{kind}, batch {batch}", calls, options.until(), beside=rates)
@@ -108,7 +111,7 @@ def seconds_at(batch: int, options: Options, stack: ExitStack) -> dict[str, dict
 
 def targets(batch: int, found: dict[str, dict[str, Seconds]]) -> list[list[str]]:
     """What is asked of each, as paired ratios."""
-    step, prediction = found["step"], found["prediction"]
+    step, prediction = found["step"], found.get("prediction", {})
     f32, bf16 = "bella, float32", "bella, bf16 base"
     if batch == 1:
         asked = [
@@ -161,19 +164,17 @@ def milliseconds(values: Seconds) -> str:
 
 def table(batch: int, found: dict[str, dict[str, Seconds]]) -> Table:
     """What each way takes."""
-    names = [name for name in found["prediction"] if not name.startswith("square")]
+    kinds = [kind for kind in ("step", "prediction") if kind in found]
+    names = dict.fromkeys(name for kind in kinds for name in found[kind])
     rows = [
-        [
-            name,
-            *(
-                milliseconds(found[kind][name]) if name in found[kind] else "-"
-                for kind in ("step", "prediction")
-            ),
-        ]
-        for name in [*names, "floor, float32", "floor, bfloat16"]
+        [name, *(milliseconds(found[k][name]) if name in found[k] else "-" for k in kinds)]
+        for name in names
+        if not name.startswith("square")
     ]
-    title = f"Batch {batch}, milliseconds; PEFT is {N} runs, 'one' a single prediction."
-    return Table(title, (f"n = {N}", "step", "prediction"), rows)
+    alone = ", 'one' a single prediction" if len(kinds) > 1 else ""
+    return Table(
+        f"Batch {batch}, milliseconds; PEFT is {N} runs{alone}.", (f"n = {N}", *kinds), rows
+    )
 
 
 def measure(options: Options) -> tuple[float, list[Table]]:

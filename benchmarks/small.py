@@ -17,7 +17,7 @@ from precision import N, seconds_at, table, targets
 def measure(options: Options) -> tuple[float, list[Table]]:
     """All of it."""
     with ExitStack() as stack:
-        found = seconds_at(1, options, stack)
+        found = seconds_at(1, options, stack, predictions=True)
     return found["rate"]["float32"][0], [
         Table(f"{VIT.title}, 12 blocks, n={N}.", TARGETED, targets(1, found)),
         table(1, found),
