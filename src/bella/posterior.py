@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from bella import generation, storage
 from bella.errors import BellaError
 from bella.parallel.ranks import ALONE, Ranks
+from bella.particles.activated import Activation
 from bella.particles.axis import ParticleAxis
 from bella.particles.held import HeldBase
 from bella.particles.layer import ParticleLayer, Site
@@ -318,6 +319,10 @@ class Posterior(nn.Module):
             if isinstance(module, ParticleLayer)
         }
 
+    def functions(self) -> list[Activation]:
+        """What stands in the place of activation functions; see `bella.particles.activated`."""
+        return [module for module in self.network.modules() if isinstance(module, Activation)]
+
     def sites(self) -> list[Site]:
         """What a transport may move."""
         return [site for layer in self.layers().values() for site in layer.sites()]
@@ -377,6 +382,7 @@ class Posterior(nn.Module):
         # Nothing of a pass that another thread runs is copied, and no weights in fewer bits.
         with self.passes.turns, self.held.whole():
             merged = {id(layer): layer.merged(particle) for layer in self.layers().values()}
+            merged |= {id(function): copy.deepcopy(function.base) for function in self.functions()}
             plain = copy.deepcopy(self.network, merged)
         return plain.requires_grad_(False)
 

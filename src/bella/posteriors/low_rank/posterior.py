@@ -18,6 +18,7 @@ from torch import nn
 
 from bella.errors import BellaError
 from bella.particles import architectures, surgery, targets
+from bella.particles.activated import activations
 from bella.particles.axis import ParticleAxis
 from bella.particles.copies import copies_of, why_no_head
 from bella.particles.layer import ParticleLayer
@@ -246,7 +247,8 @@ def low_rank(
         for index, name in enumerate(heads):
             layers[name].reset((seed * 1_000_003 + index) % 2**63)  # type: ignore[operator]
 
-    surgery.install(network, layers, freeze=True)
+    functions = activations(network, beside=(*names, *heads))
+    surgery.install(network, functions | layers, freeze=True)
     settings = {
         "particles": particles,
         "rank": rank,
