@@ -193,6 +193,18 @@ def read_bytes(path: Path, limit: int = LARGEST_TEXT) -> bytes:
     return content
 
 
+def parsed(text: str) -> Any:
+    """What a JSON text of a stranger says.
+
+    Raises:
+        ValueError: it is no JSON, nested thousands of times, or an integer of thousands of digits.
+    """
+    try:
+        return json.loads(text)
+    except RecursionError:
+        raise ValueError("nested too deeply") from None
+
+
 def read_json(path: Path) -> Any:
     """Read JSON.
 

@@ -16,7 +16,7 @@ from bella.likelihood import nll
 from bella.runs import open_run, read_config, train_text
 from bella.runs.texts import TASKS, TextConfig
 from bella.runs.texts.base import Asked
-from bella.runs.texts.causal import chat_tokens
+from bella.runs.texts.causal import chat_tokens, messages_of
 from bella.runs.writing import open_writer
 
 FEW = {"epochs": 2, "batch_size": 8, "particles": 2, "rank": 2, "learning_rate": 0.01}
@@ -383,6 +383,12 @@ def questions(count=24):
     return found
 
 
+@pytest.mark.parametrize("cell", ["{", "[" * 100_000])
+def test_messages_that_are_no_json_are_named(cell):
+    with pytest.raises(bella.BellaError, match="Row 7 has messages that are no JSON"):
+        messages_of(cell, "Row 7")
+
+
 @pytest.mark.parametrize("options_by", ["mean", "sum", "letter"])
 def test_multiple_choice(options_by, writer, tmp_path):
     path = tmp_path / "questions.jsonl"
@@ -431,6 +437,7 @@ def test_an_answer_is_a_text_a_letter_or_a_number(answer, place):
         ({"answer": "Berlin"}, "no option's text, letter or number"),
         ({"choices": ["Paris", "Rome"]}, "2 options and the first question 3"),
         ({"choices": "Paris, Rome"}, "a list of texts"),
+        ({"choices": "[" * 100_000}, "a list of texts"),
     ],
 )
 def test_questions_that_cannot_be_asked_are_named(row, words, writer, tmp_path):

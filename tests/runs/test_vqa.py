@@ -231,6 +231,7 @@ def test_the_files_of_vqa_v2_are_read_with_their_people(tmp_path):
         ({"image": 3, "question": "what", "people": ["a"]}, "as its picture"),
         ({"image": "1.png", "question": "what", "people": [1]}, "as its answer"),
         ({"image": "1.png", "question": "what", "people": []}, "as its answer"),
+        ({"image": "1.png", "question": "what", "people": "[" * 100_000}, "as its answer"),
         ({"image": "1.png", "question": "what", "people": "a", "type": "odd"}, "of the type"),
         ({"picture": "1.png", "people": "a"}, "is the question cannot be told"),
     ],

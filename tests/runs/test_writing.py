@@ -120,6 +120,8 @@ def test_what_does_not_go_together_is_refused(places, monkeypatch, capsys, words
     [
         ("", "holds no prompts"),
         ("{", "Line 1 .* is no JSON"),
+        ("[" * 200_000, "Line 1 .* is no JSON"),
+        ('{"prompt": ' + "9" * 5000 + "}", "Line 1 .* is no JSON"),
         ('{"prompt": "a"}\n[]', "Line 2 .* is a list"),
         ('{"question": "a"}', "it has 'question'"),
         ('{"prompt": "a", "messages": []}', "either"),

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import csv
 import io
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,7 +20,7 @@ from bella.data.split import FRACTIONS, stratified_split
 from bella.data.table import PART_NAMES, PARTS
 from bella.data.written import LabelledTexts, Questions
 from bella.errors import BellaError, nearest, require
-from bella.files import read_bytes, shortened, shown
+from bella.files import parsed, read_bytes, shortened, shown
 
 PREFIX = "hf:"
 """Before a data set's name on the hub, or the folder of a copy."""
@@ -240,10 +239,10 @@ def _json_lines(path: Path) -> list[Row]:
     try:
         text = read_bytes(path, LARGEST).decode("utf-8-sig")
         if text.lstrip().startswith("["):
-            found = json.loads(text)
+            found = parsed(text)
         else:
-            found = [json.loads(line) for line in text.splitlines() if line.strip()]
-    except (OSError, UnicodeDecodeError, ValueError, RecursionError) as error:
+            found = [parsed(line) for line in text.splitlines() if line.strip()]
+    except (OSError, UnicodeDecodeError, ValueError) as error:
         raise BellaError(
             f"{path} cannot be read as JSON lines ({shortened(error)}): write one object a line."
         ) from error

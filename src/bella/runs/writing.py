@@ -13,7 +13,7 @@ from rich.progress import Progress
 
 import bella
 from bella.errors import BellaError
-from bella.files import read_bytes, read_sealed_json, write_whole
+from bella.files import parsed, read_bytes, read_sealed_json, shortened, write_whole
 from bella.generation import Answers
 from bella.host import device_named
 from bella.models.language import open_language
@@ -165,9 +165,9 @@ def read_prompts(path: str | Path, chat: bool = False) -> list[dict[str, Any]]:
         if not raw.strip():
             continue
         try:
-            line = json.loads(raw)
-        except json.JSONDecodeError as error:
-            raise BellaError(f"Line {number} of {path} is no JSON ({error.msg}).") from None
+            line = parsed(raw)
+        except ValueError as error:
+            raise BellaError(f"Line {number} of {path} is no JSON ({shortened(error)}).") from None
         found.append(_checked(line, f"Line {number} of {path}", chat))
     if not found:
         raise BellaError(f"{path} holds no prompts: write one JSON object a line.")

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from bella.errors import BellaError
-from bella.files import read_bytes
+from bella.files import parsed, read_bytes
 
 Rows = Sequence[Mapping[str, Any]]
 TYPES = ("yes/no", "number", "other")
@@ -66,7 +65,7 @@ def read_answers(path: Path) -> list[dict[str, Any]]:
     rows = []
     for number, line in enumerate(read_bytes(path, LARGEST).decode("utf-8").splitlines(), 1):
         try:
-            row = json.loads(line)
+            row = parsed(line)
         except ValueError:
             row = None
         if not isinstance(row, dict) or not all(

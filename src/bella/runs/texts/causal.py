@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ClassVar
 
@@ -12,7 +11,7 @@ from bella.data.labelled import UNKNOWN
 from bella.data.records import Records
 from bella.errors import BellaError, require
 from bella.evaluation.tokens import by_example, evaluate_tokens, token_rows
-from bella.files import shortened
+from bella.files import parsed, shortened
 from bella.generation.texts import answer_tokens, prompt_tokens
 from bella.models.language import OpenedLanguage, open_language
 from bella.runs.texts.base import Asked, Facts, TextTask, TokenisedTexts, rounded
@@ -151,7 +150,7 @@ def messages_of(cell: Any, where: str) -> list[dict[str, str]]:
     """
     if isinstance(cell, str):
         try:
-            cell = json.loads(cell)
+            cell = parsed(cell)
         except ValueError as error:
             raise BellaError(
                 f"{where} has messages that are no JSON ({shortened(error)})."

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import string
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ClassVar
@@ -13,7 +12,7 @@ from bella.data.choices import TokenisedQuestions
 from bella.data.records import Records
 from bella.data.written import Questions
 from bella.errors import BellaError
-from bella.files import shown
+from bella.files import parsed, shown
 from bella.models.chooser import Chooser
 from bella.models.language import OpenedLanguage, open_language
 from bella.models.opened import Defaults
@@ -158,7 +157,7 @@ def options_of(records: Records, columns: str, count: int | None = None) -> list
 def _listed(cell: Any) -> list[Any] | None:
     if isinstance(cell, str):
         try:
-            cell = json.loads(cell)
+            cell = parsed(cell)
         except ValueError:
             return None
     if isinstance(cell, Mapping):  # {"text": [...], "label": [...]}, as ARC has it

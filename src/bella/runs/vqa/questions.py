@@ -21,7 +21,7 @@ from bella.data.records import Records, divided, read_records
 from bella.data.sets.base import at_most
 from bella.data.written import ImageQuestions
 from bella.errors import BellaError
-from bella.files import shown
+from bella.files import parsed, shown
 from bella.metrics.vqa import TYPES, answer_type, votes
 from bella.models.seeing import Seeing
 
@@ -204,7 +204,7 @@ def _people(cell: Any) -> tuple[str, ...] | None:
         return ()
     if isinstance(cell, str) and cell.lstrip().startswith("["):
         try:
-            cell = json.loads(cell)
+            cell = parsed(cell)
         except ValueError:
             return None
     said = [cell] if isinstance(cell, str) else cell
