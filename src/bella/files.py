@@ -224,15 +224,25 @@ def read_json(path: Path) -> Any:
         raise BellaError(f"{path} is damaged ({shortened(error)}): run it again.") from None
 
 
+def read_mapping(path: Path) -> dict[str, Any]:
+    """Read JSON that is a mapping.
+
+    Raises:
+        BellaError: no such file, not JSON, or no mapping.
+    """
+    content = read_json(path)
+    if not isinstance(content, dict):
+        raise BellaError(f"{path} is damaged (it holds no mapping): run it again.")
+    return content
+
+
 def read_sealed_json(path: Path) -> dict[str, Any]:
     """The mapping that `write_sealed_json` wrote, or one of a time before there were checksums.
 
     Raises:
         BellaError: no such file, no mapping, or not as it was written.
     """
-    content = read_json(path)
-    if not isinstance(content, dict):
-        raise BellaError(f"{path} is damaged (it holds no mapping): run it again.")
+    content = read_mapping(path)
     if SEAL in content and not is_whole(content):
         raise BellaError(
             f"{path} is not as it was written (its checksum is another): run it again."

@@ -133,6 +133,9 @@ def test_images_that_were_skipped_are_counted_in_the_report(place, tmp_path):
 def test_a_training_that_goes_on_says_so(place, tmp_path):
     folder = tmp_path / "run"
     shutil.copytree(place / "two", folder)
+    (folder / "figures.json").write_text("[1]")
+    with pytest.raises(BellaError, match="holds no mapping"):
+        run_materials([folder], Asked())
     (folder / "figures.json").unlink()
     (found,) = run_materials([folder], Asked())
     assert "is not finished" in found.notes[0]

@@ -345,5 +345,7 @@ def test_a_calibration_that_promises_nothing_is_refused(run, pictures):
         referral(run, pictures / "others", above=0.5)
     with pytest.raises(BellaError, match="no number"):
         referral(run, above=float("nan"))
+    with pytest.raises(BellaError, match="name them by calibrate"):
+        referral(run, risk=0.2, above=0.5)
     assert referral(run, above=0.5) == (0.5, "")
     assert referral(run) == (None, "")

@@ -32,3 +32,10 @@ def test_a_wrong_value_is_named_by_the_word_that_was_used():
 def test_an_unknown_setting_is_answered_with_the_known_ones():
     with pytest.raises(bella.BellaError, match=r"'epoch' is no setting.*epochs"):
         checked(Settings, {"epoch": 3})
+
+
+def test_a_seed_that_no_generator_takes_is_refused():
+    assert checked(Settings, {"seed": 2**63 - 1}).seed == 2**63 - 1
+    for seed in (-1, 2**63, 2**70):
+        with pytest.raises(bella.BellaError, match=f"seed={seed}"):
+            checked(Settings, {"seed": seed})

@@ -32,8 +32,14 @@ def serve(
             show_default=False,
         ),
     ] = None,
-    risk: Annotated[float, typer.Option(help="Of --calibrate: wrong answers below it.")] = 0.05,
-    delta: Annotated[float, typer.Option(help="Of --calibrate: that it promises wrongly.")] = 0.1,
+    risk: Annotated[
+        float | None,
+        typer.Option(help="Of --calibrate: wrong answers below it.", show_default="0.05"),
+    ] = None,
+    delta: Annotated[
+        float | None,
+        typer.Option(help="Of --calibrate: that it promises wrongly.", show_default="0.1"),
+    ] = None,
     refer_above: Annotated[
         float | None,
         typer.Option(help="Such an entropy in nats, by itself.", show_default=False),

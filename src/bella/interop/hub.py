@@ -16,7 +16,7 @@ from torch import nn
 
 import bella
 from bella.errors import BellaError, require
-from bella.files import read_json, read_sealed_json, shortened, whole_folder, write_whole
+from bella.files import read_mapping, read_sealed_json, shortened, whole_folder, write_whole
 from bella.posterior import Posterior
 from bella.posteriors.loading import load
 from bella.storage import SETTINGS, TENSORS, read
@@ -122,7 +122,7 @@ def model_card(folder: Path) -> str:
     hub = require("huggingface_hub", extra="hf")
     saved = read(folder)
     run = read_sealed_json(folder / MODEL) if (folder / MODEL).exists() else {}
-    figures = read_json(folder / FIGURES) if (folder / FIGURES).exists() else {}
+    figures = read_mapping(folder / FIGURES) if (folder / FIGURES).exists() else {}
     network = str(run.get("network", ""))
     name = folder.resolve().name
     data = hub.ModelCardData(

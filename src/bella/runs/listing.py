@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from bella.errors import BellaError
-from bella.files import read_json, read_sealed_json
+from bella.files import read_mapping, read_sealed_json
 from bella.runs.opened import MODEL
 from bella.training.settings import read_yaml
 
@@ -112,7 +112,4 @@ def listed(folder: Path) -> Listed:
 
 
 def _json(path: Path) -> dict[str, Any]:
-    content = read_json(path) if path.exists() else {}
-    if not isinstance(content, dict):
-        raise BellaError(f"{path} is damaged (it holds no mapping): run it again.")
-    return content
+    return read_mapping(path) if path.exists() else {}

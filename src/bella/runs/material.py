@@ -20,7 +20,7 @@ from bella.errors import BellaError
 from bella.evaluation.attacks import BUDGETS, attacked
 from bella.evaluation.cost import cost
 from bella.evaluation.evaluate import collect, known_figures, shifted_figures
-from bella.files import read_json
+from bella.files import read_mapping
 from bella.inputs import split, to
 from bella.prediction.predict import predict
 from bella.prediction.predictive import Predictive
@@ -124,7 +124,7 @@ def _answered(folder: Path, asked: Asked, bar: Progress | None) -> _Answered:
         config = read_config(folder / CONFIG, {}, {"": TextConfig})
     inputs = _inputs(folder, run, config, asked)
     said = {name: _said(run, part, bar) for name, part in inputs.items()}
-    record = read_json(folder / "run.json") if (folder / "run.json").exists() else {}
+    record = read_mapping(folder / "run.json") if (folder / "run.json").exists() else {}
     figures = known_figures(*said["test"])
     shifts = {n: shifted_figures(*said["test"], *said[n]) for n in said if n not in PARTS}
     count = cost(run.posterior)
@@ -156,7 +156,7 @@ def _notes(folder: Path, asked: Asked, figures: Mapping[str, float], count: int)
         return [f"The test images are those of {asked.data}, and not {folder}'s own test part."]
     if not (folder / FIGURES).exists():
         return [f"The training of {folder} is not finished: these are the particles so far."]
-    then = read_json(folder / FIGURES)
+    then = read_mapping(folder / FIGURES)
     same = all(isinstance(then.get(name), float) for name in ("accuracy", "nll"))
     same = same and abs(then["accuracy"] - figures["accuracy"]) < 1 / count
     if same and abs(then["nll"] - figures["nll"]) <= SAME * abs(then["nll"]):
@@ -393,7 +393,7 @@ def _facts(group: Sequence[_Answered], titles: Sequence[str]) -> dict[str, str]:
         found["data"] = first.config.data
     if isinstance(first.run, TrainedRun) and (bad := read_model(first.folder).skipped_images):
         found["images that cannot be read"] = f"{bad}, skipped"
-    if versions := first.record.get("versions"):
+    if isinstance(versions := first.record.get("versions"), dict):
         found["machine"] = versions.get("machine", "")
         found["versions"] = ", ".join(f"{n} {v}" for n, v in versions.items() if n != "machine")
     return found

@@ -16,8 +16,8 @@ from bella.runs.texts.opened import joined
 def referral(
     run: Any,
     calibrate: str | Path | None = None,
-    risk: float = 0.05,
-    delta: float = 0.1,
+    risk: float | None = None,
+    delta: float | None = None,
     above: float | None = None,
 ) -> tuple[float | None, str]:
     """The entropy in nats from which on an answer is for a person, and what that promises.
@@ -25,8 +25,8 @@ def referral(
     Args:
         run: an opened one.
         calibrate: labelled examples that it was not trained on.
-        risk: see `bella.evaluation.abstention.promise`.
-        delta: likewise.
+        risk: see `bella.evaluation.abstention.promise`; .05 if it is not given.
+        delta: likewise; .1.
         above: such an entropy by itself; it promises nothing.
 
     Returns:
@@ -34,14 +34,20 @@ def referral(
         all answers.
 
     Raises:
-        BellaError: both are given, a run without classes, or examples that promise nothing.
+        BellaError: both are given, a risk without examples to promise it on, a run without
+            classes, or examples that promise nothing.
     """
     if calibrate is None:
+        if risk is not None or delta is not None:
+            raise BellaError(
+                "A risk is promised on labelled examples: name them by calibrate (--calibrate)."
+            )
         if above is not None and above != above:
             raise BellaError("The entropy to refer from is no number.")
         return above, ""
     if above is not None:
         raise BellaError("Give calibration examples or an entropy to refer from, not both.")
+    risk, delta = 0.05 if risk is None else risk, 0.1 if delta is None else delta
     said, labels = calibration(run, calibrate)
     made = promise(said.probs, labels, said.entropy, risk=risk, delta=delta)
     if not made.kept:

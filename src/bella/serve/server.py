@@ -62,8 +62,8 @@ def serve(
     device: str | None = None,
     own_code: bool = False,
     calibrate: str | Path | None = None,
-    risk: float = 0.05,
-    delta: float = 0.1,
+    risk: float | None = None,
+    delta: float | None = None,
     refer_above: float | None = None,
     quiet: bool = False,
 ) -> None:
@@ -79,8 +79,8 @@ def serve(
         own_code: see `bella.runs.opened.open_run`.
         calibrate: labelled examples that the run was not trained on, to find the entropy from
             which on an answer is for a person (`bella.evaluation.abstention.promise`).
-        risk: the share of wrong answers that is promised below it.
-        delta: the probability that the promise is wrong.
+        risk: the share of wrong answers that is promised below it; .05 if it is not given.
+        delta: the probability that the promise is wrong; .1 if it is not given.
         refer_above: such an entropy, in nats, by itself.
         quiet: whether requests are not logged.
 

@@ -123,7 +123,7 @@ class Settings(BaseModel):
     kl_warmup: int = Field(0, ge=0)
     particle_processes: int = Field(1, ge=1)
     device: str | None = None
-    seed: int = Field(0, ge=0)
+    seed: int = Field(0, ge=0, lt=2**63)
 
     @field_validator("precision", mode="before")
     @classmethod
