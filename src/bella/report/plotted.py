@@ -73,7 +73,8 @@ def dots(values: Mapping[str, Sequence[float]], axis: Axis, title: str = "") -> 
     panel.set_yticks(range(len(values)), list(values), fontsize=9)
     panel.invert_yaxis()
     panel.margins(y=0.1)
-    panel.set_title(title, fontsize=10, loc="left")
+    # From the figure's edge and not the panel's: names stand left of that, and titles are long.
+    figure.suptitle(title, fontsize=10, x=0.01, ha="left")
     panel.grid(axis="x", color=FAINT, alpha=0.3)
     _scale(panel.xaxis, panel.set_xlabel, panel.set_xscale, panel.set_xlim, axis)
     return figure

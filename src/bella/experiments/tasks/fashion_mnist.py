@@ -18,7 +18,7 @@ def fashion_task() -> Task:
         parts[name] = at_most(count, parts[name])
     return Task(
         "fashion-mnist",
-        "Fashion-MNIST (1,000 training images), EfficientNet-Lite0",
+        "Fashion-MNIST, EfficientNet-Lite0",
         open_lite,
         parts,
         fixed(parts),
