@@ -1,15 +1,18 @@
-"""The walks of docs/text.md and language.md: commands are run, in order, as they stand."""
+"""The walks of docs/text.md, language.md and peft.md: commands are run, in order, as they stand."""
 
 from __future__ import annotations
 
 import json
 import re
 import shlex
+import warnings
 from pathlib import Path
 
+import peft
+import pytest
 import torch
 import transformers as hf
-from language_cases import small_tokenizer, stand_in
+from language_cases import WORDS, small_language_model, small_tokenizer, stand_in
 from typer.testing import CliRunner
 
 from bella.cli.app import app
@@ -88,3 +91,41 @@ def test_five_questions_are_asked_by_the_command(tmp_path, monkeypatch):
     assert len(rows) == 5
     for row in rows:
         assert 0 <= row["mutual_information"] <= row["entropy"]
+
+
+@pytest.fixture
+def adapters(tmp_path):
+    """A network with its tokenizer, and three adapters of it, as PEFT saves them."""
+    small_language_model().save_pretrained(tmp_path / "base")
+    small_tokenizer().save_pretrained(tmp_path / "base")
+    settings = peft.LoraConfig(r=4, target_modules=["q_proj", "v_proj"], init_lora_weights=False)
+    for number in range(3):
+        base = small_language_model()
+        torch.manual_seed(number)  # each its own
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # PEFT asks the hub for the base's configuration
+            peft.get_peft_model(base, settings).save_pretrained(tmp_path / f"lora-{number}")
+    return tmp_path
+
+
+def test_three_adapters_of_a_language_model_come_and_leave(adapters, monkeypatch):
+    monkeypatch.chdir(adapters)
+    commands = [block for kind, block in blocks_of("peft.md") if kind == "sh"]
+    ran = [name for block in commands for name in run_commands(block)]
+    assert ran == ["fit", "export", "export"]
+    from bella.runs import open_run
+
+    opened = open_run("runs/chat", device="cpu")
+    tokens = torch.randint(3, len(WORDS), (2, 6), generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        found = opened.posterior(input_ids=tokens).logits
+        for number in range(3):
+            network = peft.PeftModel.from_pretrained(
+                small_language_model(), adapters / "adapters" / f"particle-{number}"
+            ).eval()
+            theirs = network(input_ids=tokens).logits
+            torch.testing.assert_close(theirs, found[number], rtol=1e-5, atol=1e-5)
+        soup = hf.AutoModelForCausalLM.from_pretrained(adapters / "soup").eval()
+        own = opened.posterior.soup()(input_ids=tokens).logits
+        torch.testing.assert_close(soup(input_ids=tokens).logits, own, rtol=1e-5, atol=1e-5)
+    assert len(hf.AutoTokenizer.from_pretrained(adapters / "soup")) == len(WORDS) + 3
