@@ -3,8 +3,9 @@
     python docs/judged.py runs/judged/elpv runs/judged/fashion-mnist ...
 
 Reads the ``results.json`` of comparisons and writes between the markers of ``judged`` in
-docs/results.md. Tests are paired over the seeds, corrected for overlapping splits where each seed
-splits the data anew, and Holm's among all claims of a table; what is not won is shown like what is.
+docs/results.md: first what was run, then the tables. Tests are paired over the seeds, corrected for
+what their data share (`bella.metrics.paired`), and Holm's among all claims of a table; what is not
+won is shown like what is.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from pathlib import Path
 from update import ROOT, between
 
 from bella.metrics.paired import LEVEL, holm
-from bella.report.claims import Claim, difference, made_of
+from bella.report.claims import Claim, difference, made_of, overlap_of
 from bella.report.tables import TEST, Column, Results, markdown, read_results
 
 OURS = "bella"
@@ -92,11 +93,33 @@ def table(folders: Sequence[Path], title: str, controls: Sequence[str]) -> str:
     return f"**{title}.** {said}\n\n{markdown(HEADINGS, rows, words=2)}"
 
 
+SPLITS = {
+    "each seed": "all data split anew by each seed",
+    "training data": "training data drawn anew by each seed, one test part",
+    "all seeds": "one split for all seeds",
+}
+
+
+def runs(folders: Sequence[Path]) -> str:
+    """What the tables are made of: data, seeds, machine, date."""
+    rows = []
+    for results in map(read_results, folders):
+        parts = ", ".join(f"{name} {count:,}" for name, count in results["parts"].items())
+        rows.append(
+            [
+                *(results["task"], f"{results['seeds']}", parts),
+                f"{SPLITS[results['splits']]}; overlap {overlap_of(results):.2f}",
+                *(results["versions"]["machine"], results["date"]),
+            ]
+        )
+    return markdown(("data", "seeds", "parts", "split", "machine", "date"), rows, words=6)
+
+
 def main(names: list[str]) -> None:
     """Write the tables."""
     folders = [Path(name) for name in names]
     made = [table(folders, title, controls) for title, controls in FAMILIES.items()]
-    between(ROOT / "docs" / "results.md", "judged", "\n\n".join(made))
+    between(ROOT / "docs" / "results.md", "judged", "\n\n".join([runs(folders), *made]))
 
 
 if __name__ == "__main__":

@@ -18,12 +18,12 @@ import bella
 from bella.console import progress_bar
 from bella.data import Preprocess
 from bella.experiments.bench import Bench, read_outputs
-from bella.experiments.compare import Row, compare, summary
+from bella.experiments.compare import Row, compare, seeds_share, summary
 from bella.experiments.methods import METHODS, methods_named
 from bella.experiments.methods import trained as engine
 from bella.experiments.page import write_page
 from bella.experiments.tasks import task_named
-from bella.experiments.tasks.task import Task, fixed
+from bella.experiments.tasks.task import Task, draw, fixed
 from bella.models import Defaults, Opened
 from bella.prediction.pool import fit_pool
 from bella.prediction.predictive import Predictive
@@ -406,6 +406,49 @@ def test_words_say_what_the_seeds_know():
     # Without an overlap the interval is .01 √.2 · 2.776 = .0124 to either side.
     assert "better: NLL" in verdict(shared)[1]
     assert "not told apart: NLL" in verdict(made_up(-0.013))[1]
+
+
+def test_draws_that_share_a_test_part_say_so_and_are_corrected_for_what_they_share():
+    drawn = made_up(-0.013, splits="training data", overlap=0.0)
+    assert "all share one test part" in verdict(drawn)[0]
+    assert "better: NLL" in verdict(drawn)[1]
+    assert "not told apart: NLL" in verdict(drawn | {"overlap": 1 / 3})[1]
+
+
+def test_which_data_the_seeds_share_is_found_in_their_splits():
+    def drawn(split):
+        return dataclasses.replace(small_task(), split=split)
+
+    whole = small_task().split(0)
+    assert seeds_share(small_task(), 3) == {"splits": "all seeds", "overlap": 0.0}
+    # Seeds 0 and 1 share 10 of 20, 1 and 2 as many, 0 and 2 none: a third.
+    moving = drawn(lambda s: whole | {"train": ("train", list(range(10 * s, 10 * s + 20)))})
+    assert seeds_share(moving, 3) == {"splits": "training data", "overlap": pytest.approx(0.5)}
+    tested = drawn(lambda s: whole | {"test": ("test", list(range(s, s + 30)))})
+    assert seeds_share(tested, 3) == {"splits": "each seed", "overlap": 0.5}
+
+
+def test_nothing_is_computed_of_what_no_seed_draws(tmp_path, monkeypatch):
+    """The network never sees a row of the pool that the seed did not draw."""
+    base, seen = small_task(), set()
+    pool = base.pools["train"]
+    read = Points.__getitem__
+    monkeypatch.setattr(Points, "__getitem__", lambda p, i: (seen.add((len(p), i)), read(p, i))[1])
+    counts = {"train": 20, "validation": 10}
+
+    def split(seed):
+        own = draw("train", pool.y.tolist(), counts, seed)
+        return {**own, **{name: base.split(0)[name] for name in ("test", "far")}}
+
+    task = dataclasses.replace(base, split=split)
+    drawn = {row for name in counts for row in split(1)[name][1]}
+    assert drawn != {row for name in counts for row in split(0)[name][1]}
+    compare(task, ["probe", "bella"], seeds=2, folder=tmp_path, progress=False)
+    seen.clear()
+    compare(task, ["anchors"], seeds=2, folder=tmp_path, progress=False)
+    rows = {i for size, i in seen if size == 60}
+    allowed = {row for seed in (0, 1) for name in counts for row in split(seed)[name][1]}
+    assert rows <= allowed | {*range(32)}  # the first ones are what predictions are timed on
 
 
 def test_a_claim_must_stand_among_all_others():

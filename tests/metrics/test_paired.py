@@ -10,7 +10,7 @@ from scipy import stats
 
 import bella
 from bella.metrics import holm, paired_test
-from bella.metrics.paired import needed
+from bella.metrics.paired import needed, overlap_of_draws
 
 A, B = [0.31, 0.28, 0.35, 0.30], [0.33, 0.31, 0.34, 0.35]
 
@@ -44,6 +44,23 @@ def test_overlapping_splits_keep_the_level_only_with_the_correction():
             found[overlap] += paired_test(gaps, [0.0] * 15, overlap=overlap).p < 0.05
     assert abs(found[0.25] / 400 - 0.05) < 0.035
     assert found[0.0] / 400 > 0.2
+
+
+def test_draws_from_one_pool_keep_the_level_with_what_they_share():
+    """Means of 40 of 100 examples, drawn 8 times from the same 100: two draws share .4 of them."""
+    random = np.random.default_rng(1)
+    found = {0.0: 0, overlap_of_draws(0.4): 0}
+    for _ in range(400):
+        pool = random.normal(size=100)
+        gaps = [float(pool[random.permutation(100)[:40]].mean()) for _ in range(8)]
+        for overlap in found:
+            found[overlap] += paired_test(gaps, [0.0] * 8, overlap=overlap).p < 0.05
+    assert abs(found[overlap_of_draws(0.4)] / 400 - 0.05) < 0.035
+    assert found[0.0] / 400 > 0.2
+    assert overlap_of_draws(0.2) == pytest.approx(0.25)
+    for share in (1.0, -0.1, math.nan):
+        with pytest.raises(bella.BellaError, match="share from 0"):
+            overlap_of_draws(share)
 
 
 def test_differences_without_a_spread_have_the_sign_test_s_p_value():

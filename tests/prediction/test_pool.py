@@ -196,9 +196,11 @@ def test_the_distance_is_standardised_and_makes_far_examples_doubtful():
     bare = fit_pool(groups, labels)(groups)
     log_entropy = bare.entropy.log()
     standard = (log_entropy - log_entropy.mean()) / log_entropy.std()
-    torch.testing.assert_close(near.novelty, expected + standard)
+    normal = torch.distributions.Normal(0.0, 1.0)
+    chances = (1 - normal.cdf(expected)) * (1 - normal.cdf(standard))
+    torch.testing.assert_close(near.novelty, -chances.log(), rtol=1e-8, atol=1e-10)
     torch.testing.assert_close(
-        near.temperature, pool.temperature * (1 + (expected - 2).clamp_min(0))
+        near.temperature, pool.temperature * (1 + (expected - 2).clamp_min(0)).sqrt()
     )
     ordinary = expected < 2
     torch.testing.assert_close(near.probs[ordinary], bare.probs[ordinary])

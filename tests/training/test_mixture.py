@@ -14,7 +14,8 @@ from torch.utils.data import DataLoader, TensorDataset
 
 import bella
 from bella.errors import BellaError
-from bella.prediction.mixture import FILE
+from bella.prediction.activations import Reading
+from bella.prediction.mixture import FILE, Distance, nearest
 from bella.prediction.pool import em_weights, fit_pool
 from bella.sealed import read_sealed, write_sealed
 
@@ -38,22 +39,39 @@ def same(one, other, **close):
         torch.testing.assert_close(getattr(one, name), getattr(other, name), **close)
 
 
-def test_the_predictive_is_the_composition_of_its_parts(trained, mixed):
-    x, y = FRESH
-    network = Blocks().eval()  # as it was before any particle
+@torch.no_grad()
+def frozen(network, x):
     h = [x]
     for block in network.blocks:
         h.append(block(h[-1]))
-    features = dict(zip(("blocks.0", "blocks.1", "blocks.2", "head"), h, strict=True))
+    return dict(zip(("blocks.0", "blocks.1", "blocks.2", "head"), h, strict=True))
+
+
+def cosines(a, b):
+    a, b = a.double(), b.double()
+    return (a @ b.mT) / a.norm(dim=1, keepdim=True) / b.norm(dim=1)
+
+
+def test_the_predictive_is_the_composition_of_its_parts(trained, mixed):
+    x, y = FRESH
+    network = Blocks().eval()  # as it was before any particle
+    features = frozen(network, x)
 
     def readout(one):
         joined = torch.cat([features[r.place] for r in one.readings], 1)
         return (joined @ one.weight.mT + one.bias)[None]
 
+    train, held_out = (frozen(network, x) for x in (TRAIN[0], HELD_OUT[0]))
+
     def distance(one):
-        a, b = features[one.reading.place].double(), one.references.double()
-        cos = (a @ b.mT) / a.norm(dim=1, keepdim=True) / b.norm(dim=1)
-        return (1 - cos.max(1).values).clamp_min(1e-6).log()
+        place = one.reading.place
+        pairs = [(1 - cosines(a[place], train[place])) for a in (features, held_out, train)]
+        pairs[2].fill_diagonal_(2.0)  # none is its own neighbour
+        ours, theirs, own = (p.clamp_min(1e-6).log().topk(5, largest=False) for p in pairs)
+        u, d = own.values.mean(1)[theirs.indices].mean(1), theirs.values.mean(1)
+        slope = ((u - u.mean()) * d).sum() / (u - u.mean()).square().sum()
+        assert one.slope == pytest.approx(min(max(float(slope), 0), 1), abs=1e-4)
+        return ours.values.mean(1) - one.slope * own.values.mean(1)[ours.indices].mean(1)
 
     with torch.no_grad():
         groups = [torch.stack([trained.particle(i)(x) for i in range(3)])]
@@ -80,6 +98,29 @@ def test_the_pool_is_fitted_on_validation_and_its_figure_is_cross_fitted(trained
     assert mixed.pool.weights != pytest.approx(em_weights(scores).tolist(), abs=1e-6)
     assert mixed.figures["validation_nll"] > bella.predict(mixed, x).nll(y)
     assert set(mixed.figures["anchors"]) == {str(one) for one in mixed.readouts}
+
+
+def test_a_sparse_region_is_not_far_from_itself():
+    """On the circle every example is at an angle a from its two neighbours; those of one half are
+    at a third of that, and each half is as near to its own as the data there are."""
+    reading = Reading("place", "flat")
+
+    def points(angles):
+        return torch.stack([angles.cos(), angles.sin()], 1).double()
+
+    dense, sparse = torch.arange(60) * 0.01 + 0.1, torch.arange(20) * 0.03 + 2.5
+    train, between = points(torch.cat([dense, sparse])), torch.cat([dense[9:50], sparse[5:15]])
+    measure = Distance.to(reading, train, points(between + 0.002))
+    assert measure.slope > 0.7
+    near = measure({reading: points(torch.cat([dense[20:21], sparse[9:10]]) + 0.002)})
+    assert abs(float(near[0] - near[1])) < 0.6
+    assert float(
+        nearest(points(dense[20:21] + 0.002), measure.references.double())[0]
+    ) < -1 + float(nearest(points(sparse[9:10] + 0.002), measure.references.double())[0])
+    far = measure({reading: points(torch.tensor([4.5]))})
+    assert float(far) > 3 + float(near.max())
+    same_as = nearest(measure.references[:3], measure.references, same=True)[1]
+    assert all(row not in found for row, found in enumerate(same_as.tolist()))
 
 
 def test_evaluate_takes_a_mixture(trained, mixed):
@@ -141,6 +182,7 @@ def test_files_that_are_damaged_or_of_other_particles_are_refused(mixed, trained
         ("readouts", [["blocks.0:none"]]),
         ("places", [["gone", 0, 0]]),
         ("distances", 3),
+        ("distances", [[name, 2.0] for name, _ in record["distances"]]),
         ("format", 9),
     ):
         damaged = json.loads(json.dumps({k: v for k, v in record.items() if k != "tensors"}))

@@ -1,7 +1,8 @@
 """The bench that methods are run on: one task's data, features, probes and earlier runs.
 
-What does not depend on the method is computed once for all: the shared prefix of each pool of
-images, the frozen features, and the linear probes.
+What does not depend on the method is computed once for all: of each part of the data the shared
+prefix and the frozen features, and the linear probes. Of a large pool nothing is computed but of
+what a seed draws.
 """
 
 from __future__ import annotations
@@ -14,18 +15,19 @@ from contextlib import ExitStack
 from functools import cached_property
 from itertools import chain
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from rich.progress import Progress
 from safetensors.torch import load_file, save_file
 from torch import Tensor
-from torch.utils.data import DataLoader, default_collate
+from torch.utils.data import DataLoader, Subset, default_collate
 
 import bella
 from bella.errors import BellaError
 from bella.evaluation.evaluate import collect
 from bella.experiments.methods.base import Costs, Outputs
+from bella.experiments.tasks.task import Place as Part
 from bella.experiments.tasks.task import Task
 from bella.files import read_json, write_whole
 from bella.host import device_named
@@ -57,6 +59,9 @@ from bella.training.settings import Settings, checked
 from bella.trees import map_tensors, tensors_of
 
 Batches = Callable[[list[int]], Any]
+Made = TypeVar("Made")
+Kept = dict[tuple[str, tuple[int, ...]], Made]
+"""What was made of some examples of a pool."""
 
 COSTS = ("trainable", "bytes_on_disk", "seconds_training", "mb_training", "ms_predicting")
 TIMED = 32
@@ -93,16 +98,16 @@ class Bench:
         self.bar = bar
         self.reads = False
         self.fresh: tuple[int, Opened | OpenedLanguage] | None = None
-        self.pools: dict[str, Batches] = {}
-        self.pool_features: dict[str, Features] = {}
-        self.read: dict[str, Activations] = {}
+        self.prefixes: Kept[Batches] = {}
+        self.seen: Kept[Features] = {}
+        self.read: Kept[Activations] = {}
         self.anchors: dict[int, list[Readout]] = {}
         self.anchor_seconds: dict[int, float] = {}
+        self.distances: dict[int, list[Distance]] = {}
         self.probes: dict[tuple[int, int], list[Probe]] = {}
         self.strengths: dict[int, float] = {}
         self.networks: dict[int, str] = {}
         self.data = ""
-        self._entrance: bool | str = False
 
     @property
     def precision(self) -> str:
@@ -147,35 +152,51 @@ class Bench:
             b_std=0.0,
         )
 
-    @property
+    def once(self, kept: Kept[Made], place: Part, make: Callable[[], Made]) -> Made:
+        """What is made of some examples of a pool: made once, and kept while seeds ask for it."""
+        key = key_of(place)
+        if key not in kept:
+            while len(kept) >= len(self.task.split(0)):  # the oldest is what another seed drew
+                del kept[next(iter(kept))]
+            kept[key] = make()
+        kept[key] = kept.pop(key)  # the newest
+        return kept[key]
+
+    @cached_property
     def entrance(self) -> bool | str:
-        """Module at which a network continues from what the shared prefix made; or ``False``."""
-        for pool in self.task.pools:
-            self.batches(pool)
-        return self._entrance
+        """Module at which a network continues from what the shared prefix made; or ``False``, where
+        the network shares none or the data are random."""
+        if not self.task.pretrained:
+            return False
+        posterior = self.frozen().train()
+        for pool in self.task.pools.values():
+            if is_fixed(posterior, pool, self.device) and posterior.shared is not None:
+                return posterior.shared.entrances[0]
+        return False
 
-    def batches(self, pool: str) -> Batches:
-        """From positions in a pool to a batch: what the shared prefix makes of the images, computed
-        once; or the images, where the network shares no prefix or the data are random."""
-        if pool not in self.pools:
-            images = self.task.pools[pool]
+    def batches(self, pool: str, positions: Sequence[int]) -> Batches:
+        """From numbers among some examples of a pool to a batch: what the shared prefix makes of
+        them, computed once; or the images, where the network shares no prefix or the data are
+        random."""
+        place = pool, list(positions)
+
+        def make() -> Batches:
+            examples: Any = Subset(self.task.pools[pool], place[1])
             posterior = self.frozen().train() if self.task.pretrained else None
-            if posterior is not None and is_fixed(posterior, images, self.device):
-                self.pools[pool] = self.cached(pool, posterior).batch
-                self._entrance = posterior.shared is not None and posterior.shared.entrances[0]
-            else:
-                self.pools[pool] = self.images(pool)
-        return self.pools[pool]
+            if posterior is not None and is_fixed(posterior, examples, self.device):
+                return self.cached(place, examples, posterior).batch
+            return self.images(pool, positions)
 
-    def cached(self, pool: str, posterior: Posterior) -> CachedPrefix:
-        """The shared prefix of a pool's images, and in the same passes its frozen activations,
+        return self.once(self.prefixes, place, make)
+
+    def cached(self, place: Part, examples: Any, posterior: Posterior) -> CachedPrefix:
+        """The shared prefix of some examples, and in the same passes their frozen activations,
         where rows read them and there is a head that readouts could stand beside."""
-        images = self.task.pools[pool]
-        readable = self.reads and pool not in self.read and self.open(0).defaults.modules_to_save
-        if not readable:
+        readable = self.reads and key_of(place) not in self.read
+        if not (readable and self.open(0).defaults.modules_to_save):
             precision = precision_for(posterior, self.precision)
             with precision.around(posterior), precision.autocast():
-                return CachedPrefix(posterior, images, progress=self.bar)
+                return CachedPrefix(posterior, examples, progress=self.bar)
         reader, readings = self.reader
         gathered = Gathered(readings)
 
@@ -186,13 +207,14 @@ class Bench:
             gathered.add(found, torch.ones(begun[0].batch, dtype=torch.bool))
             return begun[0]
 
-        made = CachedPrefix(reader.posterior, images, progress=self.bar, prefix=prefix)
-        self.read[pool] = Activations(gathered.whole(), made.labels.cpu().long())
+        made = CachedPrefix(reader.posterior, examples, progress=self.bar, prefix=prefix)
+        read = Activations(gathered.whole(), made.labels.cpu().long())
+        self.once(self.read, place, lambda: read)
         return made
 
-    def images(self, pool: str) -> Batches:
-        """From positions in a pool to a batch of images."""
-        return lambda rows: default_collate([self.task.pools[pool][i] for i in rows])
+    def images(self, pool: str, positions: Sequence[int]) -> Batches:
+        """From numbers among some examples of a pool to a batch of images."""
+        return lambda rows: default_collate([self.task.pools[pool][positions[i]] for i in rows])
 
     def loader(
         self,
@@ -203,12 +225,12 @@ class Bench:
         shuffle: bool = False,
         images: bool = False,
     ) -> DataLoader:
-        """Batches of some images of a pool, as `batches` makes them or as ``images``."""
+        """Batches of some examples of a pool, as `batches` makes them or as ``images``."""
         return DataLoader(
-            positions,  # type: ignore[arg-type]
+            range(len(positions)),  # type: ignore[arg-type]
             batch_size=batch_size,
             shuffle=shuffle,
-            collate_fn=self.images(pool) if images else self.batches(pool),
+            collate_fn=(self.images if images else self.batches)(pool, positions),
         )
 
     def predict(
@@ -229,13 +251,8 @@ class Bench:
 
     def features(self, part: str, seed: int) -> Features:
         """What the frozen network makes of one part."""
-        pool, positions = self.task.split(seed)[part]
-        if pool not in self.pool_features:
-            posterior = self.frozen()
-            everything = self.loader(pool, range(len(self.task.pools[pool])))
-            self.pool_features[pool] = head_inputs(posterior, everything)
-        x, y = self.pool_features[pool]
-        return x[positions], y[positions]
+        place = self.task.split(seed)[part]
+        return self.once(self.seen, place, lambda: head_inputs(self.frozen(), self.loader(*place)))
 
     @cached_property
     def reader(self) -> tuple[Reader, list[Reading]]:
@@ -248,7 +265,7 @@ class Bench:
         places = find_places(posterior, args, kwargs)
         reader = Reader(posterior, places.values())
         arrived, *_ = reader(args, kwargs)
-        most = LARGEST // max(map(len, self.task.pools.values()))
+        most = LARGEST // max(len(positions) for _, positions in self.task.split(0).values())
         readings = [
             reading
             for reading in candidates(posterior, places, args, kwargs)
@@ -257,15 +274,16 @@ class Bench:
         return reader, readings
 
     def activations(self, part: str, seed: int) -> Activations:
-        """What the frozen network makes of one part at several depths; read once for each pool."""
-        pool, positions = self.task.split(seed)[part]
-        if pool not in self.read:
+        """What the frozen network makes of one part at several depths."""
+        place = self.task.split(seed)[part]
+
+        def make() -> Activations:
             reader, readings = self.reader
-            images = self.loader(pool, range(len(self.task.pools[pool])), images=True)
-            self.read[pool], _ = gather(
-                reader, readings, images, None, 64, progress=self.bar, what=pool
-            )
-        return self.read[pool].select(positions)
+            images = self.loader(*place, images=True)
+            found, _ = gather(reader, readings, images, None, 64, progress=self.bar, what=part)
+            return found
+
+        return self.once(self.read, place, make)
 
     def check_readable(self) -> None:
         """Refuse a network that has no head for the task's classes.
@@ -297,7 +315,10 @@ class Bench:
 
     def distances_of(self, seed: int) -> list[Distance]:
         """The distances from a seed's training part."""
-        return distances_of(None, self.activations("train", seed))
+        if seed not in self.distances:
+            parts = self.activations("train", seed), self.activations("validation", seed)
+            self.distances = {seed: distances_of(None, *parts)}
+        return self.distances[seed]
 
     def places_of(self, readouts: Sequence[Readout], distances: Sequence[Distance]) -> list[Place]:
         """Where readouts and distances read."""
@@ -390,6 +411,12 @@ class Bench:
         """The costs of an earlier run."""
         row = self.figures_of(method, seed)["costs"]
         return {name: math.nan if row[name] is None else row[name] for name in COSTS}
+
+
+def key_of(place: Part) -> tuple[str, tuple[int, ...]]:
+    """Some examples of a pool, as a key."""
+    pool, positions = place
+    return pool, tuple(positions)
 
 
 def read_outputs(place: Path) -> Outputs:

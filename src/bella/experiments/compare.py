@@ -12,6 +12,7 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from datetime import date
+from itertools import combinations
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,7 @@ from bella.experiments.methods import Method, methods_named, names_of
 from bella.experiments.tasks.task import Task
 from bella.files import plain, read_json, write_json
 from bella.host import versions
+from bella.metrics.paired import overlap_of_draws
 from bella.recipes import KINDS
 from bella.report.claims import claims
 from bella.report.tables import FORMAT
@@ -120,7 +122,7 @@ def compare(
         "settings": bench.settings,
         "low_rank": {"rank": task.rank, **KINDS["low-rank"].build, **task.build},
         "parts": {name: len(positions) for name, (_, positions) in task.split(0).items()},
-        "splits": "each seed" if task.split(0) != task.split(1) else "all seeds",
+        **seeds_share(task, seeds),
         "shifts": list(task.shifts),
         "shifted": dict(task.shifts),
         "source": dict(task.source),
@@ -141,6 +143,24 @@ def compare(
     results["claims"] = [asdict(claim) for claim in claims(results)]
     write_json(folder / "results.json", results)
     return plain(results)
+
+
+def seeds_share(task: Task, seeds: int) -> dict[str, Any]:
+    """Which data the seeds of a task share, and how alike their figures are for that.
+
+    Returns:
+        ``splits``: ``each seed`` where each has a test part of its own, ``training data`` where
+        they share one and learn from different examples, ``all seeds`` where they share all.
+        ``overlap``: for `bella.metrics.paired.paired_test`.
+    """
+    parts = [task.split(seed) for seed in range(max(seeds, 2))]
+    train = [{(pool, row) for row in rows} for pool, rows in (part["train"] for part in parts)]
+    if any(part["test"] != parts[0]["test"] for part in parts):
+        return {"splits": "each seed", "overlap": len(parts[0]["test"][1]) / len(train[0])}
+    if all(one == train[0] for one in train):
+        return {"splits": "all seeds", "overlap": 0.0}
+    shared = [len(a & b) / len(a) for a, b in combinations(train, 2)]
+    return {"splits": "training data", "overlap": overlap_of_draws(sum(shared) / len(shared))}
 
 
 def summary(rows: Sequence[Row]) -> dict[str, Any]:

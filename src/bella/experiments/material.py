@@ -122,6 +122,14 @@ def examples(
     return found
 
 
+SPLITS = {
+    "each seed": "anew for each seed",
+    "training data": "training data drawn anew for each seed, one test part",
+    "all seeds": "the same for all seeds",
+}
+"""In words, which data the seeds share."""
+
+
 def facts(results: Results) -> dict[str, str]:
     """What was trained, by name."""
     parts, settings, low_rank = (
@@ -130,7 +138,7 @@ def facts(results: Results) -> dict[str, str]:
         )
         for kind in ("parts", "settings", "low_rank")
     )
-    split = "anew for each seed" if results["splits"] == "each seed" else "the same for all seeds"
+    split = SPLITS[results["splits"]]
     found = {
         "methods": ", ".join(method["title"] for method in results["methods"].values()),
         results["words"]["examples"]: f"{parts}; split {split}",

@@ -8,7 +8,11 @@ their differences, seed by seed, say more than their two spreads: d_j = a_j - b_
 ``overlap`` is 0 where the differences are independent. Where each seed splits one pool of data
 anew, the training parts share most of their examples and the differences are alike; without a
 correction such a test finds far too much. It is then the size of the test part over that of the
-training part (Nadeau and Bengio).
+training part (Nadeau and Bengio). Where all seeds share one test part, and two of them a share r of
+their training examples, their differences have a correlation of about r (exactly, where a figure is
+a mean over the training examples), so that the variance of their mean is σ² (r + (1 - r)/J) where
+var(d) is about σ² (1 - r): ``overlap`` is r / (1 - r). Such a test is of that test part: what other
+test examples would show it does not say.
 
 Source:
     Nadeau and Bengio 2003, Inference for the generalization error, eq. 9 (the corrected resampled
@@ -60,7 +64,7 @@ def paired_test(first: Sequence[float], second: Sequence[float], *, overlap: flo
         first: one method's figure with each seed.
         second: the other's, seed by seed; where one of the two is NaN the seed is left out.
         overlap: of the splits: 0 where seeds share one split or their data are independent, else
-            (test examples) / (training examples); see the module.
+            (test examples) / (training examples), or `overlap_of_draws`; see the module.
 
     Raises:
         BellaError: not as many figures of one as of the other, fewer than two pairs of them, or an
@@ -89,6 +93,20 @@ def paired_test(first: Sequence[float], second: Sequence[float], *, overlap: flo
     reach = error * float(student.ppf(1 - LEVEL / 2))
     p = 2 * float(student.sf(abs(mean) / error))
     return Paired(mean, mean - reach, mean + reach, higher, lower, pairs, p)
+
+
+def overlap_of_draws(shared: float) -> float:
+    """``overlap`` of seeds with one test part: r / (1 - r).
+
+    Args:
+        shared: r, the share of its training examples that a seed has in common with another.
+
+    Raises:
+        BellaError: it is no share, or all of them.
+    """
+    if not 0 <= shared < 1:
+        raise BellaError(f"shared={shared} training examples: give a share from 0 to below 1.")
+    return shared / (1 - shared)
 
 
 def holm(p_values: Sequence[float]) -> list[float]:

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from bella import metrics, storage
@@ -31,10 +31,13 @@ from bella.prediction.predictive import Predictive
 from bella.sealed import digest, read_sealed, write_sealed
 
 FILE = "mixture.safetensors"
-FORMAT = 1
+FORMAT = 2
 
 NEAREST = 1e-6
 """1 - cos of two examples that are the same, so that its logarithm is a number."""
+
+NEIGHBOURS = 5
+"""Training examples that an example's distance is taken to."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -68,28 +71,74 @@ class Readout:
 
 @dataclass(frozen=True, eq=False)
 class Distance:
-    """log(1 - cos) to the nearest of some training examples, among one reading's features.
+    """How far an example is from the training data, beside how far apart those are themselves.
+
+        d(x) = mean over the k nearest training examples r of log(1 - cos(x, r))
+        u(x) = mean over the same of d(r), among the other training examples
+        distance  d(x) - slope u(x)
+
+    Some regions are sparse (short texts, rare kinds of images): what lies there is far from its
+    neighbours, and they are from theirs. The slope is that of a line through validation examples.
 
     Attributes:
         reading: of the features.
         references: (count, size), each of length 1.
+        usual: d of each reference.
+        slope: from 0 to 1; with 1 it is a local outlier factor's ratio.
+
+    Source:
+        Sun et al. 2022, Out-of-distribution detection with deep nearest neighbors; Breunig et al.
+        2000, LOF: identifying density-based local outliers, for what is usual in a place.
     """
 
     reading: Reading
     references: Float[Tensor, "count size"]
+    usual: Float[Tensor, " count"]
+    slope: float
 
     @classmethod
-    def to(cls, reading: Reading, features: Float[Tensor, "count size"]) -> Distance:
-        """The distance to these training examples."""
-        return cls(reading, nn.functional.normalize(features.float(), dim=1))
+    def to(
+        cls,
+        reading: Reading,
+        features: Float[Tensor, "count size"],
+        validation: Float[Tensor, "others size"],
+    ) -> Distance:
+        """The distance to these training examples, of the slope that validation ones show."""
+        references = nn.functional.normalize(features.float(), dim=1)
+        usual = torch.cat([nearest(x, references, same=True)[0] for x in references.split(ROWS)])
+        far, who = nearest(nn.functional.normalize(validation.float(), dim=1), references)
+        d, u = far.double(), usual[who].mean(1).double()
+        around = u - u.mean()
+        slope = float((around * (d - d.mean())).sum() / around.square().sum().clamp_min(1e-12))
+        return cls(reading, references, usual, min(max(slope, 0.0), 1.0))
 
     def __call__(self, features: dict[Reading, Tensor]) -> Float[Tensor, " batch"]:
         """The distance of each example."""
         references = metrics.precise(self.references)
         x = nn.functional.normalize(features[self.reading].to(references.dtype), dim=1)
-        nearest = references[(x @ references.mT).argmax(1)]
-        # 1 - cos of vectors of length 1, without the digits that 1 - cos would lose.
-        return ((x - nearest).square().sum(1) / 2).clamp_min(NEAREST).log()
+        far, who = nearest(x, references)
+        return far - self.slope * self.usual.to(far)[who].mean(1)
+
+
+ROWS = 1000
+"""Training examples whose distances to all others are taken at once."""
+
+
+def nearest(
+    x: Float[Tensor, "batch size"], references: Float[Tensor, "count size"], *, same: bool = False
+) -> tuple[Float[Tensor, " batch"], Int[Tensor, "batch neighbours"]]:
+    """The mean log(1 - cos) to the nearest references, and which those are.
+
+    Args:
+        x: of length 1.
+        references: of length 1.
+        same: whether x are among them: the nearest one of each is then itself, and left out.
+    """
+    first = int(same and len(references) > 1)
+    who = (x @ references.mT).topk(min(NEIGHBOURS + first, len(references)), 1).indices[:, first:]
+    # 1 - cos of vectors of length 1, without the digits that 1 - cos would lose.
+    far = torch.stack([(x - references[column]).square().sum(1) / 2 for column in who.unbind(1)], 1)
+    return far.clamp_min(NEAREST).log().mean(1), who
 
 
 class Mixture(Combined):
@@ -131,12 +180,13 @@ class Mixture(Combined):
         # A Laplace posterior lies around the particles whose base it shares.
         self.reader = Reader(getattr(posterior, "around", posterior), places)
         self._readouts = [readout.readings for readout in readouts]
-        self._distances = [distance.reading for distance in distances]
+        self._distances = [(distance.reading, distance.slope) for distance in distances]
         for number, readout in enumerate(readouts):
             self.register_buffer(f"readout_{number}_weight", readout.weight)
             self.register_buffer(f"readout_{number}_bias", readout.bias)
         for number, distance in enumerate(distances):
             self.register_buffer(f"distance_{number}_references", distance.references)
+            self.register_buffer(f"distance_{number}_usual", distance.usual)
 
     @property
     def readouts(self) -> list[Readout]:
@@ -154,8 +204,13 @@ class Mixture(Combined):
     def distances(self) -> list[Distance]:
         """The distances, where the mixture is."""
         return [
-            Distance(reading, self.get_buffer(f"distance_{number}_references"))
-            for number, reading in enumerate(self._distances)
+            Distance(
+                reading,
+                self.get_buffer(f"distance_{number}_references"),
+                self.get_buffer(f"distance_{number}_usual"),
+                slope,
+            )
+            for number, (reading, slope) in enumerate(self._distances)
         ]
 
     @property
@@ -202,7 +257,7 @@ class Mixture(Combined):
         return (
             f"pool={self.pool.kind}, temperature={self.pool.temperature:.3f}, "
             f"{', '.join(f'{name}={weight:.3f}' for name, weight in weights)}, "
-            f"distance={', '.join(map(str, self._distances)) or None}"
+            f"distance={', '.join(str(reading) for reading, _ in self._distances) or None}"
         )
 
     # ------------------------------------------------------------ files
@@ -225,7 +280,7 @@ class Mixture(Combined):
             "particles": particles_digest(self.posterior),
             "pool": self.pool.to_json(),
             "readouts": [[str(r) for r in readings] for readings in self._readouts],
-            "distances": [str(reading) for reading in self._distances],
+            "distances": [[str(reading), slope] for reading, slope in self._distances],
             "places": [[p.name, p.leaf, p.role] for p in self.reader.places.values()],
             "figures": self.figures,
         }
@@ -271,7 +326,10 @@ def read_mixture(folder: str | Path, posterior: Posterior) -> Mixture:
     except FileNotFoundError:
         raise BellaError(f"{folder} holds no mixture: {FILE} is missing.") from None
     if record is None or record.get("format") != FORMAT:
-        raise BellaError(f"{path} is not of the form that this version of bella writes.")
+        raise BellaError(
+            f"{path} is not of the form that this version of bella writes: make the mixture again, "
+            "or take the file away to predict with the particles alone."
+        )
     if record.get("particles") != particles_digest(posterior):
         raise BellaError(
             f"{path} was made for other particles than lie beside it: make the mixture again, or "
@@ -287,10 +345,17 @@ def read_mixture(folder: str | Path, posterior: Posterior) -> Mixture:
             for number, readings in enumerate(record["readouts"])
         ]
         distances = [
-            Distance(Reading.parse(reading), tensors[f"distance_{number}_references"])
-            for number, reading in enumerate(record["distances"])
+            Distance(
+                Reading.parse(reading),
+                tensors[f"distance_{number}_references"],
+                tensors[f"distance_{number}_usual"],
+                float(slope),
+            )
+            for number, (reading, slope) in enumerate(record["distances"])
         ]
         places = [Place(str(name), int(leaf), int(role)) for name, leaf, role in record["places"]]
+        if not all(len(d.usual) == len(d.references) and 0 <= d.slope <= 1 for d in distances):
+            raise ValueError("distances")
         pool, figures = Pool.from_json(record["pool"]), dict(record["figures"])
         known = dict(posterior.network.named_modules())
         strange = [place.name for place in places if place.name not in known]

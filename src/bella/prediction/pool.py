@@ -3,18 +3,25 @@
     p_g(y | x) = mean over the members m of group g of softmax(f_m(x) / T_g)
     linear:   q(y | x) = Σ_g w_g p_g(y | x)
     log:      q(y | x) ∝ Π_g exp(v_g mean_m log softmax(f_m(x) / T_g))
-    predictive  p(y | x) ∝ q(y | x)^(1 / T(x)),    T(x) = T (1 + max(0, z(x) - 2))
+    predictive  p(y | x) ∝ q(y | x)^(1 / T(x)),    T(x)² = T² (1 + max(0, z(x) - 2))
 
 All numbers are fitted on validation logits, and little is asked of a few examples: the temperatures
 T_g and then T are maxima a posteriori (`bella.prediction.temperature`), the weights w come from
 expectation-maximisation with half an example for each group, log v has a prior around log w. z is
 how far an example is from the training data, in standard deviations of validation examples; the
-novelty S(x) = z(x) + the standardised log entropy is the score by which they are noticed.
+novelty is the score by which they are noticed: with h the standardised log entropy,
+
+    S(x) = -log Φ(-z(x)) - log Φ(-h(x)),
+
+Fisher's sum over the chances of validation examples that are as far, and as doubtful, in nats. Its
+mean over examples like those is about 2. What is nearer than usual takes nothing from S: a shift
+may be seen by one of the two alone.
 
 Source:
     linear pool by EM: the mixture model of Dempster, Laird & Rubin 1977; calibrating after pooling:
     Rahaman & Thiery 2020 (2007.08792); log-linear pool: Genest & Zidek 1986; groups of two kinds:
-    Kumar et al. 2022, Calibrated ensembles.
+    Kumar et al. 2022, Calibrated ensembles; Fisher 1932, Statistical methods for research workers,
+    section 21.1 (combining tests).
 """
 
 from __future__ import annotations
@@ -41,7 +48,8 @@ FEWEST = 10
 """Validation examples to fit a pool to; with fewer the particles had better predict alone."""
 
 NEAR = 2.0
-"""Deviations from the training data that are still ordinary: beyond, the temperature grows."""
+"""Deviations from the training data that are still ordinary: beyond, the temperature grows, as the
+deviation of logits does whose variance grows with the distance."""
 
 FOLDS = 5
 """Parts of the validation data in `cross_fitted`."""
@@ -96,13 +104,14 @@ class Pool:
         distance = self.standardised(distances).to(even)
         log_entropy = log_of(with_temperature(pooled, even).entropy)
         mean, deviation = self.log_entropy
+        doubt = (log_entropy - mean) / deviation
         return Predictive(
             pooled.logits,
             pooled.average,
             pooled.weights,
-            temperature=even * (1 + (distance - NEAR).clamp_min(0)),
+            temperature=even * (1 + (distance - NEAR).clamp_min(0)).sqrt(),
             distance=distance,
-            novelty=distance + (log_entropy - mean) / deviation,
+            novelty=-torch.special.log_ndtr(-distance) - torch.special.log_ndtr(-doubt),
         )
 
     def standardised(self, distances: Float[Tensor, "kinds batch"]) -> Float[Tensor, " batch"]:

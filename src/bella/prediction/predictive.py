@@ -52,8 +52,8 @@ class Predictive(Said):
             example (*batch). ``logits``, ``particle_probs`` and ``weights`` are from before it.
         distance: how far each example is from the training data, in standard deviations of
             validation examples (*batch); of a mixture that has a distance.
-        novelty: score of being unlike the training data, (*batch): the distance and the
-            standardised log entropy added; of such a mixture.
+        novelty: score of being unlike the training data, (*batch): how rare such a distance and
+            such an entropy are among validation examples, in nats; of such a mixture.
 
     Raises:
         BellaError: logits of another shape, or not finite.

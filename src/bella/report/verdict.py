@@ -32,6 +32,12 @@ def what_the_seeds_know(results: Results, found: list[Claim]) -> str:
             f"{results['words']['examples']} were drawn, and its test is corrected for the overlap "
             "of the splits (Nadeau and Bengio)."
         )
+    elif results["splits"] == "training data":
+        knows = (
+            "Each seed draws its training data anew, and all share one test part: a difference is "
+            f"one of training and of which {results['words']['examples']} were drawn to learn "
+            "from, on this test part; its test is corrected for what the draws share."
+        )
     else:
         knows = (
             "All seeds share one split of the data: a difference is one of training again, and "

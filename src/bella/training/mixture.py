@@ -87,7 +87,8 @@ def mixture(
 
     Source:
         Kumar et al. 2022 (calibrated ensembles of two kinds); Rahaman & Thiery 2020 (temperature
-        after pooling); Sun et al. 2022 (nearest neighbours for what is unlike the training data).
+        after pooling); Sun et al. 2022 (nearest neighbours for what is unlike the training data),
+        beside what is usual in a place (Breunig et al. 2000).
 
     Raises:
         BellaError: no frozen base, labels of several positions, batches of one example, a class
@@ -122,7 +123,7 @@ def mixture(
     )
     chosen = anchors_of(said, fit_on, held_out, classes, progress)
     readouts = [anchor.readout for anchor in chosen]
-    distances = distances_of(asked, fit_on)
+    distances = distances_of(asked, fit_on, held_out)
     groups = [logits, *(readout(dict(held_out.features)) for readout in readouts)]
     far = torch.stack([d(dict(held_out.features)) for d in distances]) if distances else None
     fitted = fit_pool(groups, held_out.labels, kind=pool, distances=far)
@@ -282,7 +283,9 @@ def anchors_of(
     return [fit_anchor(group, train, validation, classes) for group in asked]
 
 
-def distances_of(asked: list[list[Reading]] | None, train: Activations) -> list[Distance]:
+def distances_of(
+    asked: list[list[Reading]] | None, train: Activations, validation: Activations
+) -> list[Distance]:
     """The distances that were asked for; for ``None`` one at each depth, whose mean is taken.
 
     Which depth sees a shift is not to be known without the shift: a mean over all depths needs no
@@ -295,7 +298,10 @@ def distances_of(asked: list[list[Reading]] | None, train: Activations) -> list[
         for reading in wanted:
             check_kept(reading, train)
     every = max(1, -(-len(train.labels) // REFERENCES))
-    return [Distance.to(reading, train.features[reading][::every]) for reading in wanted]
+    return [
+        Distance.to(reading, train.features[reading][::every], validation.features[reading])
+        for reading in wanted
+    ]
 
 
 def preferred(train: Activations) -> list[Reading]:

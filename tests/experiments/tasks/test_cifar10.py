@@ -19,7 +19,7 @@ def test_two_classes_are_the_shift_and_each_seed_draws_anew(tmp_path):
     assert one["train"] != other["train"]
     pool, train = one["train"]
     assert not set(train) & set(one["validation"][1])
-    assert len(train) == pytest.approx(2 / 3 * len(task.pools[pool]), abs=8)
+    assert len(train) == pytest.approx(4 / 5 * len(task.pools[pool]), abs=8)
     assert set(task.part("left_out", 0).labels) == {-1}
     assert len(task.part("left_out", 0)) == 12
     assert task.part("train", 0)[0][0].shape == (3, 96, 96)

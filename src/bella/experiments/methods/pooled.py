@@ -10,7 +10,7 @@ import math
 import sys
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -18,7 +18,7 @@ from torch import Tensor
 import bella
 from bella.experiments.methods.base import Costs, Derived, Method, Outputs
 from bella.posterior import Posterior
-from bella.prediction.mixture import FILE, Mixture, Readout
+from bella.prediction.mixture import FILE, FORMAT, Mixture, Readout
 from bella.prediction.pool import FEWEST, Kind, Pool, cross_fitted, fit_pool
 from bella.storage import TENSORS
 
@@ -53,6 +53,10 @@ class Pooled(Derived):
         """Anchors and distances do."""
         return self.anchors or self.distance
 
+    def key(self, bench: Bench, seed: int) -> dict[str, Any]:
+        """With the form of mixtures: an earlier one's distances were others."""
+        return super().key(bench, seed) | {"mixture": FORMAT}
+
     def run(self, bench: Bench, seed: int, place: Path) -> tuple[Outputs, Costs]:
         """Fit the pool to another run's validation logits, and pool."""
         theirs = bench.outputs_of(self.of, seed)
@@ -86,6 +90,10 @@ class Anchors(Method):
     def reads(self) -> bool:
         """It reads nothing else."""
         return True
+
+    def key(self, bench: Bench, seed: int) -> dict[str, Any]:
+        """See `Pooled`."""
+        return super().key(bench, seed) | {"mixture": FORMAT}
 
     def run(self, bench: Bench, seed: int, place: Path) -> tuple[Outputs, Costs]:
         """Fit and pool."""

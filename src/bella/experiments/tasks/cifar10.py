@@ -2,27 +2,26 @@
 
 from __future__ import annotations
 
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 from bella.data.sets.base import at_most
-from bella.data.split import stratified_split
-from bella.experiments.tasks.task import Place, Task, Words, opener, whole
+from bella.experiments.tasks.task import Place, Task, Words, draw, opener, whole
 
 LEFT_OUT = ("automobile", "cat")
 """Classes whose test images are the shift; each is like one that stays (truck, dog)."""
-POOL = 3_000
-"""Training images to draw from, a stratified choice."""
+COUNTS = {"train": 2_000, "validation": 500}
+"""Images that each seed draws."""
 CORRUPTED = {"noise": "gaussian_noise", "blur": "defocus_blur", "fog": "fog", "pixels": "pixelate"}
 """One corruption of each of ImageNet-C's groups, by the name that its figures carry."""
 SEVERITY = 3
-FRACTIONS = {"train": 2 / 3, "validation": 1 / 6, "rest": 1 / 6}
 
 
 def cifar10_task(folder: str | Path | None = None) -> Task:
     """CIFAR-10 of eight classes, 2,000 training images; the other two classes are a shift.
 
-    Each seed draws its training and validation images anew from the same 3,000; test images are the
+    Each seed draws its training and validation images anew from all 40,000; test images are the
     same 1,000 for all, and 500 of them are seen under four corruptions of severity 3 as well.
 
     Args:
@@ -38,16 +37,16 @@ def cifar10_task(folder: str | Path | None = None) -> Task:
     open_lite = opener("efficientnet-lite0", 8, 96)
     parts = open_data("cifar10", open_lite(0).preprocess, folder=folder, left_out=LEFT_OUT)
     pools: dict[str, Any] = {
-        "clean": at_most(POOL, parts["train"]),
+        "clean": parts["train"].join([parts["validation"]]),
         "test": at_most(1_000, parts["test"]),
         "left_out": at_most(500, parts["left_out"]),
     }
     some = at_most(500, pools["test"])
     pools |= {name: corrupted(some, kind, SEVERITY) for name, kind in CORRUPTED.items()}
 
+    @cache
     def split(seed: int) -> dict[str, Place]:
-        drawn = stratified_split(pools["clean"].labels, FRACTIONS, seed)
-        own = {name: ("clean", drawn[name]) for name in ("train", "validation")}
+        own = draw("clean", pools["clean"].labels, COUNTS, seed)
         return own | {name: whole(name, pools[name]) for name in pools if name != "clean"}
 
     return Task(

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from bella.data.labelled import Labelled
+from bella.data.split import stratified_split
 from bella.models import Opened, open_network
 from bella.models.language import OpenedLanguage
 from bella.prediction.predictive import Predictive
@@ -103,6 +104,27 @@ def whole(pool: str, images: Labelled) -> Place:
 def fixed(parts: Mapping[str, Labelled]) -> Callable[[int], dict[str, Place]]:
     """The same parts for every seed, each a pool of its own."""
     return lambda seed: {name: whole(name, images) for name, images in parts.items()}
+
+
+def draw(
+    pool: str, labels: Sequence[int], counts: Mapping[str, int], seed: int
+) -> dict[str, Place]:
+    """Parts of so many examples, drawn by class from a pool, anew for each seed.
+
+    From a pool that is large beside them seeds draw nearly all distinct examples, so that their
+    spread is that of other training data too.
+
+    Args:
+        pool: its name.
+        labels: of its examples.
+        counts: of each part; a smaller pool is divided in these proportions.
+        seed: of the draw.
+    """
+    rest = len(labels) - sum(counts.values())
+    wanted = {**counts, "": rest} if rest > 0 else dict(counts)
+    shares = {name: count / sum(wanted.values()) for name, count in wanted.items()}
+    drawn = stratified_split(labels, shares, seed)
+    return {name: (pool, drawn[name]) for name in counts}
 
 
 def opener(network: str, classes: int, image_size: int | None) -> Callable[[int], Opened]:

@@ -6,36 +6,37 @@ Definitions of verbs, adjectives and adverbs belong to none, and are the shifts.
 from __future__ import annotations
 
 from collections import Counter
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 from bella.data import open_data
 from bella.data.images import Preprocess
 from bella.data.sets.base import at_most
-from bella.data.split import stratified_split
-from bella.experiments.tasks.task import Place, Task, Words, whole
+from bella.experiments.tasks.task import Place, Task, Words, draw, whole
 from bella.experiments.tasks.texts import START, classifier, padded
 from bella.models.language import open_language
 
 NETWORK = "minilm-l6"
 CATEGORIES = 20
 """The largest; the others have too few definitions to be in every part."""
-FRACTIONS = {"train": 0.8, "validation": 0.2}
+COUNTS = {"train": 2_000, "validation": 500}
+"""Definitions that each seed draws."""
 LONGEST = 48
 """Tokens that are kept of a definition; few are longer, and all are padded to the longest."""
 
 
 def wordnet_task(
-    folder: str | Path | None = None, nouns: int = 2500, tested: int = 1500, shifted: int = 500
+    folder: str | Path | None = None, nouns: int = 25_000, tested: int = 1500, shifted: int = 500
 ) -> Task:
     """WordNet's definitions of nouns with MiniLM: 2,000 to train on.
 
-    Each seed draws its training and validation definitions anew from the same 2,500; the test part
+    Each seed draws its training and validation definitions anew from the same 25,000; the test part
     is the same for all.
 
     Args:
         folder: of WordNet's data files; Debian's by default.
-        nouns: definitions of nouns to train on and to choose by.
+        nouns: definitions of nouns to draw from.
         tested: definitions of nouns in the test part.
         shifted: definitions of verbs, of adjectives and of adverbs, each.
     """
@@ -50,9 +51,9 @@ def wordnet_task(
     pools |= {name: at_most(shifted, read[name]) for name in others}
     parts = padded(pools, open_language(NETWORK, 2).tokenizer, LONGEST)
 
+    @cache
     def split(seed: int) -> dict[str, Place]:
-        drawn = stratified_split(parts["noun"].labels, FRACTIONS, seed)
-        own = {name: ("noun", places) for name, places in drawn.items()}
+        own = draw("noun", parts["noun"].labels, COUNTS, seed)
         return own | {name: whole(name, parts[name]) for name in ("test", *others)}
 
     return Task(

@@ -7,36 +7,37 @@ ScalaBL and Laplace-LoRA report on.
 
 from __future__ import annotations
 
+from functools import cache
 from pathlib import Path
 
 from bella.data.choices import TokenisedQuestions
 from bella.data.sets import SETS
 from bella.data.sets.base import at_most
-from bella.data.split import stratified_split
-from bella.experiments.tasks.task import Place, Task, Words, whole
+from bella.experiments.tasks.task import Place, Task, Words, draw, whole
 from bella.experiments.tasks.texts import START
 from bella.models.chooser import Chooser
 from bella.models.language import OpenedLanguage, open_language
 from bella.models.opened import Defaults
 
 NETWORK = "smollm2-135m-instruct"
-FRACTIONS = {"train": 0.75, "validation": 0.25}
+COUNTS = {"train": 480, "validation": 160}
+"""Definitions that each seed draws."""
 LONGEST = 30
 """Tokens of a question with an option at most. 14% of the nouns' definitions are longer, 0.5% of
 the verbs' and 1.3% of the adjectives', and are left out."""
 
 
 def wordnet_choice_task(
-    folder: str | Path | None = None, nouns: int = 640, tested: int = 400, shifted: int = 300
+    folder: str | Path | None = None, nouns: int = 6_400, tested: int = 400, shifted: int = 300
 ) -> Task:
     """WordNet multiple choice with SmolLM2: 480 definitions of nouns to train on.
 
-    Each seed draws its training and validation definitions anew from the same 640; the test part is
-    the same for all.
+    Each seed draws its training and validation definitions anew from the same 6,400; the test part
+    is the same for all.
 
     Args:
         folder: of WordNet's data files; Debian's by default.
-        nouns: definitions of nouns to train on and to choose by.
+        nouns: definitions of nouns to draw from.
         tested: definitions of nouns in the test part.
         shifted: definitions of verbs, and as many of adjectives.
     """
@@ -53,9 +54,9 @@ def wordnet_choice_task(
         )
     }
 
+    @cache
     def split(seed: int) -> dict[str, Place]:
-        drawn = stratified_split(pools["noun"].labels, FRACTIONS, seed)
-        own = {name: ("noun", places) for name, places in drawn.items()}
+        own = draw("noun", pools["noun"].labels, COUNTS, seed)
         return own | {name: whole(name, pools[name]) for name in ("test", "verb", "adjective")}
 
     return Task(

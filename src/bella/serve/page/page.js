@@ -87,7 +87,7 @@ function classCard(answer, shown, names) {
       make("dl", { class: "figures" },
         figure("Entropy: all doubt", `${nats(answer.entropy)} nats`, answer.entropy / most, `of at most ${nats(most)}`),
         figure("Mutual information: what the members dispute", `${nats(answer.mutual_information)} nats`, answer.mutual_information / most, `each by itself doubts ${nats(answer.expected_entropy)} nats`),
-        answer.novelty == null ? null : figure("Novelty", answer.novelty.toFixed(2), null, "0 as the validation examples; large is unlike the training data")),
+        answer.novelty == null ? null : figure("Novelty", answer.novelty.toFixed(2), null, "about 2 as the validation examples; large is unlike the training data")),
       make("details", {}, make("summary", {}, `What each of the ${answer.votes.length} members says`),
         table(["member", "class", "probability"], answer.votes.map((vote) => [vote.member, named(vote.class), percent(vote.probability)])))));
 }
