@@ -17,7 +17,7 @@ from torch.utils.data import Dataset, TensorDataset
 import bella
 from bella.console import progress_bar
 from bella.data import Preprocess
-from bella.experiments.bench import Bench, read_outputs
+from bella.experiments.bench import Bench, key_of, read_outputs
 from bella.experiments.compare import Row, compare, seeds_share, summary
 from bella.experiments.methods import METHODS, methods_named
 from bella.experiments.methods import trained as engine
@@ -264,15 +264,15 @@ def test_activations_and_prefix_of_one_pass_are_those_of_two(tmp_path, skips):
     together.reads = True
     for pool, data in held.items():
         rows = list(range(len(data)))
-        (one, labels), (other, same) = (b.batches(pool)(rows) for b in (apart, together))
+        (one, labels), (other, same) = (b.batches(pool, rows)(rows) for b in (apart, together))
         if skips:  # nothing is shared: images stand in the place of a stream
             assert torch.equal(one, other)
         else:
             for a, b in zip(one.carried(), other.carried(), strict=True):
                 torch.testing.assert_close(a, b)
         assert torch.equal(labels, same)
-        assert (pool in together.read) is not skips
-        assert pool not in apart.read
+        assert (key_of((pool, rows)) in together.read) is not skips
+        assert not apart.read
     assert together.entrance == apart.entrance
     for part in ("train", "far"):
         two, one = apart.activations(part, 0), together.activations(part, 0)
