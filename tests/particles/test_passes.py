@@ -45,6 +45,19 @@ class Net(nn.Module):
         return self.head(x)
 
 
+class Shortcut(nn.Module):
+    """Adds to its body in place, as residual networks of convolutions do."""
+
+    def __init__(self, width: int = 8):
+        super().__init__()
+        self.body, self.side = nn.Linear(width, width), nn.Linear(width, width)
+
+    def forward(self, x):
+        y = torch.tanh(self.body(x))
+        y += self.side(x)
+        return y
+
+
 class SequenceFirst(nn.Module):
     """(batch, length, 6) outside, (length, batch, 8) inside."""
 
@@ -552,3 +565,16 @@ def test_plans_outlive_a_session(name, monkeypatch):
     with pytest.raises(bella.BellaError, match="damaged"):
         again.passes.planner.restore(kept)  # before anything runs by it
     assert torch.equal(again(x), expected[0])
+
+
+@pytest.mark.parametrize("batch", [1, 4])
+def test_what_is_repeated_for_the_particles_may_be_written_to(batch):
+    torch.manual_seed(0)
+    network = nn.Sequential(nn.Linear(6, 8), Shortcut(), nn.Linear(8, 3))
+    posterior = bella.low_rank(network, 3, 2, ("side",), modules_to_save=(), b_std=0.5).eval()
+    x = torch.randn(batch, 6)
+    with torch.no_grad():
+        found = posterior(x)
+        assert "folded from" in str(posterior.plan())
+        for i in range(3):
+            torch.testing.assert_close(found[i], posterior.particle(i)(x))

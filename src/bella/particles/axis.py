@@ -266,9 +266,11 @@ class ParticleAxis:
         return self.running.layers.get(name)
 
     def repeat(self, x: Tensor, axis: int = 0) -> Tensor:
-        """A tensor that carries the batch along an axis, repeated there for each particle."""
+        """A tensor that carries the batch along an axis, repeated there for each particle.
+
+        Always in memory of its own, which a network may write to: one example, expanded, would be
+        one row under several names.
+        """
         if self.width == 1:
             return x
-        if axis == 0:
-            return x.expand(self.width, *x.shape).reshape(-1, *x.shape[1:])
-        return torch.cat([x] * self.width, axis)
+        return x.repeat(*(self.width if i == axis % x.dim() else 1 for i in range(x.dim())))
