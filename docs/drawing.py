@@ -101,7 +101,7 @@ def hills(axis: Any, x: Any, y: Any, values: Any) -> None:
 def two_sided(axis: Any, values: Any) -> None:
     """A matrix of numbers from -1 to 1, a colour for each side."""
     both = mpl.colors.LinearSegmentedColormap.from_list("two", [RED, "#f4f1ea", BLUE])
-    axis.imshow(values, cmap=both, vmin=-1, vmax=1, interpolation="none")
+    axis.imshow(values.numpy(), cmap=both, vmin=-1, vmax=1, interpolation="none")
 
 
 def night() -> str:

@@ -21,7 +21,10 @@ from PIL import Image
 ROOT = Path(__file__).parents[1]
 PAGE = ROOT / "docs" / "gallery.md"
 PICTURES = ROOT / "docs" / "pictures" / "gallery"
-ORDER = ("two_dimensions", "own_loop", "language_model", "peft_in_and_out")
+ORDER = (
+    *("two_dimensions", "own_loop", "own_images"),
+    *("language_model", "peft_in_and_out", "ask_a_service"),
+)
 HEAD = """# Gallery
 
 The scripts of `examples/`, each with what it printed and drew here, on one thread of a CPU. Run one

@@ -135,7 +135,7 @@ def ssvi() -> Drawn:
     titles = ["A digit, on average", "Active weights: at first", "At the end"]
     figure, axes = panels(titles, width=7.4, height=2.7)
     for axis, values in zip(axes, (x.mean(0).view(8, 8), before, readers()), strict=True):
-        axis.imshow(values, cmap="bone_r", vmin=0, interpolation="none")
+        axis.imshow(values.numpy(), cmap="bone_r", vmin=0, interpolation="none")
         bare(axis)
     axes[1].set_xlabel("a tenth, at random")
     axes[2].set_xlabel(f"as many ({int(before.sum())})")

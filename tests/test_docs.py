@@ -98,6 +98,18 @@ def test_a_method_s_page_has_the_order_of_all_and_its_own_picture(page):
     assert "prefers-color-scheme: dark" in drawn.read_text(encoding="utf-8")
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("name", [page.stem for page in METHOD_PAGES])
+def test_a_picture_is_drawn_and_small(name, tmp_path):
+    import ideas
+    from drawing import save
+
+    figure, words = ideas.IDEAS[name]()
+    path = save(figure, tmp_path / f"{name}.svg", words)
+    assert path.stat().st_size < 60_000
+    assert f"<title>{words}</title>" in path.read_text(encoding="utf-8")
+
+
 def test_every_method_has_a_page_and_a_picture():
     import ideas
 
