@@ -52,9 +52,7 @@ def _log_weights(means: Means, weights: Weights) -> Tensor:
     return weights.to(means).log()
 
 
-def log_density(
-    y: Numbers, means: Means, variances: Means, weights: Weights = None
-) -> Float[Tensor, ...]:
+def log_density(y: Numbers, means: Means, variances: Means, weights: Weights = None) -> Numbers:
     """log p(y) of the mixture, by log-sum-exp."""
     each = -0.5 * (
         math.log(2 * math.pi) + variances.log() + (y.unsqueeze(0) - means).square() / variances
@@ -62,7 +60,7 @@ def log_density(
     return torch.logsumexp(each + _log_weights(means, weights), 0)
 
 
-def cdf(y: Numbers, means: Means, variances: Means, weights: Weights = None) -> Float[Tensor, ...]:
+def cdf(y: Numbers, means: Means, variances: Means, weights: Weights = None) -> Numbers:
     """P(Y <= y) of the mixture."""
     each = torch.special.ndtr((y.unsqueeze(0) - means) / variances.sqrt())
     return (_log_weights(means, weights).exp() * each).sum(0).clamp(0, 1)
