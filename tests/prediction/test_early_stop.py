@@ -175,7 +175,7 @@ def test_masked_tokens_and_a_cache_of_keys_stop_early_too():
 def test_one_doubtful_example_is_enough():
     posterior = adapted(particles=4)
     mi = bella.predict(posterior, X).stopped(math.inf).mutual_information
-    bound = float(mi.max())  # below it, strictly, are all but one
+    bound = float(mi.topk(2).values.mean())  # below it are all but one
     plain, found = bella.predict(posterior, X), bella.predict(posterior, X, stop=bound)
     worst = int(mi.argmax())
     assert found.saved == pytest.approx(0.5 * (len(X) - 1) / len(X))
