@@ -9,6 +9,7 @@ from set_files import write_reviews, write_wordnet
 import bella
 from bella.experiments.compare import compare
 from bella.experiments.tasks import task_named, text_task
+from bella.experiments.tasks.wordnet import wordnet_task
 from bella.models import language
 
 
@@ -44,6 +45,21 @@ def test_definitions_are_compared_by_every_row_of_the_recipe(reader, tmp_path):
     assert methods["bella"]["parts"]["verb"]["auroc_novelty"]["mean"] is not None
     seen = methods["bella"]["costs"]["ms_predicting"]["mean"]
     assert seen > methods["lora"]["costs"]["ms_predicting"]["mean"] > 0
+
+
+def test_a_smaller_draw_keeps_fewer_tokens_and_changes_what_is_said(reader, tmp_path):
+    write_wordnet(tmp_path)
+    targets = (r"bert\.encoder\.layer\.0\.attention\.self\.value",)
+    counts = {"train": 8, "validation": 4}
+    task = wordnet_task(tmp_path, counts=counts, longest=5, target_modules=targets)
+    drawn = task.split(0)
+    assert {part: len(drawn[part][1]) for part in counts} == counts
+    inputs, _ = task.part("train", 0)[0]
+    assert inputs["input_ids"].shape == (5,)
+    opened = task.open(0)
+    assert opened.defaults.target_modules == targets
+    usual = task_named("wordnet", tmp_path).open(0)
+    assert opened.defaults.modules_to_save == usual.defaults.modules_to_save
 
 
 @pytest.mark.filterwarnings("ignore:.*the published")
