@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 
 import bella
 from bella.errors import BellaError
-from bella.sealed import digest, read_sealed, write_sealed
+from bella.sealed import bytes_of, digest, read_sealed, write_sealed
 
 TENSORS = {
     "float": torch.randn(3, 2),
@@ -34,6 +34,15 @@ def test_what_is_written_comes_back(tmp_path):
     for name, value in TENSORS.items():
         assert found[name].dtype == value.dtype
         assert torch.equal(found[name], value)
+
+
+def test_one_element_without_a_stride_has_bytes(tmp_path):
+    # As the count of batches of a batch norm has it in a single particle's copy.
+    count = torch.tensor(3).expand(1)
+    assert bytes(bytes_of(count)) == bytes(bytes_of(torch.tensor([3])))
+    assert bytes(bytes_of(torch.arange(6).reshape(2, 3).T)) == bytes(
+        bytes_of(torch.tensor([0, 3, 1, 4, 2, 5]))
+    )
 
 
 def test_equal_contents_are_equal_files(tmp_path):

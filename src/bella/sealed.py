@@ -36,8 +36,20 @@ def digest(tensors: Mapping[str, Tensor]) -> str:
         value = tensors[name].detach()
         found.update(f"{name!r} {value.dtype} {tuple(value.shape)}\n".encode("utf-8", "replace"))
         if value.numel():
-            found.update(value.cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
+            found.update(bytes_of(value))
     return found.hexdigest()
+
+
+def bytes_of(tensor: Tensor) -> memoryview:
+    """A tensor's bytes, row by row.
+
+    One element counts as contiguous to torch whatever its stride, and is then no bytes to view: a
+    copy has the strides that its shape says.
+    """
+    flat = tensor.detach().cpu().reshape(-1)
+    if flat.stride() != (1,):
+        flat = flat.clone(memory_format=torch.contiguous_format)
+    return flat.view(torch.uint8).numpy().data
 
 
 def write_sealed(

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 import bella
 from bella.errors import BellaError
 from bella.files import SEAL, is_whole, plain, read_json, shown, write_json
-from bella.sealed import read_sealed, write_sealed
+from bella.sealed import bytes_of, read_sealed, write_sealed
 
 if TYPE_CHECKING:
     from bella.posterior import Posterior
@@ -75,8 +75,7 @@ def fingerprint(posterior: Posterior, dtype: torch.dtype | None = None) -> str:
             if part.is_floating_point() and part is value:
                 part = part.detach().to(dtype=dtype)
             digest.update(f"{name} {tuple(part.shape)} {part.dtype}".encode())
-            flat = part.detach().cpu().contiguous().reshape(-1).view(torch.uint8)
-            digest.update(flat.numpy().data)
+            digest.update(bytes_of(part))
     return digest.hexdigest()
 
 

@@ -192,18 +192,19 @@ def test_reset_starts_every_copy_anew():
     )
 
 
+@pytest.mark.parametrize("particles", [3, 1])
 @pytest.mark.parametrize("trainable", [None, ["4"]])
-def test_save_and_load(tmp_path, trainable):
+def test_save_and_load(tmp_path, trainable, particles):
     network = convnet()
     fresh = copy.deepcopy(network)
-    posterior = bella.full(network, particles=3, trainable=trainable, start_std=0.1)
+    posterior = bella.full(network, particles, trainable=trainable, start_std=0.1)
     posterior.train()(torch.randn(8, 3, 6, 6))
     posterior.save(tmp_path)
     loaded = bella.load(tmp_path, fresh)
     x = torch.randn(8, 3, 6, 6)
     assert torch.equal(loaded.eval()(x), posterior.eval()(x))
-    merged = loaded.particle(2)
-    assert torch.equal(merged[1].running_mean, posterior.particle(2)[1].running_mean)
+    merged, last = loaded.particle(particles - 1), posterior.particle(particles - 1)
+    assert torch.equal(merged[1].running_mean, last[1].running_mean)
 
 
 def test_load_refuses_another_frozen_base(tmp_path):

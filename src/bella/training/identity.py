@@ -21,6 +21,7 @@ from bella.data.labelled import Labelled
 from bella.errors import BellaError
 from bella.files import plain
 from bella.posterior import Posterior
+from bella.sealed import bytes_of
 from bella.storage import fingerprint
 
 FREE = (
@@ -220,7 +221,7 @@ def _add_bytes(digest: _Digest, tensor: Tensor) -> None:
     step = -(-flat.numel() * flat.element_size() // WHOLE)
     if step > 1:
         flat = flat[::step]
-    digest.update(flat.contiguous().view(torch.uint8).numpy().data)
+    digest.update(bytes_of(flat))
 
 
 def _add_labelled(digest: _Digest, data: Labelled) -> None:
