@@ -3,16 +3,15 @@
     python benchmarks/generation.py [--quick] [--device cuda] [--autocast]
 
 Greedy answers to a prompt of 16 tokens, with the key-value cache; random weights take as long as
-any others. "One model" is transformers' own ``generate`` of the plain network; once more the
-vocabulary is multiplied whole (`bella.generation.wide`). The floor is the time in which all weights
-are read once, at the rate of a plain copy: a token multiplies each of them once, whoever asks.
+any others. "One model" is transformers' own ``generate`` of the plain network. The floor is the
+time in which all weights are read once, at the rate of a plain copy: a token multiplies each of
+them once, whoever asks.
 """
 
 from __future__ import annotations
 
 import statistics
 from collections.abc import Callable
-from unittest.mock import patch
 
 import torch
 import transformers
@@ -55,11 +54,7 @@ def ways(tokens: int, options: Options) -> dict[str, Callable[[], object]]:
         with options.precision():
             posterior.generate(input_ids=asked, **length)
 
-    def whole() -> None:
-        with patch("bella.generation.speaker.in_parts", lambda network: network):
-            together()
-
-    return {"one model": alone, "bella": together, "bella, the vocabulary whole": whole}
+    return {"one model": alone, "bella": together}
 
 
 def measure(options: Options) -> tuple[float, list[Table]]:
@@ -78,19 +73,13 @@ def measure(options: Options) -> tuple[float, list[Table]]:
         },
     )
     ours, one = seconds["bella"], seconds["one model"]
-    undivided = seconds["bella, the vocabulary whole"]
     weights = sum(p.numel() for p in smollm2().parameters()) * options.dtype.itemsize
     floor = weights * min(copying) / (2 * here.numel() * here.element_size())
     rows = [
         (f"{N} particles / one model, a token", ratios(ours, one), 1.8),
         (f"{N} particles / {N} models, a token", ratios(ours, [N * s for s in one]), 0.36),
-        ("the vocabulary in parts / whole", ratios(ours, undivided), 1.0),
     ]
-    times = {
-        "one model": one,
-        f"bella, {N} particles": ours,
-        f"bella, {N} particles, the vocabulary whole": undivided,
-    }
+    times = {"one model": one, f"bella, {N} particles": ours}
     return machine.rate, [
         Table(
             f"SmolLM2-135M's shape, n={N}, one prompt.",

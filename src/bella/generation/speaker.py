@@ -17,7 +17,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from bella.generation.wide import in_parts
 from bella.particles.axis import ParticleAxis, Pass, UnprovenError
 from bella.particles.copies import Copies
 from bella.particles.roles import Role, map_roles, with_roles
@@ -79,7 +78,6 @@ class Speaker:
         calls: Calls | None,
     ):
         self.network = network
-        self.together = network if calls is None else in_parts(network)
         self.axis = axis
         self.one = one
         self.everyone = tuple(range(width))
@@ -114,7 +112,7 @@ class Speaker:
             kwargs = map_roles(
                 lambda x, role: x if role is None else self.axis.repeat(x, role), kwargs, roles
             )
-            outputs = self.together(**kwargs)
+            outputs = self.network(**kwargs)
         return outputs, outputs.logits[:, -1].unflatten(0, (len(self.everyone), -1))
 
     def looped(self, kwargs: dict[str, Any]) -> tuple[Any, Tensor]:
