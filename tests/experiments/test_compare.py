@@ -17,6 +17,7 @@ from torch.utils.data import Dataset, TensorDataset
 import bella
 from bella.console import progress_bar
 from bella.data import Preprocess
+from bella.errors import BellaError
 from bella.experiments.bench import Bench, key_of, read_outputs
 from bella.experiments.compare import Row, compare, seeds_share, summary
 from bella.experiments.methods import METHODS, methods_named
@@ -24,6 +25,7 @@ from bella.experiments.methods import trained as engine
 from bella.experiments.page import write_page
 from bella.experiments.tasks import task_named
 from bella.experiments.tasks.task import Task, draw, fixed
+from bella.folders import held
 from bella.models import Defaults, Opened
 from bella.prediction.pool import fit_pool
 from bella.prediction.predictive import Predictive
@@ -185,6 +187,11 @@ def test_laplace_lies_around_every_particle(controls):
         with torch.no_grad():
             centre = own.around(x)
         torch.testing.assert_close(centre[0], trained.logits[particle], rtol=1e-4, atol=1e-5)
+
+
+def test_a_folder_that_another_comparison_writes_is_refused(tmp_path):
+    with held(tmp_path), pytest.raises(BellaError, match="Another run is writing to"):
+        compare(small_task(), ["probe"], seeds=1, folder=tmp_path, progress=False)
 
 
 def test_what_ran_is_not_run_again(ran, monkeypatch):

@@ -10,6 +10,7 @@ from vqa_cases import save_llava, save_questions
 
 from bella import BellaError
 from bella.experiments.vqa import compare_vqa
+from bella.folders import held
 
 ASKED = {
     "prompt": "<image> question {question} answer",
@@ -60,3 +61,8 @@ def test_unknown_methods_and_no_seeds_are_refused(settings, tmp_path):
         compare_vqa(settings, ("lorra",), seeds=1, folder=tmp_path)
     with pytest.raises(BellaError, match="seeds=0"):
         compare_vqa(settings, ("lora",), seeds=0, folder=tmp_path)
+
+
+def test_a_folder_that_another_comparison_writes_is_refused(settings, tmp_path):
+    with held(tmp_path), pytest.raises(BellaError, match="Another run is writing to"):
+        compare_vqa(settings, ["untrained"], seeds=1, folder=tmp_path, progress=False)

@@ -26,6 +26,7 @@ from bella.experiments.bench import Bench, write_outputs
 from bella.experiments.methods import Method, methods_named, names_of
 from bella.experiments.tasks.task import Task
 from bella.files import plain, read_json, write_json
+from bella.folders import held
 from bella.host import versions
 from bella.metrics.paired import overlap_of_draws
 from bella.recipes import KINDS
@@ -88,7 +89,8 @@ def compare(
         on each other part by its name, and ``costs``.
 
     Raises:
-        BellaError: unknown methods, or settings out of range.
+        BellaError: unknown methods, settings out of range, or another comparison in the folder that
+            has not ended.
     """
     if seeds < 1:
         raise BellaError(f"seeds={seeds}: give a whole number of at least 1.")
@@ -102,7 +104,7 @@ def compare(
     folder = Path(folder)
     resumed = False  # the wall time of a part says nothing of the whole
     begun = time.perf_counter()
-    with progress_bar(progress) as bar:
+    with held(folder), progress_bar(progress) as bar:
         bench = Bench(task, folder, dict(task.settings) | settings, bar, device)
         bench.reads = any(method.reads for method in chosen)
         checked(Settings, bench.settings)

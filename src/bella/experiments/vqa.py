@@ -21,6 +21,7 @@ from safetensors.torch import save_file
 from bella.console import progress_bar
 from bella.errors import BellaError, nearest
 from bella.files import plain, read_json, write_json, write_whole
+from bella.folders import held
 from bella.host import device_named, versions
 from bella.models.seeing import open_seeing
 from bella.posteriors.point import Point
@@ -85,7 +86,8 @@ def compare_vqa(
         What ``results.json`` holds.
 
     Raises:
-        BellaError: an unknown method, a folder of another comparison, or see `train_vqa`.
+        BellaError: an unknown method, a folder of another comparison or one that is being written,
+            or see `train_vqa`.
     """
     for name in methods:
         if name not in TITLES:
@@ -94,10 +96,18 @@ def compare_vqa(
             )
     if seeds < 1:
         raise BellaError(f"seeds={seeds}: give a whole number of at least 1.")
-    folder, results = Path(folder), {}
+    with held(Path(folder)):
+        return _compared(dict(settings), methods, seeds, Path(folder), progress)
+
+
+def _compared(
+    settings: dict[str, Any], methods: Sequence[str], seeds: int, folder: Path, progress: bool
+) -> dict[str, Any]:
+    """What `compare_vqa` returns, in a folder that is held."""
+    results: dict[str, Any] = {}
     rows: dict[str, list[dict[str, float]]] = {name: [] for name in methods}
     for seed in range(seeds):
-        asked = dict(settings) | {"task": "vqa", "seed": seed}
+        asked = settings | {"task": "vqa", "seed": seed}
         base = completed(checked(VqaConfig, asked))
         projector = _projector(base, folder / "projectors", progress)
         for name in methods:
