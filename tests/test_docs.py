@@ -133,10 +133,57 @@ def test_what_pages_quote_is_what_the_results_say():
         assert quoted.updated(page, results) == page.read_text(encoding="utf-8"), page
 
 
+def anchor(heading: str) -> str:
+    """The anchor that a heading gets."""
+    return re.sub(r"[-\s]+", "-", re.sub(r"[^\w\s-]", "", heading).strip().lower())
+
+
 def headings(text: str) -> set[str]:
-    """The anchors that a page's headings get."""
+    """The anchors of a page."""
     found = re.findall(r"^#+ (.*)$", re.sub(r"```.*?```", "", text, flags=re.DOTALL), re.MULTILINE)
-    return {re.sub(r"[-\s]+", "-", re.sub(r"[^\w\s-]", "", h).strip().lower()) for h in found}
+    return set(map(anchor, found))
+
+
+def section(text: str, part: str) -> str:
+    """What stands under a heading, smaller headings among it; without one, all of the page."""
+    kept, depth = [], 0
+    for line in text.splitlines():
+        if found := re.match(r"(#+) (.*)", line):
+            if depth and len(found[1]) <= depth:
+                break
+            depth = depth or len(found[1]) * (anchor(found[2]) == part)
+        if depth or not part:
+            kept.append(line)
+    return "\n".join(kept)
+
+
+def strays(text: str, page: Path) -> list[tuple[str, str]]:
+    """Figures of a row or a paragraph that stand in no part of a page that it links, as rounded as
+    they are, with the beginning of that paragraph."""
+    found = []
+    for block in re.split(r"\n(?=\||- |\n|#)", text):
+        targets = re.findall(r"\]\(([\w/-]*(?:\.md)?)(?:#([\w-]+))?\)", block)
+        there = " ".join(
+            section((page.parent / name if name else page).read_text("utf-8"), part)
+            for name, part in targets
+            if name.endswith(".md") or (part and not name)
+        )
+        if not there:
+            continue
+        said = [float(x) for x in re.findall(r"(?<![\w.])\d*\.\d+", there)]
+        for figure in re.findall(r"(?<![\w.,])\d*\.\d+(?!\w)", re.sub(r"\]\([^)]*\)", "", block)):
+            half = 0.51 * 10.0 ** -len(figure.partition(".")[2])
+            if not any(abs(x - float(figure)) <= half for x in said):
+                found.append((figure, block.strip()[:60]))
+    return found
+
+
+def test_figures_that_a_page_takes_from_a_table_stand_there(tmp_path):
+    page = ROOT / "docs" / "choosing.md"
+    assert strays(page.read_text("utf-8"), page) == []
+    (tmp_path / "table.md").write_text("# A\n| .214 |\n## B\n| 1.5 |\n# C\n| .7 |\n")
+    text = "- [a](table.md#a): .21, 1.50\n- [c](table.md#c): .21, .7\n- .9, no link"
+    assert strays(text, tmp_path / "page.md") == [(".21", "- [c](table.md#c): .21, .7")]
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
