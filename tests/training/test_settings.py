@@ -29,6 +29,12 @@ def test_a_wrong_value_is_named_by_the_word_that_was_used():
         checked(Settings, {"recompute": 3})
 
 
+def test_a_divergence_that_would_never_count_whole_is_refused():
+    with pytest.raises(bella.BellaError, match=r"kl_warmup=15 is longer .*epochs=5"):
+        checked(Settings, {"epochs": 5, "kl_warmup": 15})
+    assert checked(Settings, {"epochs": 5, "kl_warmup": 5}).kl_warmup == 5
+
+
 def test_an_unknown_setting_is_answered_with_the_known_ones():
     with pytest.raises(bella.BellaError, match=r"'epoch' is no setting.*epochs"):
         checked(Settings, {"epoch": 3})

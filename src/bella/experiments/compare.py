@@ -105,7 +105,7 @@ def compare(
     resumed = False  # the wall time of a part says nothing of the whole
     begun = time.perf_counter()
     with held(folder), progress_bar(progress) as bar:
-        bench = Bench(task, folder, dict(task.settings) | settings, bar, device)
+        bench = Bench(task, folder, task.settings_with(settings), bar, device)
         bench.reads = any(method.reads for method in chosen)
         checked(Settings, bench.settings)
         steps = bar.add_task("methods", total=seeds * len(chosen))

@@ -81,7 +81,7 @@ class Settings(BaseModel):
         coupling_warmup: fraction of the steps over which the coupling rises to its strength.
         kl_weight: factor on the KL divergence of stochastic posteriors, over N beside the mean over
             particles of the negative log-likelihood (docs/methods.md).
-        kl_warmup: epochs over which that factor rises from 0.
+        kl_warmup: epochs over which that factor rises from 0; no more than there are.
         particle_processes: of several processes (torchrun) so many neighbours share out the
             particles, and the sets of them the examples of a batch; 1: all hold all particles.
         device: where it runs, such as ``cpu`` or ``cuda``; the GPU if there is one.
@@ -141,6 +141,11 @@ class Settings(BaseModel):
             raise BellaError(
                 "cache_prefix=True caches what the particles share, and with minibatches='own' "
                 "they share no batch: leave out one of the two."
+            )
+        if self.kl_warmup > self.epochs:
+            raise BellaError(
+                f"kl_warmup={self.kl_warmup} is longer than the training (epochs={self.epochs}): "
+                "the divergence would never count whole, so give at most as many."
             )
         if self.memory_budget is not None and self.particles_per_pass != "auto":
             raise BellaError(

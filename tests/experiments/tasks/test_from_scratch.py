@@ -26,6 +26,14 @@ def test_the_published_networks_read_crops_of_cifar(tmp_path, name, millions):
     assert not torch.equal(task.part("corrupted", 0)[0][0], task.part("test", 0)[0][0])
 
 
+def test_the_divergence_warms_up_over_the_same_share_of_other_epochs(tmp_path):
+    write_cifar10(tmp_path, each=3)
+    task = task_named("cifar10-resnet18", tmp_path)
+    assert task.settings_with({})["kl_warmup"] == 15
+    assert task.settings_with({"epochs": 5})["kl_warmup"] == 2
+    assert task.settings_with({"epochs": 5, "kl_warmup": 4})["kl_warmup"] == 4
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "method"), [("cifar10-resnet18", "ssvi"), ("cifar10-wrn", "rank1")]

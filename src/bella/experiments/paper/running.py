@@ -140,7 +140,7 @@ def facts(item: Item, setup: Setup, asked: Asked) -> dict[str, Any]:
         found["examples"] = [
             {part: len(rows) for part, (_, rows) in task.split(0).items()} for task in setup.tasks
         ]
-        found["training"] = [dict(task.settings) | dict(setup.settings) for task in setup.tasks]
+        found["training"] = [task.settings_with(setup.settings) for task in setup.tasks]
         found["seeds"] = list(range(setup.seeds))
     if item.methods:
         found["rows"] = [method.name for method in setup.methods]

@@ -95,6 +95,17 @@ class Task:
         pool, positions = self.split(seed)[name]
         return self.pools[pool].select(positions)
 
+    def settings_with(self, asked: Mapping[str, Any]) -> dict[str, Any]:
+        """The task's settings with what a user asks for in their place.
+
+        Of other epochs the divergence warms up over the same share.
+        """
+        chosen = dict(self.settings) | dict(asked)
+        if "kl_warmup" in self.settings and "epochs" in asked and "kl_warmup" not in asked:
+            share = self.settings["kl_warmup"] / self.settings["epochs"]
+            chosen["kl_warmup"] = int(share * asked["epochs"])
+        return chosen
+
 
 def whole(pool: str, images: Labelled) -> Place:
     """All examples of a pool."""

@@ -48,7 +48,7 @@ def make(setup: Setup) -> Product:
     """Every setting of every row that is trained, as this table's other flags would train it."""
     task = setup.task
     with progress_bar(False) as bar:
-        bench = Bench(task, setup.folder, dict(task.settings) | dict(setup.settings), bar)
+        bench = Bench(task, setup.folder, task.settings_with(setup.settings), bar)
         trained = [method for method in setup.methods if isinstance(method, Trained)]
         rows = [settings_of(bench, method, task) for method in trained]
     names = dict.fromkeys(name for settings in rows for name in settings)
