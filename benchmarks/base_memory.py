@@ -30,8 +30,9 @@ PARTICLES = 100
 def on_bf16_base(batch: int, options: Options) -> Callable[[], object]:
     """A training step of 100 particles, one a pass, with their base in bfloat16."""
     work = in_chunks(PARTICLES, 1, batch, replace(options, autocast=True))
-    # The block is open for as long as the process lives.
-    base_in(work.__self__.posterior, torch.bfloat16).__enter__()  # type: ignore[attr-defined]
+    # The block is open for as long as the process lives, and as `bella.fit` opens it.
+    posterior = work.__self__.posterior  # type: ignore[attr-defined]
+    base_in(posterior, torch.bfloat16, sparing=True).__enter__()
     return work
 
 

@@ -16,6 +16,7 @@ from torch import nn
 import bella
 from bella import precision, storage
 from bella.errors import BellaError
+from bella.particles.halves import Halves
 from bella.precision import Precision, base_in, precision_for
 from bella.prediction import agreement
 
@@ -88,12 +89,16 @@ def outputs_and_gradients(posterior, inputs):
     return [outputs.detach(), *(p.grad.clone() for p in posterior.stacked_parameters().values())]
 
 
+SPARING = pytest.mark.parametrize("sparing", [False, True], ids=["whole", "sparing"])
+
+
+@SPARING
 @KINDS
-def test_the_numbers_are_those_of_autocast_bit_for_bit(make, inputs):
+def test_the_numbers_are_those_of_autocast_bit_for_bit(make, inputs, sparing):
     posterior = make()
     truth = outputs_and_gradients(posterior, inputs)
     before = {name: p.detach().clone() for name, p in posterior.named_parameters()}
-    with base_in(posterior, BF16):
+    with base_in(posterior, BF16, sparing=sparing):
         held = [p for p in posterior.parameters() if p.dtype == BF16]
         assert held
         assert not any(p.requires_grad for p in held)
@@ -106,11 +111,12 @@ def test_the_numbers_are_those_of_autocast_bit_for_bit(make, inputs):
         assert torch.equal(p, before[name]), name
 
 
+@SPARING
 @KINDS
-def test_how_passes_run_is_proven_with_the_whole_weights(make, inputs):
+def test_how_passes_run_is_proven_with_the_whole_weights(make, inputs, sparing):
     one, other = make(), make()
     one(inputs)
-    with base_in(other, BF16), torch.autocast("cpu", BF16):
+    with base_in(other, BF16, sparing=sparing), torch.autocast("cpu", BF16):
         other(inputs)
     assert str(one.plan()) == str(other.plan())
 
@@ -127,11 +133,12 @@ def test_what_is_tied_or_trains_or_is_no_product_stays_as_it_is():
         assert all(p.dtype == torch.float32 for p in posterior.stacked_parameters().values())
 
 
-def test_files_and_copies_are_of_the_base_as_it_was(tmp_path):
+@SPARING
+def test_files_and_copies_are_of_the_base_as_it_was(tmp_path, sparing):
     posterior = vit()
     hashes = [storage.fingerprint(posterior, dtype) for dtype in (None, BF16)]
     plain = posterior.particle(1)
-    with base_in(posterior, BF16):
+    with base_in(posterior, BF16, sparing=sparing):
         assert [storage.fingerprint(posterior, dtype) for dtype in (None, BF16)] == hashes
         posterior.save(tmp_path)
         inside = posterior.particle(1)
@@ -139,8 +146,28 @@ def test_files_and_copies_are_of_the_base_as_it_was(tmp_path):
     for one, other in zip(plain.parameters(), inside.parameters(), strict=True):
         assert torch.equal(one, other)
     assert storage.fingerprint(copied) == hashes[0]
+    copied.held.leave()
+    assert {p.dtype for p in copied.parameters()} == {torch.float32}
+    assert storage.fingerprint(copied) == hashes[0]
     loaded = bella.load(tmp_path, plain_vit())  # warns of another base if the hash were another
     assert torch.equal(loaded(IMAGES), posterior(IMAGES))
+
+
+def test_a_training_keeps_beside_the_held_base_only_what_it_lacks(monkeypatch):
+    made = []
+
+    class Seen(Halves):
+        def __init__(self, *parts):
+            made.append(self)
+            super().__init__(*parts)
+
+    monkeypatch.setattr("bella.particles.held.Halves", Seen)
+    posterior = vit()
+    before = storage.fingerprint(posterior)
+    data = (IMAGES, torch.zeros(len(IMAGES), dtype=torch.long))
+    bella.fit(posterior, data, epochs=1, batch_size=2, precision="bf16", progress=False)
+    assert made
+    assert storage.fingerprint(posterior) == before
 
 
 def test_blocks_are_counted_over_threads_and_put_back_after_errors():

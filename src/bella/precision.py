@@ -79,17 +79,21 @@ class Precision:
         return torch.autocast(self.device_type, DTYPES[self.name])
 
     @contextmanager
-    def around(self, posterior: Posterior, kernel: str | None = None) -> Iterator[Kernel]:
+    def around(
+        self, posterior: Posterior, kernel: str | None = None, *, sparing: bool = False
+    ) -> Iterator[Kernel]:
         """What stands around whole steps: the kernel for float32, and the base's dtype.
 
         Args:
             posterior: whose passes run inside.
             kernel: see `bella.fast_float32`.
+            sparing: see `base_in`.
 
         Raises:
             BellaError: see `bella.fast_float32` and `base_in`.
         """
-        held = nullcontext() if self.base is None else base_in(posterior, self.base)
+        base = self.base
+        held = nullcontext() if base is None else base_in(posterior, base, sparing=sparing)
         with fast_float32(posterior, kernel) as used, held:
             yield used
 
@@ -116,7 +120,9 @@ class Precision:
 
 
 @contextmanager
-def base_in(posterior: Posterior, dtype: torch.dtype) -> Iterator[None]:
+def base_in(
+    posterior: Posterior, dtype: torch.dtype, *, sparing: bool = False
+) -> Iterator[None]:
     """Hold a posterior's frozen base in the dtype that autocast multiplies in.
 
     Inside the block every pass has to run in ``torch.autocast`` of that dtype, and gives, bit for
@@ -127,12 +133,15 @@ def base_in(posterior: Posterior, dtype: torch.dtype) -> Iterator[None]:
     Args:
         posterior: of any kind; what trains stays as it is.
         dtype: ``torch.bfloat16`` or ``torch.float16``.
+        sparing: of a bfloat16 base on a CPU keep beside it only what it lacks of the whole one, bit
+            for bit: two bytes a weight for four. It takes as long as ten casts, so it is for blocks
+            that stay open; `bella.fit` opens such a one.
 
     Raises:
         BellaError: an open block holds the base in another dtype.
     """
     own = set() if posterior.trains_base else {id(x) for x in own_tensors(posterior).values()}
-    posterior.held.enter(posterior.network, own, dtype)
+    posterior.held.enter(posterior.network, own, dtype, sparing)
     try:
         yield
     finally:

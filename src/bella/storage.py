@@ -20,6 +20,7 @@ from torch import Tensor, nn
 import bella
 from bella.errors import BellaError
 from bella.files import SEAL, is_whole, plain, read_json, shown, write_json
+from bella.particles.held import whole_of
 from bella.sealed import bytes_of, read_sealed, write_sealed
 
 if TYPE_CHECKING:
@@ -70,7 +71,8 @@ def fingerprint(posterior: Posterior, dtype: torch.dtype | None = None) -> str:
     for name, value in posterior.network.state_dict(keep_vars=True).items():
         if id(value) in own:
             continue
-        value = whole.get(id(value), value)
+        if id(value) in whole:
+            value = whole_of(whole[id(value)])
         for part in parts_of(value):
             if part.is_floating_point() and part is value:
                 part = part.detach().to(dtype=dtype)
@@ -170,7 +172,7 @@ def base_dtype_of(posterior: Posterior) -> torch.dtype | None:
     own = {id(value) for value in own_tensors(posterior).values()}
     whole = posterior.held.originals()
     found = {
-        whole.get(id(value), value).dtype
+        torch.float32 if id(value) in whole else value.dtype  # as all that is held was
         for value in posterior.network.state_dict(keep_vars=True).values()
         if value.is_floating_point() and id(value) not in own
     }

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from bella.errors import BellaError
+from bella.particles.halves import Halves
 from bella.particles.linearity import TORCHS, computes_as, family, has_own_weight
 
 _turns = threading.RLock()
@@ -31,15 +32,18 @@ class HeldBase:
     def __init__(self) -> None:
         self.dtype: torch.dtype | None = None
         self._open = 0
-        self._pairs: list[tuple[nn.Parameter, Tensor]] = []
+        self._pairs: list[tuple[nn.Parameter, Tensor | Halves]] = []
 
-    def enter(self, network: nn.Module, own: Collection[int], dtype: torch.dtype) -> None:
+    def enter(
+        self, network: nn.Module, own: Collection[int], dtype: torch.dtype, sparing: bool = False
+    ) -> None:
         """Open a block; the first one casts.
 
         Args:
             network: whose frozen weights.
             own: ``id`` of tensors that are the particles' own.
             dtype: to hold them in.
+            sparing: see `bella.precision.base_in`.
 
         Raises:
             BellaError: an open block holds them in another dtype.
@@ -53,9 +57,9 @@ class HeldBase:
             if not self._open:
                 try:
                     for parameter in [p for p in holdable(network) if id(p) not in own]:
-                        # An accelerator's memory is for what it works with.
-                        self._pairs.append((parameter, parameter.data.cpu()))
-                        parameter.data = parameter.data.to(dtype)
+                        whole, fewer = parameter.data, parameter.data.to(dtype)
+                        self._pairs.append((parameter, kept(whole, fewer, sparing)))
+                        parameter.data = fewer
                 except BaseException:  # no memory, or somebody stops it
                     self._put_back()
                     raise
@@ -70,12 +74,13 @@ class HeldBase:
                 self._put_back()
 
     def _put_back(self) -> None:
-        for parameter, original in self._pairs:
-            parameter.data = original.to(parameter.device)
-        self._pairs, self.dtype = [], None
+        while self._pairs:  # one after another, so that no two copies of all are there at once
+            parameter, original = self._pairs.pop()
+            parameter.data = whole_of(original).to(parameter.device)
+        self.dtype = None
 
-    def originals(self) -> dict[int, Tensor]:
-        """By a parameter's ``id`` what it was before it was cast."""
+    def originals(self) -> dict[int, Tensor | Halves]:
+        """By a parameter's ``id`` what it was before it was cast, for `whole_of`."""
         return {id(parameter): original for parameter, original in self._pairs}
 
     @contextmanager
@@ -85,7 +90,7 @@ class HeldBase:
         with _turns:
             fewer = [(parameter, parameter.data) for parameter, _ in self._pairs]
             for parameter, original in self._pairs:
-                parameter.data = original.to(parameter.device)
+                parameter.data = whole_of(original).to(parameter.device)
             try:
                 yield
             finally:
@@ -106,6 +111,18 @@ class HeldBase:
                 f"The base is held in {self.dtype} by a block that is open: run passes inside "
                 f"torch.autocast({kind!r}, {self.dtype}), or leave the block first."
             )
+
+
+def kept(whole: Tensor, fewer: Tensor, sparing: bool) -> Tensor | Halves:
+    """What is kept of weights beside what they are held in."""
+    if sparing and whole.device.type == "cpu" and fewer.dtype == torch.bfloat16:
+        return Halves(whole, fewer)
+    return whole.cpu()  # an accelerator's memory is for what it works with
+
+
+def whole_of(original: Tensor | Halves) -> Tensor:
+    """Weights as they were, from what is kept of them."""
+    return original.join() if isinstance(original, Halves) else original
 
 
 def holdable(network: nn.Module) -> Iterator[nn.Parameter]:

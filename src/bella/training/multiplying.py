@@ -85,7 +85,7 @@ class Multiplying:
         wanted = self.kernel
         if wanted is None and self.world.size > 1:
             wanted = self.world.first(fastest(self.posterior).name)
-        with self.precision.around(self.posterior, wanted) as kernel:
+        with self.precision.around(self.posterior, wanted, sparing=True) as kernel:
             self.kernel = kernel.name
             yield kernel
 
