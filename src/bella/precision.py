@@ -120,9 +120,7 @@ class Precision:
 
 
 @contextmanager
-def base_in(
-    posterior: Posterior, dtype: torch.dtype, *, sparing: bool = False
-) -> Iterator[None]:
+def base_in(posterior: Posterior, dtype: torch.dtype, *, sparing: bool = False) -> Iterator[None]:
     """Hold a posterior's frozen base in the dtype that autocast multiplies in.
 
     Inside the block every pass has to run in ``torch.autocast`` of that dtype, and gives, bit for

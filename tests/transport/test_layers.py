@@ -81,6 +81,20 @@ def test_a_layer_axis_fuses_what_each_layer_gives_alone() -> None:
             torch.testing.assert_close(together[layer], single[0], rtol=1e-12, atol=1e-12)
 
 
+@pytest.mark.parametrize("name", ["repulsive", "svgd"])
+def test_layers_of_one_shape_couple_alike_in_one_batch_and_in_pieces(name, monkeypatch) -> None:
+    posterior = bella.low_rank(Blocks(), 4, 2, "all-linear", modules_to_save=["head"], b_std=0.3)
+    x, y = torch.randn(6, 4), labels()
+    found = []
+    for piece in (2**25, 1):
+        monkeypatch.setattr("bella.transport.coupling.PIECE", piece)
+        move = by_name(name, posterior, data_size=N)
+        found.append((len(move.groups), stepped(posterior, move, bella.nll(posterior(x), y))))
+    (few, whole), (many, pieces) = found
+    assert few < many
+    assert_same(pieces, whole, 1e-12)
+
+
 def test_a_pulled_force_is_the_chain_rule_through_the_factors() -> None:
     A = torch.randn(1, 4, 2, 5, requires_grad=True)
     B = torch.randn(1, 4, 3, 2, requires_grad=True)

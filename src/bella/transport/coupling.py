@@ -107,6 +107,9 @@ def add_to_grad(parameter: torch.nn.Parameter, force: Tensor, weight: float = 1.
 
 LARGEST = 2**30
 """Bytes of all particles' factors that a process gathers at a time."""
+PIECE = 2**25
+"""Bytes of parameters that are one batch otherwise: stacks, products and forces are copies of that
+size, and what is larger gains nothing by being one."""
 
 
 def groups_of(
@@ -120,9 +123,9 @@ def groups_of(
         fused[(type(site), shapes, kind, site.parameters[0].device)].append(site)
     groups = []
     for members in fused.values():
-        most = len(members)
-        if ranks.size > 1:  # what is gathered lies in memory as a whole
-            most = max(1, LARGEST // (sum(p.nbytes for p in members[0].parameters) * ranks.size))
+        size = sum(p.nbytes for p in members[0].parameters)
+        # What is gathered lies in memory as a whole, and each piece of it is a message.
+        most = max(1, PIECE // size if ranks.size == 1 else LARGEST // (size * ranks.size))
         groups += [
             Group(members[i : i + most], ranks, particles) for i in range(0, len(members), most)
         ]
