@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import pickle
 import random
+import shutil
 
 import numpy as np
 import pytest
@@ -20,11 +21,22 @@ from bella.training.checkpoint import CHECKPOINT, PICKLED, _State, read_checkpoi
 CPU = torch.device("cpu")
 
 
+SETTINGS = {"epochs": 2, "batch_size": 8, "progress": False}
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    """A finished run, which nobody changes."""
+    folder = tmp_path_factory.mktemp("trained")
+    bella.fit(make(), problem(), validation=problem(seed=1), folder=folder, **SETTINGS)
+    return folder
+
+
 @pytest.fixture
-def run(tmp_path):
-    settings = {"epochs": 2, "batch_size": 8, "progress": False}
-    bella.fit(make(), problem(), validation=problem(seed=1), folder=tmp_path, **settings)
-    return tmp_path, settings
+def run(trained, tmp_path):
+    """A copy of it to damage, and how it was trained."""
+    shutil.copytree(trained, tmp_path, dirs_exist_ok=True)
+    return tmp_path, SETTINGS
 
 
 def go_on(folder, settings):
