@@ -64,6 +64,8 @@ def leaves_of(tree: Any) -> list[Any]:
 
 def tensors_of(tree: Any) -> list[Tensor]:
     """Every tensor of ``tree``, in order (see `map_leaves`)."""
+    if type(tree) is Tensor:
+        return [tree]
     return [x for x in leaves_of(tree) if isinstance(x, Tensor)]
 
 

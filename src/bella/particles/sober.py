@@ -14,6 +14,7 @@ import random
 import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -73,21 +74,31 @@ class Sober(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Run an operation, or answer with its mean."""
-        kwargs = kwargs or {}
-        packet = func.overloadpacket
-        if func in MEANS:
-            return MEANS[func](*args, **kwargs)
-        if packet in FILLED:
-            options = {k: v for k, v in kwargs.items() if k != "generator"}
-            return torch.full(args[0], FILLED[packet], **options)
-        names = [argument.name for argument in func._schema.arguments]
-        if "dropout_p" in names:
-            place = names.index("dropout_p")
-            if place < len(args):
-                args = (*args[:place], 0.0, *args[place + 1 :])
-            elif "dropout_p" in kwargs:
-                kwargs = kwargs | {"dropout_p": 0.0}
-        return func(*args, **kwargs)
+        return soberly(func, args, kwargs or {})
+
+
+def soberly(func: Any, args: tuple, kwargs: dict[str, Any]) -> Any:
+    """Run an operation, or answer with the mean of what it draws."""
+    if func in MEANS:
+        return MEANS[func](*args, **kwargs)
+    packet = func.overloadpacket
+    if packet in FILLED:
+        options = {k: v for k, v in kwargs.items() if k != "generator"}
+        return torch.full(args[0], FILLED[packet], **options)
+    place = _place_of_dropout(func)
+    if place is not None:
+        if place < len(args):
+            args = (*args[:place], 0.0, *args[place + 1 :])
+        elif "dropout_p" in kwargs:
+            kwargs = kwargs | {"dropout_p": 0.0}
+    return func(*args, **kwargs)
+
+
+@cache
+def _place_of_dropout(func: Any) -> int | None:
+    """Where an operation's arguments hold the rate of a dropout."""
+    names = [argument.name for argument in func._schema.arguments]
+    return names.index("dropout_p") if "dropout_p" in names else None
 
 
 class Guard(Sober):
@@ -104,7 +115,7 @@ class Guard(Sober):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Run an operation; see whether it turns NaN into what is no NaN any more."""
-        outputs = super().__torch_dispatch__(func, types, args, kwargs)
+        outputs = soberly(func, args, kwargs or {})
         packet = func.overloadpacket
         if packet in DECIDING or (packet not in TEMPLATES and _counts(outputs)):
             given = [x for x in tensors_of((args, kwargs or {})) if x.is_floating_point()]
@@ -141,14 +152,14 @@ class Watch(Sober):
 
     def follows(self, inputs: Any) -> bool:
         """Whether any of these depends on what particles said."""
-        return any(x.untyped_storage() in self.touched for x in _strided(inputs))
+        return bool(self.touched) and any(x.untyped_storage() in self.touched for x in _strided(inputs))
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Run an operation; see whether it lets data of particles decide."""
         follows = self.follows((args, kwargs))
         if follows and (func.overloadpacket in DEPENDENT or _selects(func.overloadpacket, args)):
             self.told()
-        outputs = super().__torch_dispatch__(func, types, args, kwargs)
+        outputs = soberly(func, args, kwargs or {})
         if follows:
             self.touch(outputs)
         return outputs
