@@ -169,11 +169,11 @@ def test_the_undamaged_run_answers_the_same_twice(run):
 
 
 def test_damage_is_refused_or_changes_nothing(run, tmp_path):
-    damage(run, tmp_path, range(200), WAYS, may_differ=False)
+    damage(run, tmp_path, range(100), WAYS, may_differ=False)
 
 
 def test_forgeries_end_in_one_sentence_or_in_an_answer(run, tmp_path):
-    damage(run, tmp_path, range(60), (forged,), may_differ=True)
+    damage(run, tmp_path, range(30), (forged,), may_differ=True)
 
 
 @pytest.mark.slow

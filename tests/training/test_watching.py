@@ -68,7 +68,7 @@ def test_what_is_heard_is_the_trace_of_the_folder(tmp_path):
 
 
 def test_a_long_training_is_heard_some_sixty_times():
-    rows, _, _ = heard(data=problem(480), batch_size=2, epochs=2)
+    rows, _, _ = heard(data=problem(240), batch_size=2, epochs=2)
     assert 60 <= len(rows) <= 64
 
 

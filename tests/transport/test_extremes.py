@@ -33,7 +33,7 @@ def placed(sizes, seed, dtype=torch.float32, kind="low_rank"):
     return posterior
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=75, deadline=None)
 @given(
     st.lists(st.sampled_from(SIZES), min_size=2, max_size=6),
     st.sampled_from(sorted(KERNELS)),

@@ -409,7 +409,7 @@ def test_langevin_noise_needs_the_learning_rate():
         move.step()
 
 
-def regression_moments(name, particles=40, steps=1500):
+def regression_moments(name, particles=40, steps=500):
     """Particles of a two-weight linear regression, and the exact posterior N(mean, covariance)."""
     torch.manual_seed(0)
     count, noise = 30, 0.5

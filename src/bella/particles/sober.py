@@ -152,7 +152,9 @@ class Watch(Sober):
 
     def follows(self, inputs: Any) -> bool:
         """Whether any of these depends on what particles said."""
-        return bool(self.touched) and any(x.untyped_storage() in self.touched for x in _strided(inputs))
+        return bool(self.touched) and any(
+            x.untyped_storage() in self.touched for x in _strided(inputs)
+        )
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Run an operation; see whether it lets data of particles decide."""
