@@ -16,9 +16,10 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-war
 demo: .venv/demo.done
 	$(BIN)/bella demo
 
-# A file is one worker's, so that no worker makes again what its tests share.
+# A file is one worker's, so that no worker makes again what its tests share; tests/conftest.py says
+# in which order.
 test: .venv/dev.done
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2 --dist loadfile
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder
 
 test-long: .venv/dev.done
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2 -m slow

@@ -7,6 +7,7 @@ import gzip
 import importlib.util
 import struct
 import sys
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
@@ -47,8 +48,35 @@ CHECKED = (
 )
 install_import_hook(CHECKED, "shapes.checked")
 
+# The files that take longest for their number of tests.
+LONG = {
+    "particles/test_zoo.py",
+    "runs/test_start_walk.py",
+    "runs/test_vqa_walk.py",
+    "runs/test_walk.py",
+    "serve/test_walk.py",
+    "models/test_quantised.py",
+    "test_public.py",
+    "test_mutations.py",
+    "experiments/test_reference.py",
+    "experiments/tasks/test_wordnet_choice.py",
+}
+
 # Otherwise PyTorch warns once a process, and a test fails or not by what ran before it.
 torch.set_warn_always(True)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Long files first, then those of many tests: of two workers that take files in this order,
+    none waits long for the other's last one."""
+    root = Path(__file__).parent
+    counts = Counter(item.path for item in items)
+
+    def turn(item: pytest.Item) -> tuple[bool, int, Path]:
+        path = item.path.relative_to(root)
+        return path.as_posix() not in LONG, -counts[item.path], path
+
+    items.sort(key=turn)
 
 
 def write_idx(path, array):
