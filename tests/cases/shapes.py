@@ -14,6 +14,8 @@ from beartype import BeartypeConf, beartype
 # An int is a float to every reader (PEP 484), if not to `isinstance`.
 typed = beartype(conf=BeartypeConf(is_pep484_tower=True))
 
+OWN = random.Random(0)
+
 
 def checked(function: Callable) -> Callable:
     """A type checker for jaxtyping that lets the function see wrong arguments.
@@ -23,22 +25,19 @@ def checked(function: Callable) -> Callable:
     left out: a bad argument is the function's own to refuse, with a sentence, and one that it
     accepts must be what its annotation says.
 
-    beartype looks at an item of a list that it chooses at random; the numbers are given back, so
+    beartype looks at an item of a list that it chooses at random, here by numbers of its own, so
     that a test of random numbers sees what it would see without a checker. What `torch.compile`
     traces is not checked.
     """
     if inspect.signature(function).return_annotation is Any:
         return function
     check = typed(function)
+    handed = check.__kwdefaults__ or {}  # what beartype's code uses
+    chance = {key: OWN.getrandbits for key, held in handed.items() if held == random.getrandbits}
+    check.__kwdefaults__ = handed | chance
 
     @functools.wraps(function)
     def check_unseen(*args: Any, **kwargs: Any) -> Any:
-        if torch.compiler.is_compiling():
-            return None
-        state = random.getstate()
-        try:
-            return check(*args, **kwargs)
-        finally:
-            random.setstate(state)
+        return None if torch.compiler.is_compiling() else check(*args, **kwargs)
 
     return check_unseen

@@ -229,6 +229,9 @@ def evaluating(module: nn.Module) -> Iterator[None]:
 
 def seed_all(seed: int = 0) -> None:
     """Begin torch's, numpy's and Python's random numbers anew: for what has no mean."""
-    torch.manual_seed(seed)
+    if torch.accelerator.is_available():
+        torch.manual_seed(seed)
+    else:  # that one notes each call, with where it came from, for a device that may come
+        torch.default_generator.manual_seed(seed)
     np.random.seed(seed)
     random.seed(seed)
