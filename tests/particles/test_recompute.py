@@ -40,14 +40,13 @@ def test_transformers_own_checkpointing_changes_no_gradient(name, chunks, transp
 
 @pytest.mark.parametrize("transport", TRANSPORTS)
 @pytest.mark.parametrize("chunks", CHUNKS, ids=str)
-@pytest.mark.parametrize("modules", [None, (r"blocks\.\d\.0",)], ids=str)
-def test_checkpointed_blocks_change_no_gradient(modules, chunks, transport):
+def test_checkpointed_blocks_change_no_gradient(chunks, transport):
     x = torch.randn(5, 4)
     expected = stepped(deep(), x, transport, chunks)
-    posterior = deep()
-    names = bella.checkpoint(posterior, modules)
-    assert len(names) == (4 if modules is None else 6)
-    assert_same(stepped(posterior, x, transport, chunks), expected)
+    for modules, count in ((None, 4), ((r"blocks\.\d\.0",), 6)):
+        posterior = deep()
+        assert len(bella.checkpoint(posterior, modules)) == count
+        assert_same(stepped(posterior, x, transport, chunks), expected)
 
 
 def test_a_stream_with_a_cache_of_keys_serves_several_passes():
