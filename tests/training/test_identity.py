@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 
 import numpy as np
 import pytest
@@ -34,6 +35,17 @@ def other_base():
 x, y = problem()
 
 
+SAME = {"epochs": 2, "validation": problem(seed=1), "identity": {"classes": ["a", "b"]}}
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    """A finished run, which nobody changes."""
+    folder = tmp_path_factory.mktemp("trained")
+    fit(make(), folder=folder, **SAME)
+    return folder
+
+
 @pytest.mark.parametrize(
     ("built", "asked", "said"),
     [
@@ -53,14 +65,9 @@ x, y = problem()
         ({}, {"identity": {"classes": ["b", "a"]}}, r"classes was \['a', 'b'\], now \['b', 'a'\]"),
     ],
 )
-def test_what_decides_a_run_cannot_change(tmp_path, built, asked, said):
-    same = {
-        "folder": tmp_path,
-        "epochs": 2,
-        "validation": problem(seed=1),
-        "identity": {"classes": ["a", "b"]},
-    }
-    fit(make(), **same)
+def test_what_decides_a_run_cannot_change(trained, tmp_path, built, asked, said):
+    shutil.copytree(trained, tmp_path, dirs_exist_ok=True)
+    same = SAME | {"folder": tmp_path}
     before = content(tmp_path)
     with pytest.raises(bella.BellaError, match=said) as caught:
         fit(make(**built), **(same | asked))

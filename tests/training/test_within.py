@@ -6,6 +6,7 @@ import functools
 import os
 import random
 import resource
+import shutil
 import signal
 import threading
 
@@ -341,9 +342,18 @@ POSITIONS = {
 }
 
 
+@pytest.fixture(scope="module")
+def in_the_middle(tmp_path_factory):
+    """A run that was stopped in the middle of an epoch, which nobody changes."""
+    folder = tmp_path_factory.mktemp("middle")
+    with pytest.MonkeyPatch.context() as patch:
+        stopped(patch, 9, folder)
+    return folder
+
+
 @pytest.mark.parametrize("name", POSITIONS)
-def test_positions_that_no_run_has_are_refused(tmp_path, monkeypatch, name):
-    stopped(monkeypatch, 9, tmp_path)
+def test_positions_that_no_run_has_are_refused(in_the_middle, tmp_path, name):
+    shutil.copytree(in_the_middle, tmp_path, dirs_exist_ok=True)
     state, change = state_of(tmp_path), POSITIONS[name]
     if isinstance(change, dict):
         drawn = change.get("drawn")
