@@ -10,7 +10,9 @@ particle and what the other 99 keep: factors, gradients and two moments.
 
 from __future__ import annotations
 
+import atexit
 from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import replace
 
 import torch
@@ -25,14 +27,16 @@ from timing import square
 from training_memory import full, in_chunks
 
 PARTICLES = 100
+OPEN = ExitStack()
+"""Blocks that are open until the process ends."""
+atexit.register(OPEN.close)
 
 
 def on_bf16_base(batch: int, options: Options) -> Callable[[], object]:
     """A training step of 100 particles, one a pass, with their base in bfloat16."""
     work = in_chunks(PARTICLES, 1, batch, replace(options, autocast=True))
-    # The block is open for as long as the process lives, and as `bella.fit` opens it.
     posterior = work.__self__.posterior  # type: ignore[attr-defined]
-    base_in(posterior, torch.bfloat16, sparing=True).__enter__()
+    OPEN.enter_context(base_in(posterior, torch.bfloat16, sparing=True))  # as `bella.fit` does
     return work
 
 
