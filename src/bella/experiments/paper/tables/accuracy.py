@@ -93,5 +93,5 @@ ITEM = Item(
     data=("fashion-mnist", "digits"),
     train=200,
     others=200,
-    cost="6 minutes",
+    cost="10 minutes",
 )
