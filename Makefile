@@ -17,9 +17,10 @@ demo: .venv/demo.done
 	$(BIN)/bella demo
 
 # A file is one worker's, so that no worker makes again what its tests share; tests/conftest.py says
-# in which order.
+# in which order. There are three for two cores: tests of processes and servers wait as much as they
+# compute.
 test: .venv/dev.done
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 3 --dist loadfile --no-loadscope-reorder
 
 test-long: .venv/dev.done
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2 -m slow

@@ -49,9 +49,10 @@ def load(
         MissingExtraError: a library is not installed.
     """
     transformers = require("transformers", extra="hf")
+    # A library that is missing is told of before the hub is asked for anything.
+    codes = None if quantised is None else _quantisation(transformers, quantised)
     if (adapter := _adapter(name)) is not None:
         return _merged(adapter, auto, what, seed=seed, quantised=quantised, **options)
-    codes = None if quantised is None else _quantisation(transformers, quantised)
     try:
         if codes is not None:
             _leave_heads(codes, transformers, auto, name, options)
