@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import gzip
 import importlib.util
+import signal
 import struct
 import sys
 from collections import Counter
@@ -14,6 +15,10 @@ import numpy as np
 import pytest
 import torch
 from jaxtyping import install_import_hook
+
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    # A shell's background job ignores Ctrl-C, and so would the runs that tests stop by it.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # timm and open_clip import torchvision, which has no build for a torch without CUDA: it asks for
 # two operators that such a torch lacks, and breaks whoever looks for it. So `make test` installs
