@@ -170,6 +170,17 @@ def test_a_training_keeps_beside_the_held_base_only_what_it_lacks(monkeypatch):
     assert storage.fingerprint(posterior) == before
 
 
+def test_a_write_to_a_weight_that_cannot_be_put_back_is_told_of():
+    posterior = vit()
+    with (
+        pytest.raises(BellaError, match=r"Frozen weights \(1\) were written to"),
+        base_in(posterior, BF16, sparing=True),
+    ):
+        held = next(p for p in posterior.parameters() if p.dtype == BF16)
+        held.data.mul_(2)
+    assert {p.dtype for p in posterior.parameters()} == {torch.float32}
+
+
 def test_blocks_are_counted_over_threads_and_put_back_after_errors():
     posterior = vit()
     inside, leave = threading.Event(), threading.Event()

@@ -136,7 +136,8 @@ def base_in(posterior: Posterior, dtype: torch.dtype, *, sparing: bool = False) 
             that stay open; `bella.fit` opens such a one.
 
     Raises:
-        BellaError: an open block holds the base in another dtype.
+        BellaError: an open block holds the base in another dtype; or, as a sparing one ends,
+            somebody wrote to the weights that it held.
     """
     own = set() if posterior.trains_base else {id(x) for x in own_tensors(posterior).values()}
     posterior.held.enter(posterior.network, own, dtype, sparing)

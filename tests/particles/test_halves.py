@@ -46,6 +46,14 @@ def test_shapes_and_strides_are_kept(x):
     assert joined(x).stride() == x.stride()
 
 
+def test_a_write_to_the_bfloat16_is_seen():
+    upper = (x := torch.randn(20, 20)).bfloat16()
+    halves = Halves(x, upper)
+    assert not halves.changed
+    upper[3, 4] += 1
+    assert halves.changed
+
+
 def test_it_keeps_two_bytes_a_number():
     x = torch.randn(300, 300)
     halves = Halves(x, x.bfloat16())

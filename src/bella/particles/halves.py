@@ -16,7 +16,7 @@ class Halves:
 
     Args:
         whole: the tensor, of one axis or more, on a CPU.
-        upper: the same in bfloat16, as torch rounds it; it must stay as it is.
+        upper: the same in bfloat16, as torch rounds it; it must stay as it is, see `changed`.
     """
 
     def __init__(self, whole: Tensor, upper: Tensor):
@@ -27,6 +27,15 @@ class Halves:
         differ = self._joined() != bits
         self.places = differ.nonzero(as_tuple=True)
         self.bits = bits[self.places]
+        self.sum = self._sum()
+
+    def _sum(self) -> int:
+        return int(self.upper.view(torch.int16).sum(dtype=torch.int64))
+
+    @property
+    def changed(self) -> bool:
+        """Whether somebody wrote to the bfloat16, so that the two are no longer one number."""
+        return self._sum() != self.sum
 
     def _joined(self) -> Tensor:
         return _shifted(self.upper).add_(self.lower)

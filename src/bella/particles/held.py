@@ -67,17 +67,29 @@ class HeldBase:
             self._open += 1
 
     def leave(self) -> None:
-        """Close a block; the last one puts the weights back as they were."""
+        """Close a block; the last one puts the weights back as they were.
+
+        Raises:
+            BellaError: in a sparing block somebody wrote to them.
+        """
         with _turns:
             self._open -= 1
             if not self._open:
                 self._put_back()
 
     def _put_back(self) -> None:
+        changed = 0
         while self._pairs:  # one after another, so that no two copies of all are there at once
             parameter, original = self._pairs.pop()
+            changed += isinstance(original, Halves) and original.changed
             parameter.data = whole_of(original).to(parameter.device)
         self.dtype = None
+        if changed:
+            raise BellaError(
+                f"Frozen weights ({changed}) were written to while the base was held in fewer bits, "
+                "and cannot be put back: open the network anew, and let weights train that are to "
+                "change (requires_grad), or leave the base as it is (base_dtype='float32')."
+            )
 
     def originals(self) -> dict[int, Tensor | Halves]:
         """By a parameter's ``id`` what it was before it was cast, for `whole_of`."""
