@@ -13,7 +13,7 @@ from xml.sax.saxutils import escape
 
 from drawing import FAINT, FONT, GREEN, GUIDE, INK, PAPER, PICTURES, night
 
-from bella.experiments.bench import read_outputs
+from bella.experiments.predictions import read_outputs
 from bella.report.tables import read_results
 
 PICTURE = PICTURES / "glance.svg"

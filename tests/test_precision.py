@@ -172,12 +172,11 @@ def test_a_training_keeps_beside_the_held_base_only_what_it_lacks(monkeypatch):
 
 def test_a_write_to_a_weight_that_cannot_be_put_back_is_told_of():
     posterior = vit()
-    with (
-        pytest.raises(BellaError, match=r"Frozen weights \(1\) were written to"),
-        base_in(posterior, BF16, sparing=True),
-    ):
-        held = next(p for p in posterior.parameters() if p.dtype == BF16)
-        held.data.mul_(2)
+    block = base_in(posterior, BF16, sparing=True)
+    block.__enter__()
+    next(p for p in posterior.parameters() if p.dtype == BF16).data.mul_(2)
+    with pytest.raises(BellaError, match=r"Frozen weights \(1\) were written to"):
+        block.__exit__(None, None, None)
     assert {p.dtype for p in posterior.parameters()} == {torch.float32}
 
 

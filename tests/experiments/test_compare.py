@@ -18,11 +18,12 @@ import bella
 from bella.console import progress_bar
 from bella.data import Preprocess
 from bella.errors import BellaError
-from bella.experiments.bench import Bench, key_of, read_outputs
+from bella.experiments.bench import Bench, key_of
 from bella.experiments.compare import Row, compare, seeds_share, summary
 from bella.experiments.methods import METHODS, methods_named
 from bella.experiments.methods import trained as engine
 from bella.experiments.page import write_page
+from bella.experiments.predictions import read_outputs
 from bella.experiments.tasks import task_named
 from bella.experiments.tasks.task import Task, draw, fixed
 from bella.folders import held

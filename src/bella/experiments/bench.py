@@ -19,17 +19,16 @@ from typing import Any, TypeVar
 
 import torch
 from rich.progress import Progress
-from safetensors.torch import load_file, save_file
-from torch import Tensor
 from torch.utils.data import DataLoader, Subset, default_collate
 
 import bella
 from bella.errors import BellaError
 from bella.evaluation.evaluate import collect
 from bella.experiments.methods.base import Costs, Outputs
+from bella.experiments.predictions import read_outputs
 from bella.experiments.tasks.task import Place as Part
 from bella.experiments.tasks.task import Task
-from bella.files import read_json, write_whole
+from bella.files import read_json
 from bella.host import device_named
 from bella.inputs import split, to
 from bella.models import Opened
@@ -38,10 +37,8 @@ from bella.particles.stream import Stream
 from bella.posterior import Posterior
 from bella.precision import precision_for
 from bella.prediction.activations import Place, Reader, Reading, find_places
-from bella.prediction.distilled import DirichletPredictive
 from bella.prediction.mixture import Distance, Readout
 from bella.prediction.predict import Combined, in_precision, predict
-from bella.prediction.predictive import Average, Predictive
 from bella.recipes import Plan, Recipe, linear_head
 from bella.training.anchors import Activations, choose_anchors
 from bella.training.cache import CachedPrefix, is_fixed
@@ -417,52 +414,3 @@ def key_of(place: Part) -> tuple[str, tuple[int, ...]]:
     """Some examples of a pool, as a key."""
     pool, positions = place
     return pool, tuple(positions)
-
-
-def read_outputs(place: Path) -> Outputs:
-    """The predictions that a run left in its folder.
-
-    Raises:
-        BellaError: there are none.
-    """
-    path = place / "predictions.safetensors"
-    if not path.exists():
-        raise BellaError(f"{place} holds no predictions: run the comparison again.")
-    tensors = load_file(path)
-    found: dict[str, tuple[Predictive, Tensor]] = {}
-    for part in dict.fromkeys(name.rpartition(".")[0] for name in tensors):
-        own = {
-            name: x
-            for field in TENSORS
-            if (x := tensors.get(name := f"{part}.{field}")) is not None
-        }
-        beside: dict[str, Any] = {name.rpartition(".")[2]: x for name, x in own.items()}
-        average: Average = "logits" if f"{part}.{OF_LOGITS}" in tensors else "probs"
-        kind = DirichletPredictive if f"{part}.{DIRICHLET}" in tensors else Predictive
-        found[part] = (kind(average=average, **beside), tensors[f"{part}.labels"])
-    return found
-
-
-def write_outputs(place: Path, outputs: Outputs) -> None:
-    """What `read_outputs` reads."""
-    tensors: dict[str, Tensor] = {}
-    for part, (predictive, labels) in outputs.items():
-        tensors[f"{part}.labels"] = labels.contiguous()
-        for field in TENSORS:
-            if (value := getattr(predictive, field)) is not None:
-                tensors[f"{part}.{field}"] = value.contiguous()
-        if predictive.average == "logits":
-            tensors[f"{part}.{OF_LOGITS}"] = torch.ones(1)
-        if isinstance(predictive, DirichletPredictive):
-            tensors[f"{part}.{DIRICHLET}"] = torch.ones(1)
-    write_whole(place / "predictions.safetensors", lambda path: save_file(tensors, path))
-
-
-TENSORS = ("logits", "weights", *Predictive.beside)
-"""What of a predictive is kept."""
-
-OF_LOGITS = "averages_logits"
-"""Marks a predictive that averages logits."""
-
-DIRICHLET = "of_concentrations"
-"""Marks one whose logits are log concentrations."""

@@ -22,8 +22,9 @@ import bella
 from bella.console import progress_bar
 from bella.errors import BellaError
 from bella.evaluation.evaluate import known_figures, shifted_figures
-from bella.experiments.bench import Bench, write_outputs
+from bella.experiments.bench import Bench
 from bella.experiments.methods import Method, methods_named, names_of
+from bella.experiments.predictions import write_outputs
 from bella.experiments.tasks.task import Task
 from bella.files import plain, read_json, write_json
 from bella.folders import held

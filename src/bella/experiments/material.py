@@ -8,8 +8,8 @@ from typing import Any
 
 from bella.data.labelled import Labelled
 from bella.errors import BellaError, MissingExtraError
-from bella.experiments.bench import read_outputs
 from bella.experiments.page import told_of, took
+from bella.experiments.predictions import read_outputs
 from bella.experiments.tasks import TASKS, images_task, task_named
 from bella.experiments.tasks.task import Task
 from bella.report.charts import Said

@@ -9,10 +9,10 @@ from typing import Any
 from bella.data.labelled import LabelledImages
 from bella.data.sets.base import USUAL
 from bella.evaluation.early_stop import early_stop_rows
-from bella.experiments.bench import read_outputs
 from bella.experiments.methods import DEMO, METHODS, Outputs
 from bella.experiments.methods.low_rank import LowRank
 from bella.experiments.methods.pooled import Pooled
+from bella.experiments.predictions import read_outputs
 from bella.experiments.tasks.task import Task
 from bella.files import read_json, write_whole
 from bella.prediction.predictive import Predictive

@@ -86,9 +86,9 @@ class HeldBase:
         self.dtype = None
         if changed:
             raise BellaError(
-                f"Frozen weights ({changed}) were written to while the base was held in fewer bits, "
-                "and cannot be put back: open the network anew, and let weights train that are to "
-                "change (requires_grad), or leave the base as it is (base_dtype='float32')."
+                f"Frozen weights ({changed}) were written to while the base was held in fewer "
+                "bits, and cannot be put back: open the network anew, and let weights train that "
+                "are to change (requires_grad), or leave the base as it is (base_dtype='float32')."
             )
 
     def originals(self) -> dict[int, Tensor | Halves]:

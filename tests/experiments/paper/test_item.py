@@ -9,11 +9,11 @@ import torch
 from paper_cases import small_setup, small_task
 
 import bella
-from bella.experiments.bench import read_outputs
 from bella.experiments.methods import METHODS
 from bella.experiments.paper import TABLES
 from bella.experiments.paper.item import Item, rows_named
 from bella.experiments.paper.running import Asked, fitting, setup_of
+from bella.experiments.predictions import read_outputs
 from bella.experiments.tasks.smaller import smaller
 
 

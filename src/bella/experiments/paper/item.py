@@ -14,12 +14,12 @@ from typing import Any
 import bella
 from bella.errors import BellaError, nearest
 from bella.evaluation.evaluate import known_figures, shifted_figures
-from bella.experiments.bench import read_outputs
 from bella.experiments.compare import compare
 from bella.experiments.methods import METHODS, Method
 from bella.experiments.methods.base import Outputs
 from bella.experiments.paper.product import Product
 from bella.experiments.paper.rows import AVERAGING, PROBABILITIES, ROWS, averages_logits
+from bella.experiments.predictions import read_outputs
 from bella.experiments.tasks.task import Task
 from bella.files import plain, read_json
 from bella.host import device_named
