@@ -5,6 +5,7 @@ import json
 import shutil
 import subprocess
 import sys
+from contextlib import nullcontext
 from pathlib import Path
 from types import ModuleType
 
@@ -20,7 +21,7 @@ from bella.errors import BellaError, MissingExtraError
 from bella.models import Defaults, efficientnet_lite0, guess_defaults, open_network, registry
 from bella.models.efficientnet_lite import fold_batch_norm, plain_convolutions
 from bella.models.hugging_face import read_preprocess
-from bella.models.opened import Opened
+from bella.models.opened import Opened, check_patches
 from bella.models.timm import read_preprocess as read_timm
 from bella.models.vit_s import FILE
 from bella.particles.targets import find
@@ -471,6 +472,17 @@ print([name for name in heavy if name in sys.modules])
 """
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
     assert done.stdout.strip() == "[]", done.stderr
+
+
+@pytest.mark.parametrize(
+    ("size", "words"), [(20, "last 6: choose 14 or 28"), (13, "last 13: choose 14"), (28, None)]
+)
+def test_a_size_that_patches_do_not_fill_is_refused_where_somebody_asks_for_it(size, words):
+    network = nn.Sequential(nn.Conv2d(3, 4, 14, 14), nn.Flatten())
+    check_patches("mine", network, None)
+    check_patches("mine", nn.Sequential(nn.Conv2d(3, 4, 3, 2)), size)  # no patches
+    with pytest.raises(BellaError, match=words) if words else nullcontext():
+        check_patches("mine", network, size)
 
 
 def test_vit_s14_says_that_it_needs_classes():

@@ -76,6 +76,29 @@ def check_runs(name: str, opened: Opened) -> None:
         ) from error
 
 
+def check_patches(name: str, network: nn.Module, image_size: int | None) -> None:
+    """Refuse a size that somebody asks for and that patches do not fill: networks that stretch
+    their position embeddings take it, and do not see the rim that is left over.
+
+    A network's own size is its own affair.
+
+    Raises:
+        BellaError: the network reads images by patches of which no whole number fits.
+    """
+    reads = next(
+        (m for m in network.modules() if type(m) is nn.Conv2d and m.in_channels == 3), None
+    )
+    if image_size is None or reads is None or reads.kernel_size != reads.stride:
+        return
+    side, rest = max(reads.stride), max(image_size % step for step in reads.stride)
+    if rest and reads.padding in ((0, 0), "valid"):
+        fits = " or ".join(str(n * side) for n in (image_size // side, image_size // side + 1) if n)
+        raise BellaError(
+            f"{name} reads patches of {side} pixels, and of image_size={image_size} it would not "
+            f"see the last {rest}: choose {fits}."
+        )
+
+
 def guess_defaults(network: nn.Module) -> Defaults:
     """Targets and heads as ``"auto"`` means them; see `bella.particles.architectures`.
 

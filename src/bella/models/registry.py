@@ -10,7 +10,7 @@ from bella.models.efficientnet_lite import open_efficientnet_lite0
 from bella.models.from_hub import ADAPTER
 from bella.models.hugging_face import open_hugging_face
 from bella.models.open_clip import open_clip
-from bella.models.opened import Opened, check_counts, check_runs
+from bella.models.opened import Opened, check_counts, check_patches, check_runs
 from bella.models.own import is_function, open_own
 from bella.models.timm import open_timm
 from bella.models.vit_s import open_vit_s14
@@ -89,6 +89,7 @@ def open_network(
             f"No network is called {name!r}: near are {known}; or name a folder, or "
             "package.module:function."
         )
+    check_patches(name, opened.network, image_size)
     check_runs(name, opened)
     return opened
 

@@ -18,7 +18,7 @@ from bella.files import shortened
 from bella.models.from_hub import load, tokenizer_of
 from bella.models.hugging_face import preprocess_of
 from bella.models.language import LATE_BLOCKS
-from bella.models.opened import Defaults, guess_defaults, seeded
+from bella.models.opened import Defaults, check_patches, guess_defaults, seeded
 from bella.models.smollm2 import smollm2_folder
 from bella.models.vit_s import EYE, load_vit_s14, vit_s14_config
 
@@ -102,7 +102,9 @@ def open_seeing(
                 f"{name} is put together from parts that are small: leave out quantised="
                 f"{quantised!r}, or name hf:..."
             )
-        return _llava_smollm2(image_size or 56, seed)
+        opened = _llava_smollm2(image_size or 56, seed)
+        check_patches(name, opened.network, image_size)
+        return opened
     family, _, place = name.partition(":")
     if family != "hf" or not place:
         known = [LLAVA_SMOLLM2, "hf:"]
@@ -125,6 +127,7 @@ def open_seeing(
             f"{name!r} is a {type(network).__name__}, and not of LLaVA's shape (an eye, a "
             "projector, a language model, and a token for patches): choose one that is."
         )
+    check_patches(name, network, image_size)
     side = getattr(config.vision_config, "image_size", 224)
     preprocess = preprocess_of(place, side, image_size)
     return _with_padding(network, tokenizer, preprocess, guess_defaults(network), SHORT, patch)
