@@ -72,8 +72,8 @@ torch.set_warn_always(True)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Long files first, then those of many tests: of two workers that take files in this order,
-    none waits long for the other's last one."""
+    """Long files first, then those of many tests: of workers that take files in this order, none
+    waits long for another's last one."""
     root = Path(__file__).parent
     counts = Counter(item.path for item in items)
 
