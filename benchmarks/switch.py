@@ -2,8 +2,9 @@
 
     python benchmarks/switch.py [--quick]
 
-About half an hour on two quiet cores; stopped, it goes on where it was (``runs/switch-...``). What
-all rows share (the cached prefix, the probes' features) is float32 in both.
+About ten minutes on two quiet cores; stopped, it goes on where it was (``runs/switch-...``). What
+all rows share is float32 in both where it is read once (the probes' features), and the cached
+prefix is made in what is asked for.
 """
 
 from __future__ import annotations

@@ -152,6 +152,7 @@ def test_an_end_may_count():
         ("a", [7], {}, "An answer is a int"),
         ("a", "a", {"batch_size": 0}, "batch_size=0"),
         (torch.tensor([1.5]), "a", {}, "whole numbers"),
+        (torch.ones(60, dtype=torch.long), torch.ones(5, dtype=torch.long), {}, "65 tokens"),
     ],
 )
 def test_what_cannot_be_scored_is_refused(prompts, answers, options, said):

@@ -169,6 +169,25 @@ def test_autocast_is_as_near_to_float32_as_a_plain_networks_is(name: str) -> Non
         assert (value - expected[key]).norm() < 0.4 * expected[key].norm(), key
 
 
+@pytest.mark.parametrize("name", ["vit", "gpt2", "resnet", "lite"])
+@pytest.mark.parametrize("cached", [False, True])
+def test_what_autocast_began_goes_on_without_it(name: str, cached: bool) -> None:
+    """A cache made in bfloat16 is read by probes in float32: convolutions refused it."""
+    posterior, inputs = make(name)
+    posterior.eval()
+    with torch.no_grad():
+        exact = call(posterior, inputs)
+        with torch.autocast("cpu", torch.bfloat16):
+            rounding = (call(posterior, inputs).float() - exact).norm()
+            kwargs = dict(inputs)
+            stream = posterior.prefix(*kwargs.pop("args", ()), **kwargs)
+        if cached:
+            stream = stream.with_carried(stream.carried())
+        found = call(posterior, {"args": (stream,)})
+    assert found.dtype == torch.float32
+    assert 0 < (found - exact).norm() < 2 * rounding
+
+
 class Shows(nn.Module):
     """Returns what it saw beside its logits, as LLaVA its image features; ``both`` of its stems."""
 

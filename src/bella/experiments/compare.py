@@ -117,6 +117,31 @@ def compare(
                 resumed |= kept(bench, method, seed) is not None
                 rows[method.name].append(figures(bench, method, seed))
                 bar.advance(steps)
+        results = results_of(
+            bench,
+            [method for method in chosen if method.name in names_of(methods)],
+            rows,
+            None if resumed else round(time.perf_counter() - begun, 1),
+        )
+        write_json(folder / "results.json", results)
+    return plain(results)
+
+
+def results_of(
+    bench: Bench,
+    methods: Sequence[Method],
+    rows: Mapping[str, Sequence[Row]],
+    seconds: float | None,
+) -> dict[str, Any]:
+    """What ``results.json`` holds.
+
+    Args:
+        bench: what the rows were run on.
+        methods: those of the table, in its order.
+        rows: by method, one a seed.
+        seconds: the whole took; ``None`` if parts of it stood there before.
+    """
+    task, seeds = bench.task, len(next(iter(rows.values())))
     results = {
         "format": FORMAT,
         "task": task.name,
@@ -136,16 +161,12 @@ def compare(
         },
         "versions": versions(bench.device),
         "date": date.today().isoformat(),
-        "seconds": None if resumed else round(time.perf_counter() - begun, 1),
+        "seconds": seconds,
         "methods": {
-            method.name: {"title": method.title, **summary(rows[method.name])}
-            for method in chosen
-            if method.name in names_of(methods)
+            method.name: {"title": method.title, **summary(rows[method.name])} for method in methods
         },
     }
-    results["claims"] = [asdict(claim) for claim in claims(results)]
-    write_json(folder / "results.json", results)
-    return plain(results)
+    return results | {"claims": [asdict(claim) for claim in claims(results)]}
 
 
 def seeds_share(task: Task, seeds: int) -> dict[str, Any]:

@@ -23,7 +23,13 @@ from bella.generation.answers import Answers, Figures
 from bella.generation.proof import TextPlan, plan_of
 from bella.generation.score import check_writes, score_tokens
 from bella.generation.speaker import Speaker, answering, writer_of
-from bella.generation.texts import left_padded, prompt_tokens, several, unpadded
+from bella.generation.texts import (
+    check_length,
+    left_padded,
+    prompt_tokens,
+    several,
+    unpadded,
+)
 from bella.kernels import fast_float32
 from bella.particles.axis import Pass, UnprovenError
 from bella.particles.passes import refuse_caches
@@ -88,7 +94,8 @@ def generate(
 
     Raises:
         BellaError: a posterior that does not write text, prompts that are no such, padding on the
-            right, or an option that is not defined for several particles.
+            right, more tokens than the network has positions, or an option that is not defined for
+            several particles.
     """
     check_writes(posterior)
     network = writer_of(posterior.network)
@@ -98,6 +105,7 @@ def generate(
     _refuse(network, options)
     ends = _ends(network, options)
     inputs = _tokens(prompts, tokenizer, inputs, network, options, ends)
+    check_length(network, inputs["input_ids"].shape[1] + _asked_length(options))
     inputs = map_tensors(lambda x: x.to(device), inputs)
     if options.get("stop_strings") is not None:
         if tokenizer is None:
@@ -364,6 +372,12 @@ def _refuse(network: Any, options: dict[str, Any]) -> None:
             continue
         if value is not None and value is not False and value != defaults.get(name):
             raise BellaError(f"{name}={value!r:.30} is not for particles: {why}.")
+
+
+def _asked_length(options: dict[str, Any]) -> int:
+    """Tokens of an answer at most, where the user says it; a token is what every answer has."""
+    config = options.get("generation_config")
+    return options.get("max_new_tokens") or getattr(config, "max_new_tokens", None) or 1
 
 
 def _ends(network: Any, options: dict[str, Any]) -> Tensor:

@@ -12,7 +12,13 @@ from torch import Tensor
 from bella.errors import BellaError
 from bella.generation.answers import Answers, Figures
 from bella.generation.speaker import writer_of
-from bella.generation.texts import answer_tokens, prompt_tokens, right_padded, several
+from bella.generation.texts import (
+    answer_tokens,
+    check_length,
+    prompt_tokens,
+    right_padded,
+    several,
+)
 from bella.kernels import fast_float32
 from bella.particles.sober import evaluating
 from bella.trees import map_tensors
@@ -45,8 +51,8 @@ def score(
         The answers with their figures.
 
     Raises:
-        BellaError: not as many answers as prompts, empty ones, texts without a tokenizer, or a
-            posterior that does not write text.
+        BellaError: not as many answers as prompts, empty ones, texts without a tokenizer, more
+            tokens than the network has positions, or a posterior that does not write text.
     """
     check_writes(posterior)
     if batch_size < 1:
@@ -60,6 +66,7 @@ def score(
         (prompt_tokens(prompt, tokenizer), answer_tokens(answer, tokenizer, ended))
         for prompt, answer in zip(asked, said, strict=True)
     ]
+    check_length(writer_of(posterior.network), max(len(p) + len(a) for p, a in pairs))
     with evaluating(posterior), torch.no_grad(), fast_float32(posterior):
         parts = [
             score_tokens(posterior, pairs[first : first + batch_size], {})

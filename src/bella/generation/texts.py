@@ -95,6 +95,27 @@ def answer_tokens(answer: str | Tensor, tokenizer: Any, ended: bool) -> Tensor:
     return _checked(numbers, f"The answer {answer!r:.40}")
 
 
+def check_length(network: Any, count: int) -> None:
+    """Refuse a text that has more tokens than the network has positions.
+
+    Networks with learned positions have no row for the next one, and others go on to positions at
+    which nothing was trained, without a word.
+
+    Args:
+        network: a language model of transformers.
+        count: tokens of the longest prompt with its answer.
+
+    Raises:
+        BellaError: it is longer.
+    """
+    longest = getattr(network.config.get_text_config(), "max_position_embeddings", None)
+    if longest is not None and count > longest:
+        raise BellaError(
+            f"Prompt and answer have {count} tokens, and this network reads {longest}: ask for "
+            "less."
+        )
+
+
 def left_padded(rows: Sequence[Tensor], fill: int) -> tuple[Tensor, Tensor]:
     """Rows of tokens as one tensor and its attention mask, (batch, longest)."""
     ids = torch.nn.utils.rnn.pad_sequence(

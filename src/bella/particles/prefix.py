@@ -155,7 +155,8 @@ class SharedPrefix:
             BellaError: no entrance ran.
         """
         network, axis = self.network, self.axis
-        stream = Stream(batch, (args, kwargs), places)
+        device = next(iter(network.parameters()), torch.empty(0)).device
+        stream = Stream(batch, (args, kwargs), places, autocast=autocast_on(device))
         finished: dict[str, list[Any]] = {}
         trains = torch.is_grad_enabled() and network.training
         one = Pass(axis.asked[:1], batch, trains=trains)
@@ -164,7 +165,6 @@ class SharedPrefix:
             if places.entrance
             else dict(network.named_modules())
         )
-        device = next(iter(network.parameters()), torch.empty(0)).device
         dice = Dice(device, places.draws_others) if network.training else None
 
         def keep(name: str) -> Any:
@@ -221,6 +221,8 @@ class SharedPrefix:
             The network's outputs, folded.
         """
         axis, places, dice = self.axis, stream.places, stream.dice
+        device = next(iter(self.network.parameters()), torch.empty(0)).device
+        stream = stream.going_on_in(autocast_on(device))
         width = len(one.chosen)
         entered = False
 
@@ -313,3 +315,9 @@ def _removed(handle: torch.utils.hooks.RemovableHandle) -> Iterator[None]:
 def _inside(name: str, others: dict[str, Any]) -> bool:
     parts = name.split(".")
     return any(".".join(parts[:depth]) in others for depth in range(1, len(parts)))
+
+
+def autocast_on(device: torch.device) -> torch.dtype | None:
+    """What autocast computes in on a device now."""
+    on = torch.is_autocast_enabled(device.type)
+    return torch.get_autocast_dtype(device.type) if on else None

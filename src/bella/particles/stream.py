@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from bella.particles.roles import MixedError, Role, examples, map_roles, roles_of, with_roles
-from bella.trees import leaves_of, tensors_of
+from bella.trees import leaves_of, map_tensors, tensors_of
 
 
 class Places:
@@ -124,6 +124,7 @@ class Stream:
         outputs: per prefix module, the outputs of its calls, of which only shapes matter (but of
             `Places.real`).
         dice: the random numbers of the first half; ``None`` if it drew none.
+        autocast: what autocast computed the first half in; ``None`` without.
     """
 
     batch: int
@@ -133,6 +134,7 @@ class Stream:
     arrived: Any = None
     outputs: dict[str, list[Any]] = field(default_factory=dict)
     dice: Dice | None = None
+    autocast: torch.dtype | None = None
 
     @property
     def sort(self) -> tuple[str, ...]:
@@ -186,6 +188,7 @@ class Stream:
                 ]
                 for name, calls in self.outputs.items()
             },
+            autocast=self.autocast,
         )
 
     def some(self, rows: Tensor) -> Stream:
@@ -208,7 +211,20 @@ class Stream:
                 ]
                 for name, calls in self.outputs.items()
             },
+            autocast=self.autocast,
         )
+
+    def going_on_in(self, autocast: torch.dtype | None) -> Stream:
+        """The same stream for a second half in another precision than its first: layers of float32
+        do not read what autocast left in fewer bits. The rounding of the first half stays."""
+        if self.autocast in (None, autocast):
+            return self
+
+        def widened(x: Tensor) -> Tensor:
+            return x.float() if x.dtype == self.autocast else x
+
+        arrived, outputs = map_tensors(widened, (self.arrived, self.outputs))
+        return dataclasses.replace(self, arrived=arrived, outputs=outputs, autocast=autocast)
 
     def again(self) -> Stream:
         """The same stream for one more pass: a pass fills the key-value cache that it is given."""

@@ -74,7 +74,7 @@ OF_COSTS = (
     Column(COSTS, "bytes_on_disk", "bytes", "{:,.0f}"),
     Column(COSTS, "seconds_training", "seconds", "{:.0f}"),
     Column(COSTS, "mb_training", "peak MB", "{:,.0f}"),
-    Column(COSTS, "ms_predicting", "ms/image", "{:.1f}"),
+    Column(COSTS, "ms_predicting", "ms each", "{:.1f}"),
     Column(COSTS, "train_flops_ratio", "FLOPs cut", "{:.1f}x"),
 )
 FIRST_PAGE = ("accuracy", "nll", "ece", "auroc_errors_entropy", "trainable", "seconds_training")

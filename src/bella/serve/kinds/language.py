@@ -10,7 +10,7 @@ from fastapi import APIRouter, Request
 from pydantic import Field
 
 from bella.errors import BellaError
-from bella.generation.texts import answer_tokens, prompt_tokens
+from bella.generation.texts import answer_tokens, check_length, prompt_tokens
 from bella.runs.writing import Writer
 from bella.serve.guard import RefusedError
 from bella.serve.kinds.base import Kind, check_count, check_texts
@@ -71,8 +71,6 @@ class Language(Kind):
     def __init__(self, run: Any, limits: Limits, threshold: float | None = None):
         super().__init__(run, limits, threshold)
         self.writer = Writer(run.posterior, run.asked.tokenizer)
-        config = run.posterior.network.config.get_text_config()
-        self.longest = getattr(config, "max_position_embeddings", None)
         self._numbers = itertools.count(1)
 
     def router(self, line: Line) -> APIRouter:
@@ -149,11 +147,7 @@ class Language(Kind):
         count = len(prompt_tokens(asked, self.writer.tokenizer)) + more
         if "answer" in line:
             count += len(answer_tokens(line["answer"], self.writer.tokenizer, False))
-        if self.longest is not None and count > self.longest:
-            raise BellaError(
-                f"Prompt and answer have {count} tokens, and this network reads {self.longest}: "
-                "ask for less."
-            )
+        check_length(self.writer.posterior.network, count)
         return line
 
     def answer(self, items: Sequence[dict[str, Any]], key: Any) -> list[dict[str, Any]]:
