@@ -322,7 +322,7 @@ def test_full_copies_write():
             "transformers' generate refuses this",
         ),
         ({"max_new_tokens": 0}, "at least one"),
-        ({"max_new_tokens": 70}, "73 tokens, and this network reads 64"),
+        ({"max_new_tokens": 70}, "73 tokens, and this network reads 32"),
         ({"generation_config": hf.GenerationConfig(max_new_tokens=62)}, "65 tokens"),
         ({"colour": 3}, "colour is no option"),
         ({"attention_mask": torch.tensor([[1, 1, 0]])}, "padding on the left"),
