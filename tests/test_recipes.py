@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
+from collections import OrderedDict
 
 import pytest
 import torch
 from fit_cases import Blocks
+from torch import nn
 
 import bella
 from bella.recipes import KINDS, Plan, linear_head, make, recipe_named
@@ -51,6 +53,14 @@ def test_heads_start_from_probes_and_the_rest_from_the_network(kind):
         torch.testing.assert_close(found.head.bias, probe.bias)
         if kind in ("low-rank", "full", "laplace"):
             torch.testing.assert_close(found(X), probe.logits(features)[0])
+
+
+def test_what_laplace_does_not_cover_is_refused_before_it_trains():
+    head = nn.Sequential(nn.Linear(4, 8), nn.Tanh(), nn.Linear(8, 3))
+    network = nn.Sequential(OrderedDict(body=nn.Linear(4, 4), head=head))
+    plan = Plan(particles=1, target_modules=("body",), heads=("head",))
+    with pytest.raises(bella.BellaError, match="Laplace approximation covers"):
+        make("laplace", network, plan)
 
 
 @pytest.mark.parametrize("kind", KINDS)

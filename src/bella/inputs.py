@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from bella.errors import BellaError
+from bella.particles.copies import as_given
 from bella.trees import map_tensors
 
 
@@ -93,6 +94,7 @@ def check_names(network: nn.Module, kwargs: Mapping[str, Any]) -> None:
     Raises:
         BellaError: there is one, a column of a data set say.
     """
+    network = as_given(network)
     try:
         known = inspect.signature(network.forward).parameters
     except (TypeError, ValueError):  # written in another language
@@ -126,6 +128,7 @@ def _with_decoder_inputs(
         BellaError: the network does not say how its decoder begins.
     """
     given = {"decoder_input_ids", "decoder_inputs_embeds"} & kwargs.keys()
+    network = None if network is None else as_given(network)
     if given or network is None or not _decodes_labels(network) or not isinstance(labels, Tensor):
         return kwargs
     own = getattr(network, "prepare_decoder_input_ids_from_labels", None)

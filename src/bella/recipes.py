@@ -18,6 +18,7 @@ import bella
 from bella.errors import BellaError, nearest
 from bella.particles import targets
 from bella.posterior import Posterior
+from bella.posteriors.laplace.maps import maps_of
 from bella.posteriors.sparse.posterior import SparsePosterior
 from bella.posteriors.sparse.topology import Topology
 from bella.training.probe import Probe, stacked, start_heads
@@ -192,6 +193,14 @@ def make_low_rank(network: nn.Module, plan: Plan) -> Posterior:
     return posterior
 
 
+def make_around(network: nn.Module, plan: Plan) -> Posterior:
+    """One low-rank particle that a Gaussian will lie around: what that does not cover is refused
+    before it is trained."""
+    posterior = make_low_rank(network, plan)
+    maps_of(posterior)
+    return posterior
+
+
 def make_full(network: nn.Module, plan: Plan) -> Posterior:
     """Whole copies that differ in their heads at first, or, from scratch, in everything."""
     anew = () if plan.pretrained else (".*",)
@@ -297,7 +306,7 @@ KINDS: dict[str, Recipe] = {
         settings=ALONE | {"learning_rate": 3e-5, "particles_per_pass": 1},
     ),
     "laplace": Recipe(
-        make=make_low_rank,
+        make=make_around,
         constructor="low_rank",
         build=START,
         particles=1,

@@ -156,6 +156,27 @@ def test_a_learned_variance_is_each_particles_own():
     assert likelihood_of(posterior.soup()) == "gaussian"
 
 
+def test_whole_copies_have_the_likelihood_of_what_was_copied():
+    def bert(problem):
+        config = hf.BertConfig(**SIZE, num_labels=2, problem_type=problem)
+        return hf.BertForSequenceClassification(config)
+
+    sizes = {"vocab_size": 40, "d_model": 16, "decoder_layers": 1, "decoder_attention_heads": 2}
+    bart = hf.BartConfig(**sizes, decoder_ffn_dim=16, encoder_layers=1, encoder_attention_heads=2)
+    mlp = nn.Sequential(nn.Linear(3, 8), nn.Tanh(), nn.Linear(8, 1))
+    networks = {
+        "bernoulli": bert("multi_label_classification"),
+        "gaussian": bert("regression"),
+        "classes": hf.BartForCausalLM(bart),  # its labels are shifted already
+        "tokens": hf.GPT2LMHeadModel(hf.GPT2Config(vocab_size=40, n_embd=16, n_layer=1, n_head=2)),
+    }
+    for expected, network in [*networks.items(), ("gaussian", with_variance(mlp, "2"))]:
+        assert likelihood_of(network) == expected
+        assert of_posterior(bella.full(network, 2)).name == expected
+    said = bella.predict(bella.full(mlp, 2), torch.randn(4, 3))
+    assert said.mean.shape == (4,)
+
+
 def test_a_variance_needs_a_linear_head():
     with pytest.raises(bella.BellaError, match="no Linear layer"):
         with_variance(nn.Sequential(nn.Linear(2, 2), nn.Tanh()), "1")

@@ -13,6 +13,7 @@ from set_files import write_reviews as write_uci
 import bella
 from bella.evaluation.tokens import evaluate_tokens
 from bella.likelihood import nll
+from bella.recipes import KINDS
 from bella.runs import open_run, read_config, train_text
 from bella.runs.texts import TASKS, TextConfig
 from bella.runs.texts.base import Asked
@@ -240,6 +241,46 @@ def test_what_cannot_be_trained_is_refused_before_anything_is_written(
         train_text(asked(data=str(data), **values), tmp_path / "run", progress=False)
     assert "\n" not in str(error.value)
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("task", TASKS)
+@pytest.mark.parametrize("method", KINDS)
+def test_every_method_takes_every_task_or_is_refused_before_it_trains(
+    method, task, reader, writer, tmp_path
+):
+    questions = [
+        {"question": "what is it ?", "options": ["red", "blue"], "answer": "AB"[i % 2]}
+        for i in range(12)
+    ]
+    write = [{"prompt": "what is it ?", "completion": "red"}] * 12
+    rows = {"multiple-choice": questions, "causal-lm": write}.get(task, rows_of(12))
+    data = tmp_path / "rows.jsonl"
+    data.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    columns = {"text": {"label": "kind"}, "regression": {"label": "stars"}}.get(task, {})
+    values = {"task": task, "data": str(data), "columns": columns, "method": method}
+    values["network"] = reader if task in ("text", "regression") else writer
+    values |= {"epochs": 1, "batch_size": 8}
+    alone = method in ("laplace", "ssvi")
+
+    def train(**more):
+        given = {k: v for k, v in (FEW | values | more).items() if k != "rank"}
+        given["particles"] = 1 if alone else 2
+        config = read_config(None, given, {"": TextConfig})
+        return train_text(config, tmp_path / "run", progress=False)
+
+    if task == "causal-lm" and method == "laplace":
+        with pytest.raises(bella.BellaError, match="no likelihood of tokens"):
+            train()
+        assert not (tmp_path / "run").exists()
+        return
+    if task == "regression" and method not in ("low-rank", "full"):
+        with pytest.raises(bella.BellaError, match="choose variance 'example'"):
+            train()
+        assert not (tmp_path / "run").exists()
+        values["variance"] = "example"
+    found = train()
+    again = open_run(tmp_path / "run").evaluate(data)
+    assert set(found) <= set(again)
 
 
 @pytest.mark.parametrize("variance", ["learned", "example"])

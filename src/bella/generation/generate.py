@@ -22,7 +22,7 @@ from bella.files import shortened
 from bella.generation.answers import Answers, Figures
 from bella.generation.proof import TextPlan, plan_of
 from bella.generation.score import check_writes, score_tokens
-from bella.generation.speaker import Speaker, answering, writer_of
+from bella.generation.speaker import Speaker, answering
 from bella.generation.texts import (
     check_length,
     left_padded,
@@ -32,6 +32,7 @@ from bella.generation.texts import (
 )
 from bella.kernels import fast_float32
 from bella.particles.axis import Pass, UnprovenError
+from bella.particles.copies import as_given
 from bella.particles.passes import refuse_caches
 from bella.particles.roles import MixedError, map_roles
 from bella.particles.sober import evaluating
@@ -98,7 +99,7 @@ def generate(
             several particles.
     """
     check_writes(posterior)
-    network = writer_of(posterior.network)
+    network = as_given(posterior.network)
     device = next(posterior.network.parameters()).device
     options = dict(options)
     inputs = {name: options.pop(name) for name in list(options) if _is_input(network, name)}
@@ -155,7 +156,7 @@ def _each_its_own(
     chosen = axis.asked
     dice = Dice(inputs["input_ids"].device, False)
     prompts = len(inputs["input_ids"])
-    twin = answering(writer_of(network), network)
+    twin = answering(as_given(network), network)
     written: list[tuple[Tensor, Tensor]] = []
     if plan.how == "folded" and len(chosen) > 1 and not any(options.get(name) for name in OWN):
         listener = Listener(ends, options)

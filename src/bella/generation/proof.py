@@ -19,8 +19,9 @@ import torch
 from torch import Tensor
 
 from bella.errors import BellaError
-from bella.generation.speaker import Speaker, answering, writer_of
+from bella.generation.speaker import Speaker, answering
 from bella.particles.axis import IdleError
+from bella.particles.copies import as_given
 from bella.particles.evidence import REFUSALS, independent, layers_of, not_foldable, short
 from bella.particles.plan import Plan, describe
 from bella.particles.proof import FEW, FEWER, Prover
@@ -94,7 +95,7 @@ def _find(posterior: Any, inputs: dict[str, Any], each: bool) -> TextPlan:
                 f"folding='always' cannot write these answers in one pass ({plan.why}): choose "
                 "'auto'."
             )
-        name = type(writer_of(posterior.network)).__name__
+        name = type(as_given(posterior.network)).__name__
         warnings.warn(
             f"The particles of this {name} write one after another, because {plan.why}. All "
             f"answers are right, at the price of {posterior.particles} passes a token instead of "
@@ -184,7 +185,7 @@ class TextProver(Prover):
             return self.network(**kwargs)
 
         with self.axis.run(self.one(batch, (variant,), (variant,), is_open=True)):
-            return _said(answering(writer_of(self.network), forward), inputs)
+            return _said(answering(as_given(self.network), forward), inputs)
 
     def each_its_own(
         self, inputs: dict[str, Any], batch: int, plan: TextPlan, which: tuple[int, ...]
@@ -196,7 +197,7 @@ class TextProver(Prover):
                 inputs,
                 plan.inputs,
             )
-            return _said(answering(writer_of(self.network), self.network), inputs)
+            return _said(answering(as_given(self.network), self.network), inputs)
 
     def together(
         self, inputs: dict[str, Any], batch: int, plan: TextPlan, which: tuple[int, ...]

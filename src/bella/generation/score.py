@@ -11,7 +11,6 @@ from torch import Tensor
 
 from bella.errors import BellaError
 from bella.generation.answers import Answers, Figures
-from bella.generation.speaker import writer_of
 from bella.generation.texts import (
     answer_tokens,
     check_length,
@@ -20,6 +19,7 @@ from bella.generation.texts import (
     several,
 )
 from bella.kernels import fast_float32
+from bella.particles.copies import as_given
 from bella.particles.sober import evaluating
 from bella.trees import map_tensors
 
@@ -66,7 +66,7 @@ def score(
         (prompt_tokens(prompt, tokenizer), answer_tokens(answer, tokenizer, ended))
         for prompt, answer in zip(asked, said, strict=True)
     ]
-    check_length(writer_of(posterior.network), max(len(p) + len(a) for p, a in pairs))
+    check_length(as_given(posterior.network), max(len(p) + len(a) for p, a in pairs))
     with evaluating(posterior), torch.no_grad(), fast_float32(posterior):
         parts = [
             score_tokens(posterior, pairs[first : first + batch_size], {})
@@ -92,7 +92,7 @@ def score_tokens(
     first = min(begins)
     inputs = {"input_ids": ids, "attention_mask": mask, "use_cache": False} | others
     kept = 0
-    if "logits_to_keep" in inspect.signature(writer_of(posterior.network).forward).parameters:
+    if "logits_to_keep" in inspect.signature(as_given(posterior.network).forward).parameters:
         inputs["logits_to_keep"] = torch.arange(first, ids.shape[1] - 1)
         kept = first
     logits = posterior(**map_tensors(lambda x: x.to(device), inputs)).logits
@@ -112,7 +112,7 @@ def check_writes(posterior: Any) -> None:
     Raises:
         BellaError: it is one.
     """
-    network = writer_of(posterior.network)
+    network = as_given(posterior.network)
     name = type(network).__name__
     if not callable(getattr(network, "generate", None)) or not network.can_generate():
         raise BellaError(

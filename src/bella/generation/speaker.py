@@ -18,17 +18,12 @@ import torch
 from torch import Tensor, nn
 
 from bella.particles.axis import ParticleAxis, Pass, UnprovenError
-from bella.particles.copies import Copies
+from bella.particles.copies import as_given
 from bella.particles.roles import Role, map_roles, with_roles
 from bella.trees import PLAIN, leaves_of, map_leaves, structure
 
 Calls = Mapping[Any, tuple[Role, ...]]
 """By the structure of a call's arguments, which of its tensors carry the prompts."""
-
-
-def writer_of(network: nn.Module) -> Any:
-    """The network that has ``generate``: where particles are whole copies, what was copied."""
-    return network.template if isinstance(network, Copies) else network
 
 
 def answering(network: nn.Module, forward: Callable[..., Any]) -> Any:
@@ -87,7 +82,7 @@ class Speaker:
 
     def twin(self) -> Any:
         """The network to call ``generate`` of."""
-        return answering(writer_of(self.network), self.forward)
+        return answering(as_given(self.network), self.forward)
 
     def forward(self, **kwargs: Any) -> Any:
         """What the network returns, with the logits of the next token as all agree on them."""

@@ -13,6 +13,7 @@ from bella.likelihood.bernoulli import Bernoulli
 from bella.likelihood.classes import Classes
 from bella.likelihood.gaussian import Gaussian
 from bella.likelihood.tokens import Tokens
+from bella.particles.copies import as_given
 
 Name = Literal["auto", "classes", "tokens", "bernoulli", "gaussian"]
 
@@ -86,7 +87,7 @@ def of_posterior(
     own = getattr(posterior, "likelihood", None)
     if name == "auto" and isinstance(own, Likelihood):
         return own
-    network = getattr(posterior, "network", posterior)
+    network = as_given(getattr(posterior, "network", posterior))
     if name == "auto" and not scoring and _has_another_loss(network):
         return None
     return resolve(name, network)
@@ -107,6 +108,7 @@ def likelihood_of(network: nn.Module) -> str | None:
     Raises:
         BellaError: its own loss is one that bella does not have.
     """
+    network = as_given(network)
     kind = type(network).__name__
     said = getattr(network, "likelihood", None)
     if isinstance(said, str) and said in LIKELIHOODS:

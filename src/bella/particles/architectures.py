@@ -216,4 +216,14 @@ def _of_transformers(network: nn.Module) -> tuple[str, ...]:
     }
     if base is None:
         beside = {path: module for path, module in beside.items() if path in HEAD_NAMES}
-    return tuple(beside)
+    return tuple(_linear_in(path, module) for path, module in beside.items())
+
+
+def _linear_in(path: str, module: nn.Module) -> str:
+    """The name of a head; of a Sequential the one Linear in it, where nothing else there trains:
+    probes start it, and every kind of particle is a change of a Linear."""
+    if isinstance(module, nn.Sequential):
+        held = [name for name, part in module.named_modules() if part._parameters]
+        if len(held) == 1 and isinstance(module.get_submodule(held[0]), nn.Linear):
+            return f"{path}.{held[0]}"
+    return path

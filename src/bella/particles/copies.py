@@ -258,6 +258,13 @@ class LinearCopies(Copies):
         return y.reshape(rows, *x.shape[1:-1], outputs)
 
 
+def as_given(network: nn.Module) -> Any:
+    """A posterior's network as its maker gave it: where particles are whole copies, what was
+    copied. What a network says of itself (its kind, its likelihood, its arguments, that it
+    generates) is asked of that one."""
+    return network.template if isinstance(network, Copies) else network
+
+
 def copies_of(
     name: str,
     axis: ParticleAxis,

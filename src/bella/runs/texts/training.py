@@ -174,7 +174,7 @@ def completed(config: TextConfig) -> TextConfig:
     if config.head_init == "zero-shot":
         raise BellaError("head_init='zero-shot' is for runs on images: leave it out with --task.")
     values: dict[str, Any] = {"network": config.network or task.network}
-    if not config.from_adapters:
+    if recipe_named(config.method).constructor == "low_rank" and not config.from_adapters:
         # The wide start of images costs validation NLL on texts (docs/results.md).
         values["gain"] = config.gain
     if task.alone:
@@ -195,6 +195,12 @@ def completed(config: TextConfig) -> TextConfig:
                 "start as copies of the network's (head_init 'copy')."
             )
         values["head_init"] = "copy"
+    learns_one = config.task == "regression" and config.variance == "learned"
+    if learns_one and config.method not in ("low-rank", "full"):
+        raise BellaError(
+            f"variance='learned' is a number beside the head, and method {config.method!r} changes "
+            "a head that is one Linear: choose variance 'example', or method 'low-rank' or 'full'."
+        )
     if config.method == "laplace" and config.task == "causal-lm":
         raise BellaError("laplace has no likelihood of tokens: choose another method.")
     whole = complete(config.model_copy(update=values))
