@@ -53,20 +53,6 @@ CHECKED = (
 )
 install_import_hook(CHECKED, "shapes.checked")
 
-# The files that take longest for their number of tests.
-LONG = {
-    "particles/test_zoo.py",
-    "runs/test_start_walk.py",
-    "runs/test_vqa_walk.py",
-    "runs/test_walk.py",
-    "serve/test_walk.py",
-    "models/test_quantised.py",
-    "test_public.py",
-    "test_mutations.py",
-    "experiments/test_reference.py",
-    "experiments/tasks/test_wordnet_choice.py",
-}
-
 # Otherwise PyTorch warns once a process, and a test fails or not by what ran before it.
 torch.set_warn_always(True)
 
@@ -79,7 +65,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
     def turn(item: pytest.Item) -> tuple[bool, int, Path]:
         path = item.path.relative_to(root)
-        return path.as_posix() not in LONG, -counts[item.path], path
+        return item.get_closest_marker("long") is None, -counts[item.path], path
 
     items.sort(key=turn)
 

@@ -27,6 +27,8 @@ from bella.runs import RunConfig, open_run, train
 from bella.sealed import write_sealed
 from bella.training.checkpoint import CHECKPOINT, read_checkpoint
 
+pytestmark = pytest.mark.long
+
 FILES = ("posterior.safetensors", "posterior.json", "model.json", CHECKPOINT)
 ODD = (None, True, -1, 0, 10**12, 10**40, 1e300, "", "x", "\0", "3", [], {}, [[]], ["x"] * 3, [1])
 CONFIG = RunConfig(data="images", particles=2, rank=2, epochs=1, batch_size=4)

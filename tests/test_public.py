@@ -12,6 +12,8 @@ import pytest
 
 import bella
 
+pytestmark = pytest.mark.long
+
 SOURCE = Path(bella.__file__).parents[1]
 
 USER = """

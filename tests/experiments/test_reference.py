@@ -15,6 +15,8 @@ from bella.experiments.reference.methods import METHODS, Budget, loss_of, made, 
 from bella.experiments.reference.page import write_page
 from bella.experiments.reference.problems import PROBLEMS, problem_named
 
+pytestmark = pytest.mark.long
+
 BUDGET = Budget(particles=20, steps=300, draws=2000)
 
 

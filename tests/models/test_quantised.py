@@ -20,6 +20,8 @@ from bella.models import open_network, open_task
 from bella.models.seeing import open_seeing
 from bella.runs import read_config
 
+pytestmark = pytest.mark.long
+
 APART = Path(sys.prefix) / "quantised"
 CASES = Path(__file__).parents[1] / "cases" / "quantised_cases.py"
 KINDS = {"4bit": "Params4bit", "8bit": "Int8Params", "int8": "Int8Tensor"}

@@ -16,6 +16,8 @@ from zoo_oracle import suffixes
 
 import bella
 
+pytestmark = pytest.mark.long
+
 
 def faults(found: dict[Case, list[Verdict]]) -> list[str]:
     """A line for each call that is neither right nor refused."""

@@ -19,6 +19,8 @@ from bella.models import language
 from bella.models.hugging_face import open_hugging_face
 from bella.models.registry import registry
 
+pytestmark = pytest.mark.long
+
 ROOT = Path(__file__).parents[2]
 PAGE = ROOT / "docs" / "getting-started.md"
 

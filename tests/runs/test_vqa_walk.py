@@ -16,6 +16,8 @@ from vqa_cases import save_llava
 from bella.cli.app import app
 from bella.models import seeing
 
+pytestmark = pytest.mark.long
+
 PAGE = Path(__file__).parents[2] / "docs" / "vqa.md"
 
 

@@ -18,6 +18,8 @@ from typer.testing import CliRunner
 from bella.cli.app import app
 from bella.models import language
 
+pytestmark = pytest.mark.long
+
 DOCS = Path(__file__).parents[2] / "docs"
 
 

@@ -14,6 +14,8 @@ from serve_cases import served
 
 from bella.serve import make_app
 
+pytestmark = pytest.mark.long
+
 PAGE = Path(__file__).parents[2] / "docs" / "serve.md"
 
 

@@ -13,6 +13,8 @@ from bella.experiments.compare import compare
 from bella.experiments.methods import METHODS, usual_methods
 from bella.experiments.tasks import wordnet_choice
 
+pytestmark = pytest.mark.long
+
 
 @pytest.fixture
 def files(tmp_path, monkeypatch):
