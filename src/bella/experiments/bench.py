@@ -192,7 +192,7 @@ class Bench:
         readable = self.reads and key_of(place) not in self.read
         if not (readable and self.open(0).defaults.modules_to_save):
             precision = precision_for(posterior, self.precision)
-            with precision.around(posterior), precision.autocast():
+            with precision.around(posterior), precision.once(posterior):
                 return CachedPrefix(posterior, examples, progress=self.bar)
         reader, readings = self.reader
         gathered = Gathered(readings)

@@ -97,15 +97,18 @@ class HeldBase:
 
     @contextmanager
     def whole(self) -> Iterator[None]:
-        """Inside the block the weights are as they were: to prove by, or to be copied. Passes that
-        other threads run meanwhile come to the same, because autocast casts what it meets."""
+        """Inside the block the weights are as they were, and passes need no autocast: to prove by,
+        or to be copied. Passes that other threads run meanwhile come to the same, because autocast
+        casts what it meets."""
         with _turns:
             fewer = [(parameter, parameter.data) for parameter, _ in self._pairs]
+            dtype, self.dtype = self.dtype, None
             for parameter, original in self._pairs:
                 parameter.data = whole_of(original).to(parameter.device)
             try:
                 yield
             finally:
+                self.dtype = dtype
                 for parameter, value in fewer:
                     parameter.data = value
 

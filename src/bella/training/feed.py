@@ -96,7 +96,7 @@ class Feed:
             return
 
         def kept(data: Any) -> Any:
-            with precision.autocast():
+            with precision.once(posterior):
                 return cached(
                     posterior,
                     data,
