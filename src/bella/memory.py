@@ -180,7 +180,7 @@ def at_once(
     Raises:
         BellaError: ``memory`` is not enough for one particle.
     """
-    if memory is None and posterior.particles == 1:
+    if memory is None and len(posterior.chosen) == 1:
         return 1
     runs: dict[int, Counted] = {}
     if like is not None:
@@ -194,7 +194,7 @@ def at_once(
     def peak(count: int) -> int:
         return run(count).peak
 
-    wanted = posterior.particles
+    asked = wanted = len(posterior.chosen)
     if memory is None:
         device = next(posterior.parameters()).device
         if device.type == "cpu" and (grows := row(run(1), run(2))):
@@ -207,8 +207,8 @@ def at_once(
             f"A step of one particle takes {peak(1):,} bytes and the budget is {memory:,}: raise "
             "it, use smaller batches, or checkpoint activations."
         )
-    passes = -(-posterior.particles // most)
-    return -(-posterior.particles // passes)
+    passes = -(-asked // most)
+    return -(-asked // passes)
 
 
 def chunks(
@@ -218,7 +218,8 @@ def chunks(
     memory: int | None = None,
     loss: Callable[[Any], Tensor] | None = None,
 ) -> list[list[int]]:
-    """Parts of the particles, each of which trains within a budget of memory.
+    """Parts of the particles, or of those of an open `subset`, each of which trains within a budget
+    of memory.
 
     The sum of the parts' gradients is that of one pass. Batches of one shape need one call.
 
@@ -238,9 +239,9 @@ def chunks(
     with undisturbed(posterior):
         posterior.prove(*args, **kwargs)
     if not posterior.plan_for(*args, **kwargs).folds:  # then one at a time costs nothing more
-        return parts(range(posterior.particles), 1)
+        return parts(posterior.chosen, 1)
     step = training_step(posterior, lambda: (loss or total)(posterior(*args, **kwargs)))
-    return parts(range(posterior.particles), at_once(posterior, step, memory))
+    return parts(posterior.chosen, at_once(posterior, step, memory))
 
 
 def parts(particles: Sequence[int], size: int) -> list[list[int]]:

@@ -17,7 +17,7 @@ from bella.parallel.ranks import ALONE, Ranks
 from bella.particles.activated import Activation
 from bella.particles.axis import ParticleAxis
 from bella.particles.held import HeldBase
-from bella.particles.layer import ParticleLayer, Site
+from bella.particles.layer import ParticleLayer, Site, keep_hooks
 from bella.particles.passes import Passes
 from bella.particles.plan import Plan, Plans
 from bella.particles.planner import BatchAxes, Folding
@@ -115,6 +115,11 @@ class Posterior(nn.Module):
         """Number of particles of all processes that hold them between them; see
         `bella.parallel.division`."""
         return self.axis.particles if self._total is None else self._total
+
+    @property
+    def chosen(self) -> tuple[int, ...]:
+        """The particles that the next pass of this thread runs: all, but inside `subset`."""
+        return self.axis.asked
 
     def hold(self, ranks: Ranks, total: int) -> None:
         """Be told that these are this process's part of ``total`` particles.
@@ -381,8 +386,13 @@ class Posterior(nn.Module):
         # particles turns into its merged plain layer.
         # Nothing of a pass that another thread runs is copied, and no weights in fewer bits.
         with self.passes.turns, self.held.whole():
-            merged = {id(layer): layer.merged(particle) for layer in self.layers().values()}
-            merged |= {id(function): copy.deepcopy(function.base) for function in self.functions()}
+            plains: dict[nn.Module, nn.Module] = {
+                **{layer: layer.merged(particle) for layer in self.layers().values()},
+                **{function: copy.deepcopy(function.base) for function in self.functions()},
+            }
+            for module, its in plains.items():
+                keep_hooks(module, its)
+            merged = {id(module): its for module, its in plains.items()}
             plain = copy.deepcopy(self.network, merged)
         return plain.requires_grad_(False)
 

@@ -163,8 +163,9 @@ def precision_for(posterior: Posterior, name: str, base_dtype: str = "auto") -> 
     units for it and the network has products that gain, else float32.
 
     Raises:
-        BellaError: see `Precision`; a base's dtype is named and that of the products is not; or
-            layers of bitsandbytes have biases, which they would round for good.
+        BellaError: see `Precision`; a base's dtype is named and that of the products is not;
+            layers of bitsandbytes have biases, which they would round for good; or, on a CPU, the
+            weights are in the other one of bfloat16 and float16.
     """
     device = device_of(posterior)
     if name == "auto":
@@ -179,6 +180,13 @@ def precision_for(posterior: Posterior, name: str, base_dtype: str = "auto") -> 
         raise BellaError(
             f"precision={name!r} would change the frozen base: bitsandbytes' layers round their "
             f"biases for good ({layer} has one): choose 'float32', or quantised 'int8'."
+        )
+    held = {p.dtype for p in posterior.network.parameters()} - {DTYPES.get(name)}
+    if device.type == "cpu" and name in DTYPES and (others := held & set(DTYPES.values())):
+        raise BellaError(
+            f"precision={name!r} with weights in {others.pop()}: on a CPU torch's autocast does "
+            "not mix the two, so choose 'float32', which multiplies as the weights are, or call "
+            "network.float() first."
         )
     return Precision(name, device, base_dtype=base_dtype)
 

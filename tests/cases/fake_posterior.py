@@ -20,6 +20,10 @@ class LinearParticles(nn.Module):
         self.running = list(range(particles))
         self.passes: list[int] = []
 
+    @property
+    def chosen(self):
+        return tuple(self.running)
+
     @contextmanager
     def subset(self, particles):
         self.running = list(particles)

@@ -19,6 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from bella.particles.attended import transformed
 from bella.particles.linearity import undisturbed
 
 aten = torch.ops.aten
@@ -70,7 +71,7 @@ class Activation(nn.Module):
             torch.is_grad_enabled()
             and x.requires_grad
             and not torch.compiler.is_compiling()
-            and torch._C._functorch.peek_interpreter_stack() is None
+            and not transformed()
         ):
             return Activated.apply(x, self.base, self.kind)
         return self.base(x)

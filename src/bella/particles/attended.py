@@ -74,6 +74,13 @@ class Attended(torch.autograd.Function):
         return *(x.to(query.dtype) for x in found), None, None, None
 
 
+def transformed() -> bool:
+    """Whether a transform of torch.func runs: it takes no autograd function of ours."""
+    if torch.compiler.is_compiling():
+        return False
+    return torch._C._functorch.peek_interpreter_stack() is not None
+
+
 class _Attending(TorchFunctionMode):
     """Inside the block attention is `Attended`, wherever it would be fused in fewer bits."""
 
@@ -103,7 +110,7 @@ def attend(
     The arguments are those of `torch.nn.functional.scaled_dot_product_attention`.
     """
     three = query, key, value
-    if torch.compiler.is_compiling():
+    if torch.compiler.is_compiling() or transformed():
         return None
     if not (torch.is_grad_enabled() and any(x.requires_grad for x in three)):
         return None
@@ -114,7 +121,7 @@ def attend(
     if not torch.is_autocast_enabled("cpu") or query.dtype not in (torch.float32, *FEWER):
         return None
     dtype = torch.get_autocast_dtype("cpu")
-    if dtype not in FEWER or torch._C._functorch.peek_interpreter_stack() is not None:
+    if dtype not in FEWER:
         return None
     mask = attn_mask
     if mask is not None and mask.dtype == torch.bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, ClassVar
@@ -66,7 +67,7 @@ Listener = Callable[[Tensor, Tensor, tuple[int, ...]], None]
 
 
 def compute_dtype(x: Tensor) -> torch.dtype:
-    """The dtype a matrix product of ``x`` runs in here, autocast included.
+    """The dtype a matrix product of ``x`` runs in here, autocast included: it leaves float64 alone.
 
     Raises:
         BellaError: ``x`` holds no floating numbers; weights would be rounded to integers.
@@ -77,6 +78,8 @@ def compute_dtype(x: Tensor) -> torch.dtype:
             "multiplied: convert them first, with x.float() say."
         )
     kind = x.device.type
+    if x.dtype == torch.float64:
+        return x.dtype
     return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else x.dtype
 
 
@@ -123,6 +126,29 @@ class ParticleLayer(nn.Module, ABC):
     @abstractmethod
     def merged(self, particle: int | None) -> nn.Module:
         """A plain layer: one particle's, or the average of their weights for ``None``."""
+
+
+HOOKS = (
+    "_forward_pre_hooks",
+    "_forward_pre_hooks_with_kwargs",
+    "_forward_hooks",
+    "_forward_hooks_with_kwargs",
+    "_forward_hooks_always_called",
+    "_backward_pre_hooks",
+    "_backward_hooks",
+)
+"""Where torch keeps what a caller hung on a module."""
+
+
+def keep_hooks(module: nn.Module, plain: nn.Module) -> None:
+    """Hang on a plain module what a caller hung on the one in whose place it stands, outside of
+    what hangs on it already."""
+    for name in HOOKS:
+        outer, inner = getattr(module, name), getattr(plain, name)
+        both = (outer, inner) if name.startswith("_forward_pre") else (inner, outer)
+        setattr(plain, name, OrderedDict(item for hooks in both for item in hooks.items()))
+    if plain._is_full_backward_hook is None:
+        plain._is_full_backward_hook = module._is_full_backward_hook
 
 
 def spread_out(

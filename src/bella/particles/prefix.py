@@ -221,8 +221,8 @@ class SharedPrefix:
             The network's outputs, folded.
         """
         axis, places, dice = self.axis, stream.places, stream.dice
-        device = next(iter(self.network.parameters()), torch.empty(0)).device
-        stream = stream.going_on_in(autocast_on(device))
+        like = next((p for p in self.network.parameters() if p.is_floating_point()), torch.empty(0))
+        stream = stream.going_on_in(autocast_on(like.device), like.dtype).readable()
         width = len(one.chosen)
         entered = False
 
@@ -257,13 +257,17 @@ class SharedPrefix:
 
         def answering(name: str) -> Any:
             module = self.network.get_submodule(name)
-            forward, calls = module.forward, stream.outputs[name]
+            # The whole call and not its forward: the caller's hooks ran in the first half, on what
+            # the module made, and what is held has passed them.
+            compiled = module._compiled_call_impl is not None
+            place = "_compiled_call_impl" if compiled else "_call_impl"
+            run, calls = getattr(module, place), stream.outputs[name]
             number = 0
 
             def answer(*args: Any, **kwargs: Any) -> Any:
                 nonlocal number
                 if entered or not axis.is_this(one) or number >= len(calls):
-                    return forward(*args, **kwargs)
+                    return run(*args, **kwargs)
                 number += 1
                 if dice is not None:
                     dice.set(dice.after[name, number - 1])
@@ -273,7 +277,7 @@ class SharedPrefix:
                     places.of(name, number - 1),
                 )
 
-            return exchanged(module, "forward", answer)
+            return exchanged(module, place, answer)
 
         if dice is not None:  # what comes after the entrance draws on from here
             onward, onward_others = dice.now(), others_now() if dice.others else None

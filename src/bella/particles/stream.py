@@ -214,17 +214,37 @@ class Stream:
             autocast=self.autocast,
         )
 
-    def going_on_in(self, autocast: torch.dtype | None) -> Stream:
-        """The same stream for a second half in another precision than its first: layers of float32
-        do not read what autocast left in fewer bits. The rounding of the first half stays."""
+    def going_on_in(self, autocast: torch.dtype | None, own: torch.dtype) -> Stream:
+        """The same stream for a second half in another precision than its first: layers do not read
+        what autocast left in other bits than theirs. The rounding of the first half stays.
+
+        Args:
+            autocast: what it computes the second half in.
+            own: the network's dtype, which it computes in without autocast.
+        """
         if self.autocast in (None, autocast):
             return self
+        left, read = (self.autocast, torch.float32), own if autocast is None else torch.float32
 
-        def widened(x: Tensor) -> Tensor:
-            return x.float() if x.dtype == self.autocast else x
+        def cast(x: Tensor) -> Tensor:
+            return x.to(read) if x.dtype in left else x
 
-        arrived, outputs = map_tensors(widened, (self.arrived, self.outputs))
+        arrived, outputs = map_tensors(cast, (self.arrived, self.outputs))
         return dataclasses.replace(self, arrived=arrived, outputs=outputs, autocast=autocast)
+
+    def readable(self) -> Stream:
+        """The same stream outside of inference mode, whose tensors backward cannot keep."""
+        if torch.is_inference_mode_enabled():
+            return self
+        whole = self.inputs, self.arrived, self.outputs
+        if not any(x.is_inference() for x in tensors_of(whole)):
+            return self
+
+        def ordinary(x: Tensor) -> Tensor:
+            return x.clone() if x.is_inference() else x
+
+        inputs, arrived, outputs = map_tensors(ordinary, whole)
+        return dataclasses.replace(self, inputs=inputs, arrived=arrived, outputs=outputs)
 
     def again(self) -> Stream:
         """The same stream for one more pass: a pass fills the key-value cache that it is given."""

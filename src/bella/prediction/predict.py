@@ -194,7 +194,7 @@ def predict(  # type: ignore[misc]  # the options stand here alone
         raise BellaError("stop skips particles and not draws: leave out draws, or stop.")
     args, kwargs = _arguments(inputs)
     axis = ClassAxis.of(class_axis)
-    everyone = range(posterior.particles)
+    everyone = posterior.chosen
     # A table that the network makes in inference mode when it first needs it would be one that
     # training may not use: the network is the caller's, so it runs without gradients instead.
     with evaluating(posterior), torch.no_grad(), fast_float32(posterior):

@@ -36,8 +36,10 @@ def check_can_train(posterior: Posterior) -> None:
     """Refuse tensors that autograd cannot use.
 
     Raises:
-        BellaError: inference mode is on or made some of the tensors, or they hold no numbers.
+        BellaError: inference mode is on or made some of the tensors, or they hold no numbers; or
+            see `check_everyone`.
     """
+    check_everyone(posterior)
     if torch.is_inference_mode_enabled():
         raise BellaError(
             "Training needs gradients, which torch.inference_mode() turns off: call it outside."
@@ -53,6 +55,19 @@ def check_can_train(posterior: Posterior) -> None:
                 f"{name!r} is on the meta device and holds no numbers: load the network's weights "
                 "before it is given particles."
             )
+
+
+def check_everyone(posterior: Posterior) -> None:
+    """Refuse to train inside a block of `Posterior.subset`: a step moves all particles.
+
+    Raises:
+        BellaError: some are left out, or they are in another order.
+    """
+    if posterior.chosen != tuple(range(posterior.particles)):
+        raise BellaError(
+            f"A step trains all {posterior.particles} particles, and a block of posterior.subset "
+            f"that is open asks for {list(posterior.chosen)}: leave that block first."
+        )
 
 
 def check_particles(posterior: Posterior, when: str) -> None:

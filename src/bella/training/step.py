@@ -31,7 +31,12 @@ from bella import likelihood as likelihoods
 from bella.errors import BellaError
 from bella.files import shortened
 from bella.posterior import Posterior
-from bella.training.checks import DivergedError, particles_named, where_not_finite
+from bella.training.checks import (
+    DivergedError,
+    check_everyone,
+    particles_named,
+    where_not_finite,
+)
 from bella.training.gradients import Batch, Gradients, Loss
 from bella.transport.base import Mover, Transport
 
@@ -97,6 +102,7 @@ class Step:
             DivergedError: a loss or a gradient is not finite; the particles are as they were.
             BellaError: labels that do not fit the outputs.
         """
+        check_everyone(self.posterior)
         device = next(self.posterior.parameters()).device
         loss = self.gradients.add(batches, device)
         scaler = self.gradients.precision.scaler

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 
 from bella.errors import BellaError
 from bella.particles.answers import stand_in_for, take_facts
+from bella.particles.attended import transformed
 from bella.particles.axis import ParticleAxis
 from bella.particles.layer import Factors, Listener, ParticleLayer, Site, compute_dtype
 from bella.particles.linearity import (
@@ -156,7 +157,10 @@ class LowRankLayer(ParticleLayer):
 
     @property
     def fused(self) -> bool:
-        """Whether the base's own product may be fused with the change: nothing of it trains."""
+        """Whether the base's own product may be fused with the change: nothing of it trains, and
+        no transform of torch.func runs."""
+        if transformed():
+            return False
         own = self.base._parameters.values()
         return self.plain and not any(p.requires_grad for p in own if p is not None)
 
@@ -170,7 +174,7 @@ class LowRankLayer(ParticleLayer):
         else:
             y = self.run_shared(x, A, B)
             self.axis.is_open = True
-        if self.listener is not None and y.requires_grad:
+        if self.listener is not None and y.requires_grad and not transformed():
             # A view cannot be marked as changed in place.
             y = y.clone() if y._is_view() else y
             y = Heard.apply(y, x.detach(), self.listener, self.axis.chosen)

@@ -20,6 +20,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from bella.particles.answers import stand_in_for, take_facts
+from bella.particles.attended import transformed
 from bella.particles.axis import ParticleAxis
 from bella.particles.layer import ParticleLayer, Site, compute_dtype
 from bella.particles.linearity import is_plain
@@ -172,7 +173,11 @@ class SparseLayer(ParticleLayer):
         scout = self.scout if self.scouts and self.index is not None else None
         variance = self.std[0].square().to(mean.dtype)
         product = self.product(mean.dtype)
-        center, spread = GaussianProduct.apply(rows, mean, variance, self.index, product, scout)
+        if transformed():
+            center = product.apply(rows, scatter(mean, self.index, self.shape))
+            spread = product.apply(rows.square(), scatter(variance, self.index, self.shape))
+        else:
+            center, spread = GaussianProduct.apply(rows, mean, variance, self.index, product, scout)
         # Not randn_like, whose numbers depend on the strides.
         noise = torch.randn(center.shape, dtype=center.dtype, device=center.device)
         return center + (spread + VARIANCE_FLOOR).sqrt() * noise

@@ -1,0 +1,237 @@
+"""What a caller does to a network or around a call, together with each other and with every way
+that particles run."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from helpers import adapted, mlp
+from network_cases import NETWORKS, call, make
+from torch import Tensor, nn
+from torch.utils._pytree import tree_map
+
+import bella
+from bella.posteriors.low_rank.layers import LowRankLayer
+
+BF16 = torch.bfloat16
+
+
+class Turned(nn.Module):
+    """Blocks that take a table from a module that runs before all of them, as Llama's do."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(1)
+        self.table, self.stem, self.head = Table(), nn.Linear(4, 6), nn.Linear(6, 3)
+        self.blocks = nn.ModuleList(nn.Linear(6, 6) for _ in range(3))
+
+    def forward(self, x: Tensor) -> Tensor:
+        table, x = self.table(x), self.stem(x)
+        for block in self.blocks:
+            x = torch.tanh(block(x)) * table
+        return self.head(x)
+
+
+class Table(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.linspace(0.5, 1.5, 6, dtype=x.dtype)
+
+
+def turned() -> bella.Posterior:
+    return bella.low_rank(Turned(), 3, 2, (r"blocks\.[12]",), modules_to_save=("head",), b_std=0.5)
+
+
+def alone(posterior: bella.Posterior, x: Tensor) -> Tensor:
+    return torch.stack([posterior.particle(i)(x) for i in range(posterior.particles)])
+
+
+X = torch.randn(5, 4, generator=torch.Generator().manual_seed(3))
+
+
+# ---------------------------------------------------------------- hooks of the caller
+
+
+def scaled(_: nn.Module, args: tuple, outputs: object) -> object:
+    return tree_map(lambda x: 1.1 * x if isinstance(x, Tensor) else x, outputs)
+
+
+def halved(_: nn.Module, args: tuple) -> tuple:
+    return tuple(x / 2 for x in args)
+
+
+@pytest.mark.parametrize("known", [False, True])
+def test_hooks_of_the_caller_count_once_wherever_they_hang(known: bool) -> None:
+    """The second half of a pass ran those of the first again, on what the first had made."""
+    posterior = turned()
+    if known:
+        posterior(X)  # the proof is over, and sees no hooks
+    for name, module in posterior.network.named_modules():
+        if name and not isinstance(module, nn.ModuleList) and "." not in name.partition(".")[2]:
+            module.register_forward_hook(scaled)
+            module.register_forward_pre_hook(halved)
+    want = alone(posterior, X)
+    torch.testing.assert_close(posterior(X), want)
+    torch.testing.assert_close(posterior(posterior.prefix(X)), want)
+    with posterior.subset([2, 0]):
+        torch.testing.assert_close(posterior(X), want[[2, 0]])
+
+
+def test_a_hook_hears_what_its_module_says_and_no_placeholder() -> None:
+    posterior = turned()
+    posterior(X)
+    heard: list[Tensor] = []
+    posterior.network.stem.register_forward_hook(lambda *said: heard.append(said[2]))
+    posterior(X)
+    assert len(heard) == 1
+    torch.testing.assert_close(heard[0], posterior.network.stem(X))
+
+
+def test_a_plain_network_keeps_the_hooks_of_layers_that_were_exchanged() -> None:
+    network = nn.Sequential(nn.Linear(4, 4), QuickGELU(), nn.Linear(4, 3), nn.Linear(3, 3))
+    posterior = bella.low_rank(network, 2, 2, ("0", "2"), modules_to_save=("3",), b_std=0.5)
+    for module in posterior.network:
+        module.register_forward_hook(scaled)
+        module.register_forward_pre_hook(halved)
+    torch.testing.assert_close(posterior(X), alone(posterior, X))
+    heard: list[str] = []
+    for key in "0123":
+        posterior.network[int(key)].register_full_backward_hook(
+            lambda *_, key=key: heard.append(key)  # type: ignore[misc]
+        )
+    posterior.soup()(X.requires_grad_()).sum().backward()
+    X.requires_grad_(False)
+    assert heard == list("3210")
+
+
+class QuickGELU(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return x * torch.sigmoid(1.702 * x)
+
+
+# ---------------------------------------------------------------- streams
+
+
+@pytest.mark.parametrize("name", ["vit", "gpt2", "resnet", "encoder", "sequential"])
+def test_what_inference_mode_began_trains(name: str) -> None:
+    posterior, inputs = make(name)
+    kwargs = dict(inputs)
+    with torch.inference_mode():
+        args, kwargs = posterior.begun(*kwargs.pop("args", ()), **kwargs)
+    want = call(posterior, inputs)
+    for case in (args, kwargs), posterior.some(args, kwargs, torch.arange(4)):
+        found = call(posterior, {"args": case[0], **case[1]})
+        torch.testing.assert_close(found, want, rtol=1e-4, atol=1e-5)
+        found.sum().backward()
+    turns = turned()
+    with torch.inference_mode():
+        stream = turns.prefix(X)
+    turns(stream).sum().backward()  # its table goes past the entrance
+
+
+@pytest.mark.parametrize("name", ["vit", "gpt2", "resnet", "encoder", "sequential"])
+def test_what_autocast_began_in_a_bfloat16_network_goes_on_without_it(name: str) -> None:
+    """It was widened to float32, which no layer of such a network reads."""
+    posterior, inputs = make(name)
+    posterior = posterior.eval().to(BF16)
+    inputs = tree_map(lambda x: x.to(BF16) if x.is_floating_point() else x, inputs)
+    with torch.no_grad():
+        want = call(posterior, inputs)
+        kwargs = dict(inputs)
+        with torch.autocast("cpu", BF16):
+            args, kwargs = posterior.begun(*kwargs.pop("args", ()), **kwargs)
+        found = call(posterior, {"args": args, **kwargs})
+    assert found.dtype == BF16
+    assert (found - want).norm() < 0.05 * want.norm()
+
+
+# ---------------------------------------------------------------- precision
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_autocast_leaves_a_float64_network_as_it_is(name: str) -> None:
+    """As torch's does; factors were cast to fewer bits, and the products failed."""
+    posterior, inputs = make(name, particles=2)
+    posterior = posterior.eval().double()
+    inputs = tree_map(lambda x: x.double() if x.is_floating_point() else x, inputs)
+    with torch.no_grad():
+        want = call(posterior, inputs)
+        with torch.autocast("cpu", BF16):
+            assert torch.equal(call(posterior, inputs), want)
+
+
+@pytest.mark.parametrize(("held", "asked"), [(BF16, "fp16"), (torch.float16, "bf16")])
+def test_two_kinds_of_sixteen_bits_are_refused_on_a_cpu(held: torch.dtype, asked: str) -> None:
+    posterior = adapted(mlp(dtype=torch.float32)).to(held)
+    x = X.to(held)
+    with pytest.raises(bella.BellaError, match=f"precision='{asked}' with weights in {held}"):
+        bella.predict(posterior, x, precision=asked)
+    assert bella.predict(posterior, x, precision={"fp16": "bf16", "bf16": "fp16"}[asked])
+
+
+# ---------------------------------------------------------------- subsets
+
+
+def test_everything_that_runs_inside_a_subset_runs_the_subset() -> None:
+    posterior = adapted(mlp(dtype=torch.float32), particles=5)
+    want = bella.predict(posterior, X).particle_probs[[4, 1, 2]]
+    with posterior.subset([4, 1, 2]):
+        for options in (
+            {},
+            {"particles_per_pass": 1},
+            {"particles_per_pass": 2},
+            {"particles_per_pass": "auto", "memory": 2**20},
+            {"stop": 0.0},
+            {"stop": 1e-9, "first": 2},
+        ):
+            found = bella.predict(posterior, X, **options)  # type: ignore[call-overload]
+            torch.testing.assert_close(found.particle_probs, want, msg=str(options))
+        assert [i for part in bella.chunks(posterior, X) for i in part] == [4, 1, 2]
+        small = bella.chunks(posterior, X, memory=2**14)
+        assert [i for part in small for i in part] == [4, 1, 2]
+
+
+def test_training_inside_a_subset_is_refused() -> None:
+    posterior = adapted(mlp(dtype=torch.float32), particles=3)
+    data = (X, torch.arange(5) % 3)
+    for part in ([0, 1], [2, 1, 0]):
+        with posterior.subset(part), pytest.raises(bella.BellaError, match="trains all 3"):
+            bella.fit(posterior, data, epochs=1, progress=False)
+
+
+# ---------------------------------------------------------------- torch.func
+
+
+@pytest.mark.filterwarnings("ignore:.torch.jit.script:DeprecationWarning")  # torch's own jvp
+@pytest.mark.parametrize("kind", ["low rank", "convolutions", "sparse", "svgd"])
+def test_transforms_of_torch_func_pass_through_particles(kind: str) -> None:
+    torch.manual_seed(2)
+    shape = (4,)
+    if kind == "convolutions":
+        shape = (2, 5, 5)
+        network = nn.Sequential(nn.Conv2d(2, 3, 1), nn.Conv2d(3, 2, 3), nn.Flatten())
+        posterior: bella.Posterior = bella.low_rank(network.double(), 3, 1, ("0", "1"), b_std=0.5)
+    elif kind == "sparse":
+        posterior = bella.sparse_subspace(mlp(), 0.5)
+    else:
+        posterior = adapted()
+    if kind == "svgd":
+        bella.transport.svgd(posterior, data_size=10)
+    x = torch.randn(4, *shape, dtype=torch.float64)
+    posterior(x)
+
+    def said(one: Tensor) -> Tensor:
+        torch.manual_seed(4)
+        return posterior(one).sum(1)
+
+    want = torch.autograd.functional.jacobian(said, x)
+    torch.testing.assert_close(torch.func.jacrev(said, chunk_size=1)(x), want)
+    direction = torch.ones_like(x)
+    _, along = torch.func.jvp(said, (x,), (direction,))
+    torch.testing.assert_close(along, want.flatten(2).sum(-1))
+    if kind != "sparse":  # it draws
+        torch.testing.assert_close(torch.func.jacrev(said)(x), want)
+        several = torch.stack([x, 2 * x])
+        each = torch.stack([posterior(one) for one in several])
+        torch.testing.assert_close(torch.func.vmap(posterior)(several), each)
+    for layer in posterior.layers().values():
+        assert not isinstance(layer, LowRankLayer) or layer.A.grad is None
