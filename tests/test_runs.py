@@ -403,6 +403,9 @@ def test_a_user_gets_what_the_table_promised(place, tmp_path):
     assert run.mixture.figures["anchors"]
     said = run.predict([images / "day"])
     assert {"novelty", "mutual_information"} <= set(said.rows()[0])
+    still = run.evaluate(images, attack="fgsm", budgets=[0.0])  # no pixel moves
+    assert still["attacks"][0]["nll"] == pytest.approx(still["nll"], rel=1e-6)
+    assert still["attacks"][0]["auroc_entropy"] == pytest.approx(0.5)
     alone = dataclasses.replace(run, mixture=None).predict([images / "day"])
     assert not torch.allclose(alone.predictive.probs, said.predictive.probs, atol=1e-4)
 

@@ -183,6 +183,60 @@ def test_draws_of_a_stochastic_posterior_are_attacked_together():
     assert found.nll(y) > clean.nll(y)
 
 
+@pytest.fixture(scope="module")
+def pooled():
+    """Particles with readouts and a distance, on classes that brightness tells, and pictures."""
+    x, y = pictures(60)
+    x = (x / 2 + torch.arange(4)[y][:, None, None, None] / 8).clamp(0, 1)
+    network = nn.Sequential(*small(), nn.Tanh(), nn.Linear(4, 4)).double()
+    posterior = particles(network, target_modules=("3",), modules_to_save=("5",))
+    known, others = (x[:40], y[:40]), (x[40:], y[40:])
+    anchors = ["1:mean", "5:flat"]
+    return bella.mixture(posterior, known, others, anchors=anchors, distance=["5:flat"]), others
+
+
+def test_a_mixture_is_attacked_as_a_whole(pooled):
+    mixture, (x, y) = pooled
+    assert mixture.readouts
+    assert mixture.distances
+    clean, _ = collect(mixture, (x, y))
+    still, _ = attacked(mixture, (x, y), 0.0)
+    torch.testing.assert_close(still.log_probs, clean.log_probs)
+    torch.testing.assert_close(still.novelty, clean.novelty)
+    found, labels = attacked(mixture, (x, y), 0.03)
+    with evaluating(mixture.posterior), torch.no_grad():
+        alone = fgsm(predictive_of(mixture.posterior), x, y, 0.03)
+    assert found.nll(labels) > bella.predict(mixture, alone).nll(y) > clean.nll(y)
+
+
+def test_the_gradient_of_a_mixture_is_that_of_what_it_predicts(pooled):
+    mixture, (x, y) = pooled
+    say = predictive_of(mixture)
+    moving = x.clone().requires_grad_()
+    with evaluating(mixture.posterior):
+        (found,) = torch.autograd.grad(F.nll_loss(say(moving), y, reduction="sum"), moving)
+
+    def loss(z):
+        return float(bella.predict(mixture, z).nll(y)) * len(y)
+
+    torch.manual_seed(1)
+    for way in torch.randn(3, *x.shape, dtype=x.dtype):
+        slope = (loss(x + 1e-3 * way) - loss(x - 1e-3 * way)) / 2e-3  # readouts are float32
+        assert slope == pytest.approx(float((found * way).sum()), rel=0.02)
+
+
+@pytest.mark.parametrize("precision", ["bf16", "fp16"])
+def test_pictures_move_by_gradients_of_float32_whatever_they_are_predicted_in(precision):
+    posterior, (x, y) = particles(small(dtype=torch.float32)), pictures(70, dtype=torch.float32)
+    found, labels = attacked(posterior, (x, y), 0.02, precision=precision)
+    with evaluating(posterior), torch.no_grad():
+        moved = fgsm(predictive_of(posterior), x, y, 0.02)
+    known, _ = collect(posterior, (moved, y), precision=precision)
+    assert torch.equal(labels, y)
+    assert torch.equal(found.logits, known.logits)
+    assert not torch.equal(found.logits, collect(posterior, (moved, y))[0].logits)
+
+
 # ---------------------------------------------------------------- what is refused
 
 

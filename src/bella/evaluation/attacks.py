@@ -7,8 +7,9 @@ FGSM  x' = clip(x + budget · sign ∇ₓL(x))
 PGD   x' ← clip(x + clip(x' + step · sign ∇ₓL(x') - x, ±budget)), from a random point of the ball
 
 The attacks take any callable from pictures to logits. `predictive_of` makes one of a posterior:
-log p(y | x) = log mean_i p_i(y | x), whose gradient goes through all particles. An attack on one
-particle, or on the mean loss of the particles, is a weaker one on the predictive.
+log p(y | x) = log mean_i p_i(y | x), whose gradient goes through all particles; and of a mixture,
+through its readouts and distances too. An attack on one particle, or on the mean loss of the
+particles, is a weaker one on the predictive, and one on the particles a weaker one on a mixture.
 
 Source:
     Goodfellow, Shlens and Szegedy 2015, Explaining and harnessing adversarial examples (FGSM);
@@ -18,12 +19,14 @@ Source:
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float
+from rich.progress import Progress
 from torch import Tensor
 
 from bella.classes import ClassAxis
@@ -35,7 +38,7 @@ from bella.inputs import split
 from bella.likelihood import Classes, logits_of, of_posterior
 from bella.metrics import Labels, check_labels
 from bella.posterior import Posterior
-from bella.prediction.predict import evaluating
+from bella.prediction.predict import Combined, evaluating, particles_of
 from bella.prediction.predictive import Average, Predictive
 
 Pictures = Float[Tensor, "batch ..."]
@@ -159,7 +162,7 @@ def _check(x: Pictures, budget: float) -> None:
 
 
 def predictive_of(
-    posterior: Posterior,
+    posterior: Posterior | Combined,
     preprocess: Preprocess | None = None,
     *,
     draws: int = 1,
@@ -170,7 +173,7 @@ def predictive_of(
     Call it inside `bella.prediction.predict.evaluating`: particles answer in the mode they are in.
 
     Args:
-        posterior: any posterior over classes.
+        posterior: any posterior or mixture over classes.
         preprocess: whose normalisation the network expects; ``None`` where pictures in [0, 1] are
             its inputs.
         draws: of a stochastic posterior, for each gradient.
@@ -179,17 +182,17 @@ def predictive_of(
     Raises:
         BellaError: the network says something else than one class a picture.
     """
-    kind, axis = Classes(), ClassAxis()
-    scored = of_posterior(posterior, "auto", scoring=False)
+    kind, axis, particles = Classes(), ClassAxis(), particles_of(posterior)
+    scored = of_posterior(particles, "auto", scoring=False)
     if scored is not None and scored.name != kind.name:
         raise BellaError(f"An attack is on classes, and this network has {scored.name!r}.")
-    draws = draws if posterior.stochastic else 1
+    draws = draws if particles.stochastic else 1
 
     def log_probs(x: Tensor) -> Tensor:
         inputs = x if preprocess is None else preprocess.normalised(x)
         found = []
         for _ in range(draws):
-            outputs = posterior(inputs)
+            outputs = particles(inputs)
             said = kind.scores(logits_of(outputs), outputs, None, axis)
             if said.dim() != 3:
                 raise BellaError(
@@ -197,13 +200,15 @@ def predictive_of(
                     "one class a picture: (particles, batch, classes)."
                 )
             found.append(said)
+        if isinstance(posterior, Combined):
+            return posterior.around(torch.cat(found), inputs).log_probs
         return Predictive(torch.cat(found), average).log_probs
 
     return log_probs
 
 
 def attacked(
-    posterior: Posterior,
+    posterior: Posterior | Combined,
     data: Any,
     budget: float,
     *,
@@ -213,12 +218,17 @@ def attacked(
     collate_fn: Callable[[list], Any] | None = None,
     draws: int = 1,
     average: Average = "probs",
+    progress: Progress | None = None,
     **options: Any,
 ) -> tuple[Predictive, Tensor]:
     """What a posterior says of attacked pictures, and their labels.
 
+    The pictures move by gradients of float32, whatever ``precision`` they are predicted in: what
+    fewer bits round to 0 would look like robustness.
+
     Args:
-        posterior: any posterior over classes whose input is one tensor; left in its mode.
+        posterior: any posterior or mixture over classes whose input is one tensor; left in its
+            mode.
         data: labelled pictures in any form that `bella.evaluate` takes, normalised as the network
             expects them.
         budget: the most that a pixel moves, in [0, 1].
@@ -229,8 +239,9 @@ def attacked(
         batch_size: pictures a batch, where no loader was given.
         collate_fn: puts pictures into a batch, where no loader was given.
         draws: of a stochastic posterior, for each gradient and for the prediction.
-        average: see `Predictive`; the gradient is that of the same average.
-        **options: of `bella.evaluation.evaluate.collect`.
+        average: see `Predictive`; the gradient is that of the same average. Not of a mixture.
+        progress: a display to show a bar in.
+        **options: of `bella.evaluation.evaluate.collect`, such as ``precision``.
 
     Raises:
         BellaError: an unknown attack; inputs that are not one tensor of pictures; and as `fgsm`.
@@ -249,8 +260,20 @@ def attacked(
                 )
             x = args[0].to(device)
             x = x if preprocess is None else preprocess.unit(x)
-            with evaluating(posterior):
+            with evaluating(particles_of(posterior)):
                 x = move(logits, x, labels.to(device), budget)
             yield (x if preprocess is None else preprocess.normalised(x)), labels
 
-    return collect(posterior, batches(), draws=draws, average=average, **options)
+    parts = []
+    total = operator.length_hint(loader) or None
+    task = progress.add_task("attacking", total=total) if progress else None
+    for batch in batches():
+        parts.append(collect(posterior, [batch], draws=draws, average=average, **options))
+        if progress and task is not None:
+            progress.advance(task)
+    if progress and task is not None:
+        progress.remove_task(task)
+    if not parts:
+        raise BellaError("There are no pictures to attack.")
+    said, truth = zip(*parts, strict=True)
+    return Predictive.cat(said), torch.cat(truth)

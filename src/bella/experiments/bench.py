@@ -198,7 +198,8 @@ class Bench:
         gathered = Gathered(readings)
 
         def prefix(*args: Any, **kwargs: Any) -> Stream:
-            found, begun, _ = reader.features(gathered.kept, args, kwargs)
+            with torch.no_grad():
+                found, begun, _ = reader.features(gathered.kept, args, kwargs)
             if not (begun and isinstance(begun[0], Stream)):
                 return reader.posterior.prefix(*args, **kwargs)  # says that nothing is shared
             gathered.add(found, torch.ones(begun[0].batch, dtype=torch.bool))

@@ -213,11 +213,11 @@ class Reader:
         return {r: pooled(found[r.place], r.pooling, mask) for r in readings}, args, kwargs
 
 
-@torch.no_grad()
 def arrivals(
     posterior: Posterior, names: Sequence[str], args: tuple, kwargs: dict[str, Any]
 ) -> tuple[dict[str, Any], tuple, dict[str, Any]]:
-    """The (args, kwargs) that first arrive at modules in a pass of the frozen base.
+    """The (args, kwargs) that first arrive at modules in a pass of the frozen base, with their
+    gradients where the caller asks for such.
 
     Returns:
         Them by the modules' names, as far as they ran, and the inputs with their prefix run.
@@ -245,7 +245,7 @@ def _tapped(
     def tap(name: str) -> Any:
         def hook(module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
             if name not in found and axis.is_running and axis.is_open is not early:
-                found[name] = [x.detach().clone() for x in tensors_of((args, kwargs))]
+                found[name] = [x.clone() for x in tensors_of((args, kwargs))]
 
         return hook
 
@@ -260,6 +260,7 @@ def _tapped(
 # ------------------------------------------------------------ where to read
 
 
+@torch.no_grad()
 def find_places(
     posterior: Posterior, args: tuple, kwargs: dict[str, Any], names: Sequence[str] | None = None
 ) -> dict[str, Place]:

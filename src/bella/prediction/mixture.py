@@ -233,22 +233,29 @@ class Mixture(Combined):
         Raises:
             BellaError: see `bella.predict`; or inputs for which the readouts were not made.
         """
-        groups, distances = [], None
-        # Passes may run in fewer bits; of a distance such rounding would leave nothing.
-        own = torch.autocast(next(self.posterior.parameters()).device.type, enabled=False)
+        features: dict[Reading, Tensor] = {}
         with evaluating(self.posterior), torch.no_grad():
             if self.readings:
                 features, args, kwargs = self.reader.features(self.readings, *arguments(inputs))
                 inputs = kwargs or args
-                with own:
-                    features = {r: metrics.precise(x) for r, x in features.items()}
-                    groups = [readout(features) for readout in self.readouts]
-                    if self._distances:
-                        distances = torch.stack([measure(features) for measure in self.distances])
             said = predict(self.posterior, inputs, **options)
-        check_pooled(said)
-        with own:
-            return self.pool([said.logits, *groups], distances)
+            check_pooled(said)
+            return self._pooled(said.logits, features)
+
+    def around(self, logits: Tensor, inputs: Any) -> Predictive:
+        """See `Combined.around`."""
+        features = (
+            self.reader.features(self.readings, *arguments(inputs))[0] if self.readings else {}
+        )
+        return self._pooled(logits, features)
+
+    def _pooled(self, logits: Tensor, features: dict[Reading, Tensor]) -> Predictive:
+        # Passes may run in fewer bits; of a distance such rounding would leave nothing.
+        with torch.autocast(logits.device.type, enabled=False):
+            features = {reading: metrics.precise(x) for reading, x in features.items()}
+            groups = [readout(features) for readout in self.readouts]
+            measured = [measure(features) for measure in self.distances]
+            return self.pool([logits, *groups], torch.stack(measured) if measured else None)
 
     def extra_repr(self) -> str:
         """Shown by print(mixture)."""

@@ -54,6 +54,11 @@ class Combined(nn.Module, ABC):
     def predict(self, inputs: Any, **options: Any) -> Predictive:
         """See `bella.predict`, whose options these are."""
 
+    @abstractmethod
+    def around(self, logits: Tensor, inputs: Any) -> Predictive:
+        """What it says of inputs of which its particles say these logits (particles, batch,
+        classes); gradients go through both."""
+
     @property
     def network(self) -> nn.Module:
         """The network that the particles share."""

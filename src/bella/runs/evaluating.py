@@ -209,11 +209,11 @@ def _attacked(
 ) -> Part:
     with run.drawing():
         return attacked(
-            run.posterior,
+            run.predicts,
             run.loader(images),
             budget,
             attack=attack,
             preprocess=run.preprocess,
-            draws=run.draws,
+            **run.options,
             progress=bar,
         )

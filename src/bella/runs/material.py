@@ -272,7 +272,7 @@ def _attacked_curve(run: Any, images: Any, attack: str, bar: Progress | None) ->
     for budget in BUDGETS:
         with run.drawing():
             said = attacked(
-                run.posterior,
+                run.predicts,
                 images,
                 budget,
                 attack=attack,

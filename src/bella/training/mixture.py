@@ -209,6 +209,7 @@ class Gathered:
         return {reading: torch.cat(parts) for reading, parts in self.kept.items()}
 
 
+@torch.no_grad()
 def gather(
     reader: Reader,
     readings: Sequence[Reading],
