@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import json
 import math
+import pickle
 import threading
 
 import fit_cases
@@ -142,13 +143,18 @@ def test_files_and_copies_are_of_the_base_as_it_was(tmp_path, sparing):
         assert [storage.fingerprint(posterior, dtype) for dtype in (None, BF16)] == hashes
         posterior.save(tmp_path)
         inside = posterior.particle(1)
-        copied = copy.deepcopy(posterior)
+        copied = [copy.deepcopy(posterior), pickle.loads(pickle.dumps(posterior))]
+        state = posterior.state_dict()
     for one, other in zip(plain.parameters(), inside.parameters(), strict=True):
         assert torch.equal(one, other)
-    assert storage.fingerprint(copied) == hashes[0]
-    copied.held.leave()
-    assert {p.dtype for p in copied.parameters()} == {torch.float32}
-    assert storage.fingerprint(copied) == hashes[0]
+    copied.append(vit())
+    copied[-1].load_state_dict(state)
+    for other in copied:  # of no block, so that they run
+        assert storage.fingerprint(other) == hashes[0]
+        assert {p.dtype for p in other.parameters()} == {torch.float32}
+        assert torch.equal(other(IMAGES), posterior(IMAGES))
+        with base_in(other, BF16), torch.autocast("cpu", BF16):
+            other(IMAGES)
     loaded = bella.load(tmp_path, plain_vit())  # warns of another base if the hash were another
     assert torch.equal(loaded(IMAGES), posterior(IMAGES))
 
@@ -178,6 +184,30 @@ def test_a_write_to_a_weight_that_cannot_be_put_back_is_told_of():
     with pytest.raises(BellaError, match=r"Frozen weights \(1\) were written to"):
         block.__exit__(None, None, None)
     assert {p.dtype for p in posterior.parameters()} == {torch.float32}
+
+
+@SPARING
+@pytest.mark.parametrize("write", ["load_state_dict", "add", "cast"])
+def test_a_write_inside_a_block_is_not_lost_in_silence(sparing, write):
+    posterior = vit()
+    before = storage.fingerprint(posterior)
+    state = {name: 2 * value for name, value in posterior.state_dict().items()}
+    block = base_in(posterior, BF16, sparing=sparing)
+    block.__enter__()
+    if write == "load_state_dict":
+        posterior.load_state_dict(state)
+    elif write == "cast":
+        posterior.double()
+    else:
+        with torch.no_grad():
+            next(p for p in posterior.parameters() if p.dtype == BF16).add_(1)
+    with pytest.raises(BellaError, match=r"Frozen weights \(\d+\) were written to"):
+        block.__exit__(None, None, None)
+    assert posterior.held.dtype is None
+    if not sparing and write == "add":
+        assert storage.fingerprint(posterior) == before
+    with base_in(vit(), BF16, sparing=sparing):
+        pass
 
 
 def test_blocks_are_counted_over_threads_and_put_back_after_errors():

@@ -411,6 +411,11 @@ class Posterior(nn.Module):
         """Write the particles to ``folder`` (safetensors and JSON); see `bella.storage.save`."""
         return storage.save(self, folder, dtype=dtype, check=check)
 
+    def state_dict(self, *args: Any, **kwargs: Any) -> Any:
+        """As torch's, of the whole weights also while the base is held in fewer bits."""
+        with self.held.whole():
+            return super().state_dict(*args, **kwargs)
+
     def remember_base(self) -> None:
         """Take the base's fingerprints now: once it is sharded, no process has all of it."""
         dtypes = (None, torch.bfloat16, torch.float16)

@@ -134,8 +134,9 @@ class Precision:
 def base_in(posterior: Posterior, dtype: torch.dtype, *, sparing: bool = False) -> Iterator[None]:
     """Hold a posterior's frozen base in the dtype that autocast multiplies in.
 
-    Inside the block every pass has to run in ``torch.autocast`` of that dtype, and gives, bit for
-    bit, what it gives without the block: only the casts are gone. Blocks may be nested and be open
+    Inside the block every pass has to run in ``torch.autocast`` of that dtype, and go backward, and
+    gives, bit for bit, what it gives without the block: only the casts are gone. Copies, pickles
+    and state dicts of the posterior are of the whole base. Blocks may be nested and be open
     in several threads; the last to close puts the base back as it was. Checkpoints and saved
     posteriors name the base by its hash as it was.
 
@@ -147,8 +148,8 @@ def base_in(posterior: Posterior, dtype: torch.dtype, *, sparing: bool = False) 
             that stay open; `bella.fit` opens such a one.
 
     Raises:
-        BellaError: an open block holds the base in another dtype; or, as a sparing one ends,
-            somebody wrote to the weights that it held.
+        BellaError: an open block holds the base in another dtype; or, as it ends, somebody wrote to
+            the weights that it held, or cast them.
     """
     own = set() if posterior.trains_base else {id(x) for x in own_tensors(posterior).values()}
     posterior.held.enter(posterior.network, own, dtype, sparing)

@@ -11,6 +11,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -33,6 +34,16 @@ class HeldBase:
         self.dtype: torch.dtype | None = None
         self._open = 0
         self._pairs: list[tuple[nn.Parameter, Tensor | Halves]] = []
+        self._versions: dict[int, int] = {}
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"whole": [(p, whole_of(kept).to(p.device)) for p, kept in self._pairs]}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """A copy is of the whole weights: the block that is open is not its own."""
+        HeldBase.__init__(self)
+        for parameter, whole in state["whole"]:
+            parameter.data = whole
 
     def enter(
         self, network: nn.Module, own: Collection[int], dtype: torch.dtype, sparing: bool = False
@@ -55,22 +66,23 @@ class HeldBase:
                     "asked for: leave that block first."
                 )
             if not self._open:
+                self.dtype = dtype
                 try:
                     for parameter in [p for p in holdable(network) if id(p) not in own]:
                         whole, fewer = parameter.data, parameter.data.to(dtype)
                         self._pairs.append((parameter, kept(whole, fewer, sparing)))
                         parameter.data = fewer
+                        self._versions[id(parameter)] = parameter._version
                 except BaseException:  # no memory, or somebody stops it
                     self._put_back()
                     raise
-                self.dtype = dtype
             self._open += 1
 
     def leave(self) -> None:
         """Close a block; the last one puts the weights back as they were.
 
         Raises:
-            BellaError: in a sparing block somebody wrote to them.
+            BellaError: somebody wrote to them, or cast them.
         """
         with _turns:
             self._open -= 1
@@ -78,17 +90,24 @@ class HeldBase:
                 self._put_back()
 
     def _put_back(self) -> None:
-        changed = 0
+        changed = lost = 0
         while self._pairs:  # one after another, so that no two copies of all are there at once
             parameter, original = self._pairs.pop()
-            changed += isinstance(original, Halves) and original.changed
+            version = self._versions.pop(id(parameter), parameter._version)
+            changed += parameter._version != version or parameter.dtype != self.dtype
+            lost += isinstance(original, Halves) and original.changed
             parameter.data = whole_of(original).to(parameter.device)
         self.dtype = None
-        if changed:
+        if changed or lost:
+            became = (
+                "cannot be put back: open the network anew"
+                if lost
+                else "are as they were before: change them outside of that block"
+            )
             raise BellaError(
-                f"Frozen weights ({changed}) were written to while the base was held in fewer "
-                "bits, and cannot be put back: open the network anew, and let weights train that "
-                "are to change (requires_grad), or leave the base as it is (base_dtype='float32')."
+                f"Frozen weights ({max(changed, lost)}) were written to while the base was held in "
+                f"fewer bits, and {became}, and let weights train that are to change "
+                "(requires_grad), or leave the base as it is (base_dtype='float32')."
             )
 
     def originals(self) -> dict[int, Tensor | Halves]:
