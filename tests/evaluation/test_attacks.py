@@ -225,6 +225,17 @@ def test_the_gradient_of_a_mixture_is_that_of_what_it_predicts(pooled):
         assert slope == pytest.approx(float((found * way).sum()), rel=0.02)
 
 
+def test_what_was_distilled_is_attacked_by_what_it_predicts():
+    posterior, (x, y) = (
+        bella.Distilled(bella.low_rank(small(), 1, 2, ("0", "3"), b_std=0.5)),
+        pictures(),
+    )
+    still, _ = attacked(posterior, (x, y), 0.0)
+    assert torch.equal(still.log_probs, bella.predict(posterior, x).log_probs)
+    assert torch.equal(still.mutual_information, bella.predict(posterior, x).mutual_information)
+    assert attacked(posterior, (x, y), 0.03)[0].nll(y) > still.nll(y)
+
+
 @pytest.mark.parametrize("precision", ["bf16", "fp16"])
 def test_pictures_move_by_gradients_of_float32_whatever_they_are_predicted_in(precision):
     posterior, (x, y) = particles(small(dtype=torch.float32)), pictures(70, dtype=torch.float32)

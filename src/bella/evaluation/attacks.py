@@ -276,4 +276,4 @@ def attacked(
     if not parts:
         raise BellaError("There are no pictures to attack.")
     said, truth = zip(*parts, strict=True)
-    return Predictive.cat(said), torch.cat(truth)
+    return type(said[0]).cat(said), torch.cat(truth)

@@ -86,6 +86,10 @@ class Distilled(Combined):
         check_pooled(said)
         return DirichletPredictive(said.logits)
 
+    def around(self, logits: Tensor, inputs: Any) -> DirichletPredictive:
+        """See `Combined.around`."""
+        return DirichletPredictive(logits)
+
     def save(self, folder: str | Path) -> Path:
         """Write the particle, as `Posterior.save` does."""
         return self.posterior.save(folder)
