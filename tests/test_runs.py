@@ -40,6 +40,7 @@ from bella.runs import (
 )
 from bella.runs.exporting import processor_config
 from bella.runs.found import Found, in_words
+from bella.runs.rows import write_rows
 from bella.training import fit
 from bella.training.checkpoint import CHECKPOINT, PICKLED
 from bella.training.settings import Settings
@@ -577,6 +578,22 @@ def test_names_of_files_that_are_no_text_are_written_as_they_are(tmp_path):
     assert b"caf\xe9.png" in content
     with (tmp_path / "p.csv").open(newline="", errors="surrogateescape") as file:
         assert [row["image"] for row in csv.DictReader(file)] == list(map(str, paths))
+    Predictions(paths, Predictive(torch.randn(2, 2, 2)), ("a", "b")).write(tmp_path / "p.jsonl")
+    lines = (tmp_path / "p.jsonl").read_text(encoding="utf-8").splitlines()
+    assert [json.loads(line)["image"] for line in lines] == list(map(str, paths))
+
+
+def test_rows_need_not_have_the_same_columns(tmp_path):
+    rows = [{"a": 1, "b": [2]}, {"a": 3, "c": {"d": None}}]
+    write_rows(tmp_path / "r.csv", rows)
+    assert (tmp_path / "r.csv").read_text().splitlines() == [
+        "a,b,c",
+        "1,[2],",
+        '3,,"{""d"": null}"',
+    ]
+    write_rows(tmp_path / "r.jsonl", rows)
+    lines = (tmp_path / "r.jsonl").read_text().splitlines()
+    assert [json.loads(line) for line in lines] == rows
 
 
 def test_figures_are_json_with_null_where_there_is_no_number(place, figures):

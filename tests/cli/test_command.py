@@ -294,6 +294,18 @@ def test_predict_writes_one_row_an_image_ranked_by_entropy(place, tmp_path):
 KINDS = (str, str, float, float, float, int, float, float)
 
 
+def test_a_file_is_what_its_name_ends_in(place, tmp_path, monkeypatch, capsys):
+    asked = ("predict", place / "run", place / "images" / "day", "--out")
+    printed = succeed(*asked, tmp_path / "p.jsonl", "--json")
+    lines = (tmp_path / "p.jsonl").read_text().splitlines()
+    assert [json.loads(line) for line in lines] == json.loads(printed)
+    # What cannot be written is told of before anything is opened, whatever the run is.
+    asked = ("predict", tmp_path / "nothing", place / "images", "--out")
+    assert "as .csv or .jsonl" in refused(monkeypatch, capsys, *asked, tmp_path / "p.xlsx")
+    (tmp_path / "folder.csv").mkdir()
+    assert "is a folder" in refused(monkeypatch, capsys, *asked, tmp_path / "folder.csv")
+
+
 def test_predict_shows_the_least_certain_images(place, tmp_path):
     out = tmp_path / "p.csv"
     printed = succeed("predict", place / "run", place / "images", "--out", out)
@@ -539,7 +551,7 @@ def test_fit_leaves_the_run_that_it_cannot_continue(place, tmp_path, monkeypatch
 def test_a_folder_that_is_no_run_is_refused(place, tmp_path, monkeypatch, capsys, command):
     more = {
         "evaluate": ("--data", place / "images"),
-        "predict": (place / "images", "--out", tmp_path / "out"),
+        "predict": (place / "images", "--out", tmp_path / "out.csv"),
         "export": ("--out", tmp_path / "out"),
         "cost": (),
         "report": (),

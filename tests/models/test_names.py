@@ -432,6 +432,7 @@ def test_a_run_of_one_s_own_network_opens_where_its_code_is_trusted(command, pho
         ("predict", (photos, "--out", tmp_path / "p.csv")),
         ("export", ("--out", tmp_path / "x.safetensors")),
         ("cost", ()),
+        ("report", ("--out", tmp_path / "r.html")),
     ):
         status, said = command(name, tmp_path / "run", *more)
         assert status == 2

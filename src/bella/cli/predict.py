@@ -32,7 +32,7 @@ def predict(
             show_default=False,
         ),
     ],
-    out: Annotated[Path, typer.Option(help="CSV (of texts also JSON lines) to write.")] = Path(
+    out: Annotated[Path, typer.Option(help="CSV or JSON lines (.jsonl) to write.")] = Path(
         "predictions.csv"
     ),
     on_bad_image: OnBad = BadImage.stop,
@@ -47,7 +47,9 @@ def predict(
     hush(quiet)
     from bella.console import progress_bar
     from bella.runs import open_run
+    from bella.runs.rows import check_rows
 
+    check_rows(out)
     with progress_bar(not (json or quiet)) as bar:
         opened = open_run(
             run, device=device, workers=workers, own_code=own_code, precision=precision

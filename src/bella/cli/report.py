@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from bella.cli.common import Device, Quiet, Workers, hush, say
+from bella.cli.common import Device, OwnCode, Quiet, Workers, hush, say, words_of
 
 
 def report(
@@ -42,6 +42,7 @@ def report(
     ] = None,
     device: Device = None,
     workers: Workers = 0,
+    own_code: OwnCode = False,
     quiet: Quiet = False,
 ) -> None:
     """One HTML page on what was trained and what it is worth; it opens without a network."""
@@ -56,10 +57,8 @@ def report(
         require(library, "report")
     compared = [folder for folder in runs if (folder / "results.json").exists()]
     own = [folder for folder in runs if folder not in compared]
-    asked = Asked(
-        data, ood, (corruptions or "").split(",") if corruptions else (), attack, device, workers
-    )
-    if compared and not own and asked != Asked(device=device, workers=workers):
+    asked = Asked(data, ood, words_of(corruptions or ""), attack, device, workers, own_code)
+    if compared and not own and (data, ood, corruptions, attack) != (None,) * 4:
         raise BellaError(
             "--data, --ood, --corruptions and --attack are asked of runs of `bella fit`: a "
             "comparison has its parts; leave them out."

@@ -58,6 +58,7 @@ class Asked:
         attack: a name of `bella.evaluation.attacks.ATTACKS` to draw a curve of.
         device: where to run.
         workers: processes that read images.
+        own_code: see `bella.runs.opened.open_run`.
     """
 
     data: Path | None = None
@@ -66,6 +67,7 @@ class Asked:
     attack: str | None = None
     device: str | None = None
     workers: int = 0
+    own_code: bool = False
 
 
 @dataclass(frozen=True)
@@ -113,7 +115,7 @@ def run_materials(
 
 def _answered(folder: Path, asked: Asked, bar: Progress | None) -> _Answered:
     kinds = corruptions_named(asked.corruptions)
-    run = open_run(folder, device=asked.device, workers=asked.workers)
+    run = open_run(folder, device=asked.device, workers=asked.workers, own_code=asked.own_code)
     if isinstance(run, VqaRun):
         raise BellaError(
             f"bella report is of runs that choose among classes, and {folder} writes answers: they "

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -20,7 +19,7 @@ from bella.data.images import LARGEST_SIDE
 from bella.errors import BellaError
 from bella.evaluation.decisions import Part
 from bella.evaluation.evaluate import collect
-from bella.files import read_sealed_json, write_whole
+from bella.files import read_sealed_json
 from bella.host import device_named
 from bella.interop.hub import FILES, local_folder
 from bella.models import open_network
@@ -29,6 +28,7 @@ from bella.prediction.mixture import Mixture, is_there, read_mixture
 from bella.prediction.predict import in_precision, predict
 from bella.prediction.predictive import Predictive
 from bella.runs.evaluating import evaluate_run
+from bella.runs.rows import write_rows
 from bella.storage import said_wrong
 
 MODEL = "model.json"
@@ -171,16 +171,8 @@ class Predictions:
         ]
 
     def write(self, path: str | Path) -> None:
-        """Write the rows as CSV in UTF-8; names of files that are not UTF-8 keep their bytes."""
-        rows = self.rows()
-
-        def write(unfinished: Path) -> None:
-            with unfinished.open("w", newline="", encoding="utf-8", errors="surrogateescape") as f:
-                writer = csv.DictWriter(f, list(rows[0]))
-                writer.writeheader()
-                writer.writerows(rows)
-
-        write_whole(Path(path), write)
+        """Write the rows, see `bella.runs.rows.write_rows`."""
+        write_rows(path, self.rows())
 
 
 def open_run(

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import json
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -22,11 +20,12 @@ from bella.data.records import Records, read_records
 from bella.errors import BellaError
 from bella.evaluation.decisions import Part
 from bella.evaluation.evaluate import collect
-from bella.files import plain, read_sealed_json, write_whole
+from bella.files import read_sealed_json
 from bella.host import device_named
 from bella.posterior import Posterior
 from bella.prediction.mixture import Mixture, is_there, read_mixture
 from bella.runs.evaluating import figures_of, names_of_other
+from bella.runs.rows import write_rows
 from bella.runs.texts.base import Asked, TextTask, digest_of, labelled_if_known
 from bella.runs.texts.config import TextConfig
 from bella.runs.texts.tasks import task_named
@@ -244,33 +243,8 @@ class TextPredictions:
         return (f"{first}_given" if first in {*self.said[0], "rank"} else first, *columns, "rank")
 
     def write(self, path: str | Path) -> None:
-        """Write the rows as CSV, or as JSON lines where the name ends so.
-
-        Raises:
-            BellaError: another ending.
-        """
-        path = Path(path)
-        rows = self.rows()
-
-        def write(unfinished: Path) -> None:
-            with unfinished.open("w", newline="", encoding="utf-8") as file:
-                if path.suffix.lower() in (".jsonl", ".ndjson"):
-                    for row in rows:
-                        file.write(json.dumps(plain(row), ensure_ascii=False, default=str) + "\n")
-                    return
-                writer = csv.DictWriter(file, list(rows[0]))
-                writer.writeheader()
-                writer.writerows(
-                    {
-                        name: json.dumps(cell) if isinstance(cell, list | dict) else cell
-                        for name, cell in row.items()
-                    }
-                    for row in rows
-                )
-
-        if path.suffix.lower() not in (".csv", ".jsonl", ".ndjson"):
-            raise BellaError(f"{path}: predictions are written as .csv or .jsonl.")
-        write_whole(path, write)
+        """Write the rows, see `bella.runs.rows.write_rows`."""
+        write_rows(path, self.rows())
 
 
 def test_of(parts: Mapping[str, Records]) -> Records:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import json
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -24,7 +22,7 @@ from bella.data.opening import is_set
 from bella.data.records import read_records
 from bella.errors import BellaError
 from bella.evaluation.similarity import weight_similarities
-from bella.files import plain, read_sealed_json, shortened, write_json, write_whole
+from bella.files import read_sealed_json, shortened, write_json
 from bella.generation.texts import left_padded
 from bella.host import device_named
 from bella.metrics import vqa
@@ -33,6 +31,7 @@ from bella.posterior import Posterior
 from bella.precision import precision_for
 from bella.prediction.predict import in_precision
 from bella.runs.opened import MODEL
+from bella.runs.rows import write_rows
 from bella.runs.vqa.questions import Question, of_records, prompt_tokens, read_questions
 from bella.runs.writing import write_answers
 from bella.storage import said_wrong
@@ -183,27 +182,8 @@ class VqaPredictions:
         return [row | {"rank": ranks[i]} for i, row in enumerate(self.said)]
 
     def write(self, path: str | Path) -> None:
-        """Write the answers as JSON lines, or as a CSV.
-
-        Raises:
-            BellaError: another ending.
-        """
-        path, rows = Path(path), self.rows()
-        if path.suffix.lower() in (".jsonl", ".ndjson"):
-            write_answers(path, [plain(row) for row in rows])
-            return
-        if path.suffix.lower() != ".csv":
-            raise BellaError(f"{path}: answers are written as .jsonl or .csv.")
-
-        def write(unfinished: Path) -> None:
-            with unfinished.open("w", newline="", encoding="utf-8") as file:
-                writer = csv.DictWriter(file, list(dict.fromkeys(n for row in rows for n in row)))
-                writer.writeheader()
-                for row in rows:
-                    people = {"people": json.dumps(row["people"])} if "people" in row else {}
-                    writer.writerow(row | people)
-
-        write_whole(path, write)
+        """Write the answers, see `bella.runs.rows.write_rows`."""
+        write_rows(path, self.rows())
 
 
 # ---------------------------------------------------------------- figures
