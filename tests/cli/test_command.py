@@ -306,6 +306,20 @@ def test_a_file_is_what_its_name_ends_in(place, tmp_path, monkeypatch, capsys):
     assert "is a folder" in refused(monkeypatch, capsys, *asked, tmp_path / "folder.csv")
 
 
+def test_what_images_do_not_have_is_refused(place, tmp_path, monkeypatch, capsys):
+    of_texts = ("--column", "text=review")
+    for asked in (
+        ("evaluate", place / "run", "--data", place / "images", *of_texts),
+        ("predict", place / "run", place / "images", "--out", tmp_path / "p.csv", *of_texts),
+    ):
+        assert "--column is for runs on texts" in refused(monkeypatch, capsys, *asked)
+    (tmp_path / "prompts.jsonl").write_text('{"prompt": "red"}\n')
+    asked = ("generate", place / "run", tmp_path / "prompts.jsonl", "--out")
+    sentence = refused(monkeypatch, capsys, *asked, tmp_path / "a.jsonl")
+    assert "is a run on images, which writes no text" in sentence
+    assert "as .csv or .jsonl" in refused(monkeypatch, capsys, *asked, tmp_path / "a.txt")
+
+
 def test_predict_shows_the_least_certain_images(place, tmp_path):
     out = tmp_path / "p.csv"
     printed = succeed("predict", place / "run", place / "images", "--out", out)

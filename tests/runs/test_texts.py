@@ -186,6 +186,25 @@ def test_predictions_keep_the_rows_of_the_file(classified, tmp_path):
         open_run(folder).predict([data, data])
 
 
+def test_rows_of_another_file_are_read_by_columns_that_are_named(classified, tmp_path):
+    folder, data, _, _ = classified
+    others = [{"said": r["review"], "is": r["kind"], "review": "red"} for r in rows_of()]
+    other = write_csv(tmp_path / "other.csv", others)
+    run = open_run(folder)
+    named = run.by_columns({"text": "said", "label": "is"})
+    assert named.evaluate(other)["nll"] == pytest.approx(run.evaluate(data)["nll"])
+    assert [r["class"] for r in named.predict(other).rows()] == [
+        r["class"] for r in run.predict(data).rows()
+    ]
+    assert named.evaluate(other, ood=data)["nll"] == named.evaluate(other)["nll"]
+    with pytest.raises(bella.BellaError, match="said"):
+        named.evaluate(data)
+    with pytest.raises(bella.BellaError, match="task text reads text, pair, label"):
+        run.by_columns({"answer": "is"})
+    with pytest.raises(bella.BellaError, match="for runs on images"):
+        run.predict(data, on_bad_image="skip")
+
+
 def test_a_prediction_is_the_loop_of_its_particles(classified):
     """Padding and batching change nothing: each text alone, each particle merged."""
     folder, data, _, _ = classified

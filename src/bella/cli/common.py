@@ -224,6 +224,26 @@ def parse_columns(pairs: list[str] | None) -> dict[str, str] | None:
     return found or None
 
 
+def read_by(run: Any, column: list[str] | None, workers: int) -> Any:
+    """A run that reads its rows by the columns that ``--column`` names.
+
+    Raises:
+        BellaError: a run on something else than texts, or a column for nothing; or a run on texts
+            with ``--workers``.
+    """
+    from bella.errors import BellaError
+    from bella.runs import TextRun
+
+    columns, texts = parse_columns(column), isinstance(run, TextRun)
+    if texts and workers:
+        raise BellaError("--workers read images: leave it out for a run on texts.")
+    if columns is None:
+        return run
+    if not texts:
+        raise BellaError("--column is for runs on texts: leave it out.")
+    return run.by_columns(columns)
+
+
 def words_of(text: str) -> list[str]:
     """Words with commas between."""
     return [word.strip() for word in text.split(",") if word.strip()]

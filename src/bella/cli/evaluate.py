@@ -9,6 +9,7 @@ import typer
 
 from bella.cli.common import (
     BadImage,
+    Column,
     Corrupt,
     CorruptSize,
     Device,
@@ -26,6 +27,7 @@ from bella.cli.common import (
     numbers_of,
     print_figures,
     print_json,
+    read_by,
     refuse_alone,
     say,
     words_of,
@@ -92,6 +94,7 @@ def evaluate(
         Path | None,
         typer.Option(help="Folder for evaluation.json and pictures.", show_default=False),
     ] = None,
+    column: Column = None,
     on_bad_image: OnBad = BadImage.stop,
     device: Device = None,
     precision: Precision = "float32",
@@ -127,6 +130,7 @@ def evaluate(
         opened = open_run(
             run, device=device, workers=workers, own_code=own_code, precision=precision
         )
+        opened = read_by(opened, column, workers)
         found = opened.evaluate(data, ood, bar, on_bad_image.value, **more)
     if out is not None:
         write_evaluation(found, out)

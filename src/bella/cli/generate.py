@@ -20,7 +20,9 @@ def generate(
             help="JSONL: a prompt or the messages of a chat a line.", show_default=False
         ),
     ],
-    out: Annotated[Path, typer.Option(help="JSONL to write.")] = Path("answers.jsonl"),
+    out: Annotated[Path, typer.Option(help="JSON lines (.jsonl) or CSV to write.")] = Path(
+        "answers.jsonl"
+    ),
     network: Annotated[
         str | None,
         typer.Option(help="The network, where the folder does not name it.", show_default=False),
@@ -52,7 +54,8 @@ def generate(
     hush(quiet)
     from bella.console import progress_bar, shown_text
     from bella.errors import BellaError
-    from bella.runs.writing import open_writer, read_prompts, write_answers
+    from bella.runs.rows import check_rows, write_rows
+    from bella.runs.writing import open_writer, read_prompts
 
     drawn = {"temperature": temperature, "top_k": top_k, "top_p": top_p}
     options: dict[str, Any] = {k: v for k, v in drawn.items() if v is not None}
@@ -60,6 +63,7 @@ def generate(
         raise BellaError(f"--{next(iter(options)).replace('_', '-')} is for --sample: add it.")
     if score and (each or sample):
         raise BellaError("--score writes no answers: leave out --each and --sample.")
+    check_rows(out)
     lines = read_prompts(prompts, chat)
     if not score:
         options |= {"max_new_tokens": max_new_tokens, "do_sample": sample}
@@ -68,7 +72,7 @@ def generate(
         rows = open_writer(run, network, device=device).answer(
             lines, each=each, given=score, seed=seed, batch_size=batch_size, bar=bar, **options
         )
-    write_answers(out, rows)
+    write_rows(out, rows)
     if json:
         print_json(rows)
         return

@@ -9,6 +9,7 @@ import typer
 
 from bella.cli.common import (
     BadImage,
+    Column,
     Device,
     Json,
     OnBad,
@@ -19,6 +20,7 @@ from bella.cli.common import (
     Workers,
     hush,
     print_json,
+    read_by,
     say,
 )
 
@@ -35,6 +37,7 @@ def predict(
     out: Annotated[Path, typer.Option(help="CSV or JSON lines (.jsonl) to write.")] = Path(
         "predictions.csv"
     ),
+    column: Column = None,
     on_bad_image: OnBad = BadImage.stop,
     device: Device = None,
     precision: Precision = "float32",
@@ -54,6 +57,7 @@ def predict(
         opened = open_run(
             run, device=device, workers=workers, own_code=own_code, precision=precision
         )
+        opened = read_by(opened, column, workers)
         predictions = opened.predict(images, bar, on_bad_image.value)
     predictions.write(out)
     if json:

@@ -1,4 +1,4 @@
-"""Rows of predictions in a file: CSV, or JSON lines, by the name's ending."""
+"""Rows of predictions or answers in a file: CSV, or JSON lines, by the name's ending."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def check_rows(path: str | Path) -> Path:
     """
     path = Path(path)
     if path.suffix.lower() not in (".csv", *LINES):
-        raise BellaError(f"{path}: predictions are written as .csv or .jsonl.")
+        raise BellaError(f"{path}: rows are written as .csv or .jsonl.")
     if path.is_dir():
         raise BellaError(f"{path} is a folder: name a file to write.")
     return path

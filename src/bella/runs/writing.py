@@ -124,6 +124,11 @@ def open_writer(
                 f"{folder} has no {MODEL} that names its network: name it with --network."
             )
         model = read_sealed_json(folder / MODEL)
+        if "preprocess" in model:
+            raise BellaError(
+                f"{folder} is a run on images, which writes no text: `bella predict {folder} "
+                "IMAGES` says what it thinks of images."
+            )
         if (task := model.get("task", WRITES)) != WRITES:
             raise BellaError(
                 f"{folder} is a run of the task {task}, which writes no text: `bella predict "

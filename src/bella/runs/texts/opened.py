@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -27,7 +27,7 @@ from bella.prediction.mixture import Mixture, is_there, read_mixture
 from bella.runs.evaluating import figures_of, names_of_other
 from bella.runs.rows import write_rows
 from bella.runs.texts.base import Asked, TextTask, digest_of, labelled_if_known
-from bella.runs.texts.config import TextConfig
+from bella.runs.texts.config import TextConfig, refuse_columns
 from bella.runs.texts.tasks import task_named
 from bella.storage import said_wrong
 from bella.training.settings import checked
@@ -49,6 +49,7 @@ class TextRun:
         seed: of those draws, and of what was split for the training.
         mixture: the particles pooled with readouts, where the run has such.
         precision: of predictions, see `bella.predict`.
+        named: columns that somebody named for what is to be predicted, see `by_columns`.
     """
 
     posterior: Posterior
@@ -59,6 +60,7 @@ class TextRun:
     seed: int = 0
     mixture: Mixture | None = None
     precision: str = "float32"
+    named: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def options(self) -> dict[str, Any]:
@@ -109,6 +111,7 @@ class TextRun:
             raise BellaError(
                 f"{next(iter(more))} is for runs on images: leave it out for a run on texts."
             )
+        refuse_bad_images(on_bad_image)
         if calibrate is not None and not self.task.classes:
             raise BellaError(
                 f"calibrate promises by classes, and task {self.task.name} has none: leave it out."
@@ -134,6 +137,19 @@ class TextRun:
             None if unseen is None else self.collect(unseen, bar),
             promises,
         )
+
+    def by_columns(self, columns: Mapping[str, str]) -> TextRun:
+        """The same run, which reads rows by these columns.
+
+        Args:
+            columns: names by what they are for. Labelled or predicted rows must have them; rows of
+                other kinds are read by them where they do.
+
+        Raises:
+            BellaError: the task reads nothing of that name.
+        """
+        refuse_columns(dict(columns), tuple(self.task.roles), self.task.name)
+        return replace(self, named=columns)
 
     def read(self, data: str | Path, folder: str | Path | None = None) -> dict[str, Records]:
         """The parts of a file; or of a set by name, drawn by the run's seed as in its training."""
@@ -174,6 +190,7 @@ class TextRun:
         Raises:
             BellaError: see `evaluate`; or several files.
         """
+        refuse_bad_images(on_bad_image)
         given = [data] if isinstance(data, str | Path) else list(data)
         if len(given) != 1:
             raise BellaError(f"A run on texts predicts one file of rows: {len(given)} were given.")
@@ -185,7 +202,14 @@ class TextRun:
         return TextPredictions(records, said)
 
     def tokenised(self, records: Records, *, labelled: bool) -> Dataset:
-        """Rows as tokens."""
+        """Rows as tokens.
+
+        Raises:
+            BellaError: see `TextTask.tokenise`, or a column that was named is not there.
+        """
+        for names in self.named.values():
+            for name in names.split(","):
+                records.column(name)
         return self.task.tokenise(
             records, self.reading(records, labelled=labelled), labelled=labelled
         )
@@ -194,7 +218,7 @@ class TextRun:
         """How rows are read: columns by the names that they had in training, if they are there."""
         asked = {
             role: name
-            for role, name in self.asked.columns.items()
+            for role, name in {**self.asked.columns, **self.named}.items()
             if all(column in records.columns for column in name.split(","))
         }
         return replace(self.asked, columns=self.task.columns(records, asked, labelled=labelled))
@@ -245,6 +269,18 @@ class TextPredictions:
     def write(self, path: str | Path) -> None:
         """Write the rows, see `bella.runs.rows.write_rows`."""
         write_rows(path, self.rows())
+
+
+def refuse_bad_images(on_bad_image: str) -> None:
+    """Refuse to skip images where there are none.
+
+    Raises:
+        BellaError: it is asked for.
+    """
+    if on_bad_image != "stop":
+        raise BellaError(
+            f"on_bad_image={on_bad_image!r} is for runs on images: leave it out for a run on texts."
+        )
 
 
 def test_of(parts: Mapping[str, Records]) -> Records:
