@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from bella.errors import BellaError
 
@@ -72,10 +72,24 @@ def tensors_of(tree: Any) -> list[Tensor]:
 def fresh(tree: Any) -> Any:
     """The same tree with copies of its objects of unknown contents: a pass may fill a cache."""
 
-    def one(leaf: Any) -> Any:
-        return leaf if isinstance(leaf, (Tensor, *PLAIN)) else copy.deepcopy(leaf)
+    return map_leaves(lambda leaf: copied(leaf) if is_object(leaf) else leaf, tree)
 
-    return map_leaves(one, tree)
+
+def is_object(leaf: Any) -> bool:
+    """Whether a leaf is an object of unknown contents."""
+    return not isinstance(leaf, (Tensor, *PLAIN))
+
+
+def copied(leaf: Any, tensor: Callable[[Tensor], Tensor] = torch.clone) -> Any:
+    """A copy of an object of unknown contents, such as a key-value cache.
+
+    Args:
+        leaf: the object.
+        tensor: what stands in the copy for a tensor in the object. ``copy.deepcopy`` refuses one
+            that gradients go through, and one that torch.func has wrapped.
+    """
+    inside = [x for x in tensors_within(leaf) if not isinstance(x, nn.Parameter)]
+    return copy.deepcopy(leaf, {id(x): tensor(x) for x in inside})
 
 
 def structure(tree: Any) -> Any:
@@ -98,22 +112,28 @@ def structure(tree: Any) -> Any:
     return tree if known else type(tree).__name__
 
 
-def holds_tensors(leaf: Any, depth: int = 4) -> bool:
+def holds_tensors(leaf: Any) -> bool:
     """Whether an object that is no container of ours holds a tensor somewhere inside.
 
     A key-value cache does; a configuration does not.
     """
+    return next(tensors_within(leaf), None) is not None
+
+
+def tensors_within(leaf: Any, depth: int = 4) -> Iterator[Tensor]:
+    """The tensors inside an object that is no container of ours."""
     if isinstance(leaf, Tensor):
-        return True
-    if isinstance(leaf, (*PLAIN, type)) or depth == 0:
-        return False
+        yield leaf
+    if isinstance(leaf, (Tensor, *PLAIN, type)) or depth == 0:
+        return
     if isinstance(leaf, Mapping):
         inside: Any = leaf.values()
     elif isinstance(leaf, list | tuple | set):
         inside = leaf
     else:
         inside = getattr(leaf, "__dict__", {}).values()
-    return any(holds_tensors(item, depth - 1) for item in inside)
+    for item in inside:
+        yield from tensors_within(item, depth - 1)
 
 
 def check_finite(tree: Any, what: str) -> None:

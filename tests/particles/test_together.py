@@ -3,12 +3,15 @@ that particles run."""
 
 from __future__ import annotations
 
+import warnings
+
 import pytest
 import torch
-from helpers import adapted, mlp
+from helpers import adapted, gradients, mlp
 from network_cases import NETWORKS, call, make
 from torch import Tensor, nn
 from torch.utils._pytree import tree_map
+from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
 
 import bella
 from bella.posteriors.low_rank.layers import LowRankLayer
@@ -142,6 +145,84 @@ def test_what_autocast_began_in_a_bfloat16_network_goes_on_without_it(name: str)
         found = call(posterior, {"args": args, **kwargs})
     assert found.dtype == BF16
     assert (found - want).norm() < 0.05 * want.norm()
+
+
+# ---------------------------------------------------------------- key-value caches
+
+
+def writer(kind: str) -> bella.Posterior:
+    """A language model that fills a cache, as they do unasked."""
+    torch.manual_seed(0)
+    if kind == "gpt2":
+        sizes = {"n_embd": 16, "n_layer": 3, "n_head": 2, "n_positions": 16}
+        dropout = {"resid_pdrop": 0.0, "embd_pdrop": 0.0, "attn_pdrop": 0.0}
+        tokens = {"vocab_size": 20, "bos_token_id": 1, "eos_token_id": 1}
+        network: nn.Module = GPT2LMHeadModel(GPT2Config(**sizes, **dropout, **tokens))
+    else:
+        config = LlamaConfig(
+            vocab_size=20,
+            hidden_size=16,
+            intermediate_size=16,
+            num_hidden_layers=3,
+            num_attention_heads=2,
+        )
+        network = LlamaForCausalLM(config)
+    assert network.config.use_cache  # type: ignore[union-attr]
+    return bella.low_rank(network, 3, 2, (r".*\.[12]\..*(c_fc|up_proj)",), b_std=0.3)
+
+
+TEXT = torch.arange(14).view(2, 7)
+NAMED = "input_ids", "attention_mask"
+MASK = torch.tensor([[1] * 7, [0] * 2 + [1] * 5])
+
+
+@pytest.mark.parametrize("kind", ["gpt2", "llama"])
+@pytest.mark.parametrize("part", [None, (r".*\.[12]",), (r".*\.[12]\.(self_)?attn",)])
+def test_recomputed_modules_fill_a_cache_once(kind: str, part: tuple[str, ...] | None) -> None:
+    """A second run found what the first had put into it, and met twice as many tokens."""
+    posterior = writer(kind).train()
+
+    def stepped(own: bool) -> dict[str, Tensor]:
+        posterior.zero_grad()
+        if own:
+            with posterior.own_inputs():
+                own_texts = (x.expand(3, 2, 7) for x in (TEXT, MASK))
+                posterior(**dict(zip(NAMED, own_texts, strict=True))).logits.sum().backward()
+        else:
+            posterior(**dict(zip(NAMED, (TEXT, MASK), strict=True))).logits.sum().backward()
+        return gradients(posterior)
+
+    want = stepped(False)
+    bella.recompute(posterior, part)
+    for own in (False, True):
+        for name, value in stepped(own).items():
+            torch.testing.assert_close(value, want[name], rtol=1e-4, atol=1e-5, msg=name)
+
+
+@pytest.mark.parametrize("kind", ["gpt2", "llama"])
+def test_a_cache_that_gradients_go_through_is_carried_past_the_entrance(kind: str) -> None:
+    posterior = writer(kind)
+    first = next(name for name, _ in posterior.network.named_parameters())
+    posterior.unfreeze([first])
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")  # nothing would be shared
+        posterior(TEXT).logits.square().sum().backward()
+    found = dict(posterior.network.named_parameters())[first].grad
+    posterior.zero_grad()
+    own = dict(posterior.network.named_parameters())[first]
+    for i in range(3):
+        with posterior.subset([i]):
+            posterior(TEXT).logits.square().sum().backward()
+    torch.testing.assert_close(found, own.grad, rtol=1e-4, atol=1e-5)
+
+    frozen = {name: p.detach() for name, p in posterior.named_parameters()}
+
+    def loss(parameters: dict[str, Tensor]) -> Tensor:
+        said = torch.func.functional_call(posterior, parameters, (TEXT,))
+        return said.logits.square().sum()
+
+    by_func = torch.func.grad(loss)(frozen)
+    torch.testing.assert_close(by_func[f"network.{first}"], found, rtol=1e-4, atol=1e-5)
 
 
 # ---------------------------------------------------------------- precision

@@ -18,7 +18,7 @@ from bella.particles.planner import BatchAxes, Folding, Planner
 from bella.particles.prefix import SharedPrefix, Turns
 from bella.particles.roles import MixedError, examples, map_roles, with_roles
 from bella.particles.stream import Stream
-from bella.trees import PLAIN, fresh, holds_tensors, leaves_of, map_tensors, tensors_of
+from bella.trees import fresh, holds_tensors, is_object, leaves_of, map_tensors, tensors_of
 
 
 class Passes:
@@ -257,7 +257,7 @@ def refuse_caches(inputs: Any) -> None:
         BellaError: there is one.
     """
     for leaf in leaves_of(inputs):
-        if not isinstance(leaf, (Tensor, *PLAIN)) and holds_tensors(leaf):
+        if is_object(leaf) and holds_tensors(leaf):
             raise BellaError(
                 f"The inputs hold a {type(leaf).__name__} with tensors inside, such as the "
                 "key-value cache of one network; particles have caches of their own: call with the "

@@ -7,7 +7,6 @@ kept for a whole data set, everything else once.
 
 from __future__ import annotations
 
-import copy
 import dataclasses
 import math
 import random
@@ -20,7 +19,7 @@ import torch
 from torch import Tensor
 
 from bella.particles.roles import MixedError, Role, examples, map_roles, roles_of, with_roles
-from bella.trees import leaves_of, map_tensors, tensors_of
+from bella.trees import fresh, leaves_of, map_tensors, tensors_of
 
 
 class Places:
@@ -248,8 +247,7 @@ class Stream:
 
     def again(self) -> Stream:
         """The same stream for one more pass: a pass fills the key-value cache that it is given."""
-        memo = {id(x): x for x in tensors_of(self.arrived)}
-        return dataclasses.replace(self, arrived=copy.deepcopy(self.arrived, memo))
+        return dataclasses.replace(self, arrived=fresh(self.arrived))
 
 
 def places_of(one: Stream, other: Stream, kind: Any) -> Places:
