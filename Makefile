@@ -68,7 +68,7 @@ lowest: .venv-lowest/done
 	$(PIP) --editable '.[docs]'
 	@touch $@
 
-.venv-lowest/done: pyproject.toml requirements-demo.txt
+.venv-lowest/done: pyproject.toml requirements-demo.txt requirements-test.txt
 	@echo "Installing the oldest versions that are allowed"
 	$(PYTHON) -m venv .venv-lowest
 	$(LOWEST) uv
@@ -77,6 +77,7 @@ lowest: .venv-lowest/done
 	$(LOWEST) --constraint .venv-lowest/constraints.txt torch
 	$(LOWEST) --constraint .venv-lowest/constraints.txt --editable '.[dev]'
 	$(LOWEST) --no-deps --requirement requirements-demo.txt
+	$(LOWEST) --no-deps --upgrade --target .venv-lowest/zoo --requirement requirements-test.txt
 	@touch $@
 
 clean:
