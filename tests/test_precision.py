@@ -12,6 +12,7 @@ import fit_cases
 import pytest
 import torch
 import transformers
+from safetensors.torch import load_file
 from torch import nn
 
 import bella
@@ -20,6 +21,8 @@ from bella.errors import BellaError
 from bella.particles.halves import Halves
 from bella.precision import Precision, base_in, precision_for
 from bella.prediction import agreement
+from bella.recipes import KINDS as KINDS_OF
+from bella.recipes import Plan, make
 
 BF16 = torch.bfloat16
 
@@ -278,6 +281,39 @@ def test_training_is_that_of_autocast_with_the_base_as_it_was(tmp_path):
     fit_cases.fit(other, precision="bf16", folder=tmp_path)
     fit_cases.assert_same(one, other)
     assert {p.dtype for p in other.parameters()} == {torch.float32}
+
+
+@pytest.mark.parametrize("kind", ["rank1", "ssvi"])
+def test_what_is_frozen_of_a_base_that_trains_is_whole_in_every_file(kind, tmp_path):
+    """Frozen blocks before the first particles are held in bf16 like any base."""
+
+    def fresh():
+        heads = {"target_modules": (r"blocks\.2\.0",), "heads": ("head",)}
+        return make(kind, fit_cases.Blocks(), Plan(particles=KINDS_OF[kind].particles, **heads))
+
+    def train(posterior, folder, epochs):
+        validation = fit_cases.problem()
+        settings = {"precision": "bf16", "kl_weight": 0.01, "epochs": epochs, "folder": folder}
+        fit_cases.fit(posterior, validation=validation, **settings)
+        return posterior
+
+    def assert_whole(posterior, folder):
+        before = dict(fit_cases.Blocks().named_parameters())
+        tensors = load_file(folder / "posterior.safetensors")
+        for place in ("blocks.0.0", "blocks.1.0"):
+            for name in ("weight", "bias"):
+                whole = before[f"{place}.{name}"]
+                assert torch.equal(posterior.network.get_parameter(f"{place}.{name}"), whole)
+                assert torch.equal(tensors[f"{place}.{name}"], whole)
+
+    straight = train(fresh(), tmp_path / "straight", 2)
+    assert_whole(straight, tmp_path / "straight")
+    train(fresh(), tmp_path / "stopped", 1)
+    gone_on = train(fresh(), tmp_path / "stopped", 2)
+    assert_whole(gone_on, tmp_path / "stopped")
+    opened = bella.load(tmp_path / "stopped", fit_cases.Blocks())
+    for name, value in storage.own_tensors(gone_on).items():
+        assert torch.equal(storage.own_tensors(opened)[name], value), name
 
 
 # ---------------------------------------------------------------- predictions in both, compared

@@ -9,7 +9,7 @@ changed is refused. Folders of versions without checksums open as before.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -54,6 +54,28 @@ def own_tensors(posterior: Posterior) -> dict[str, Tensor]:
     state = posterior.state_dict(keep_vars=True)
     beside = {name: value for name, value in state.items() if not name.startswith("network.")}
     return particles | posterior.trained_outside() | beside
+
+
+def own_values(posterior: Posterior) -> dict[str, Tensor]:
+    """The values of `own_tensors`, detached; those that a block holds in fewer bits are whole.
+
+    Where the base trains, what of it is frozen belongs to the particles as well.
+    """
+    whole = posterior.held.originals()
+    return {
+        name: whole_of(whole[id(value)]).to(value.device) if id(value) in whole else value.detach()
+        for name, value in own_tensors(posterior).items()
+    }
+
+
+@torch.no_grad()
+def put_back(posterior: Posterior, values: Mapping[str, Tensor]) -> None:
+    """Write values by the names of `own_tensors`; what is held in fewer bits is frozen, and is what
+    it was."""
+    held = posterior.held.originals()
+    for name, value in own_tensors(posterior).items():
+        if id(value) not in held:
+            value.copy_(values[name])
 
 
 def fingerprint(posterior: Posterior, dtype: torch.dtype | None = None) -> str:
@@ -119,8 +141,8 @@ def save(
     folder = Path(folder)
     own = own_tensors(posterior)
     tensors = {
-        name: value.detach().to(dtype=dtype if value.is_floating_point() else None).contiguous()
-        for name, value in own.items()
+        name: value.to(dtype=dtype if value.is_floating_point() else None).contiguous()
+        for name, value in own_values(posterior).items()
     }
     for name, value in tensors.items():
         check_numbers(name, value, own[name], "The posterior is not saved")

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-import torch
 from torch import Tensor
 
 from bella.posterior import Posterior
-from bella.storage import own_tensors
+from bella.storage import own_values, put_back
 
 
 class Kept:
@@ -74,7 +73,6 @@ class Kept:
         """Counted from 1; ``None`` where none is best."""
         return None if self.best is None else self.best[1] + 1
 
-    @torch.no_grad()
     def restore(self) -> int:
         """Put the kept particles back; returns after how many epochs they were so."""
         if self.best is not None:
@@ -82,8 +80,7 @@ class Kept:
         else:
             assert self.finite is not None
             epochs, kept = self.finite
-        for name, value in own_tensors(self.posterior).items():
-            value.copy_(kept[name])
+        put_back(self.posterior, kept)
         return epochs
 
     @property
@@ -103,5 +100,4 @@ class Kept:
             self.finite = (self.finite[0], values)
 
     def _copy(self) -> dict[str, Tensor]:
-        own = own_tensors(self.posterior)
-        return {name: value.detach().clone() for name, value in own.items()}
+        return {name: value.clone() for name, value in own_values(self.posterior).items()}

@@ -9,7 +9,7 @@ from torch.optim.lr_scheduler import LambdaLR
 
 from bella.errors import BellaError
 from bella.files import shortened
-from bella.storage import own_tensors
+from bella.storage import own_values, put_back
 from bella.training.checkpoint import check_alike, check_optimizer, check_own
 from bella.training.kept import Kept
 from bella.training.position import Position
@@ -43,7 +43,7 @@ class State:
         scaler = step.gradients.precision.scaler
         return {
             **step.state_dict(),
-            "own": {name: v.detach() for name, v in own_tensors(step.posterior).items()},
+            "own": own_values(step.posterior),
             "optimizer": step.optimizer.state_dict(),
             "schedule": self.schedule.state_dict(),
             "scaler": scaler.state_dict() if scaler is not None else {},
@@ -64,9 +64,8 @@ class State:
         Raises:
             BellaError: it does not fit this posterior, optimiser, transport or way to run.
         """
-        own = own_tensors(self.step.posterior)
         try:
-            check_own(state["own"], own)
+            check_own(state["own"], own_values(self.step.posterior))
         except ValueError as error:
             raise BellaError(
                 f"{place} holds the run of another posterior ({error}): name another folder."
@@ -101,8 +100,7 @@ class State:
         check_optimizer(state["optimizer"], step.optimizer)
         check_alike("schedule", state["schedule"], schedule.state_dict())
         check_alike("move", state["move"], step.move.state_dict())
-        for name, value in own_tensors(step.posterior).items():
-            value.copy_(state["own"][name])
+        put_back(step.posterior, state["own"])
         step.optimizer.load_state_dict(state["optimizer"])
         schedule.load_state_dict(state["schedule"])
         # The schedule of more epochs than were asked for before is elsewhere after as many steps.
