@@ -57,6 +57,8 @@ class Posterior(nn.Module):
     """Whether the network that the particles began as is still there, frozen, see `run_base`."""
     loops_by_design: ClassVar[str] = ""
     """Why its particles run one after another whatever the network; empty where they need not."""
+    trains: ClassVar[bool] = True
+    """Whether gradients move it; what is laid around trained particles is computed instead."""
     settles_passes: ClassVar[bool] = True
     """Whether its constructor takes ``shared_prefix``, ``folding`` and ``batch_axes``."""
     stochastic: bool = False

@@ -316,3 +316,76 @@ def test_transforms_of_torch_func_pass_through_particles(kind: str) -> None:
         torch.testing.assert_close(torch.func.vmap(posterior)(several), each)
     for layer in posterior.layers().values():
         assert not isinstance(layer, LowRankLayer) or layer.A.grad is None
+
+
+@pytest.mark.parametrize("name", bella.transport.TRANSPORTS)
+def test_the_order_of_a_subset_decides_nothing_in_training(name: str) -> None:
+    """`function` took the rows for particles in their own order, and pushed others apart."""
+    found = []
+    for order in ([0, 1, 2, 3], [2, 0, 3, 1]):
+        posterior = adapted(particles=4).train()
+        move = bella.transport.by_name(name, posterior, data_size=10, temperature=3.0)
+        with posterior.subset(order):
+            bella.nll(posterior(X.double()), torch.arange(5) % 3).backward()
+        move.step()
+        found.append(gradients(posterior))
+    for key, value in found[0].items():
+        torch.testing.assert_close(found[1][key], value, msg=key)
+
+
+# ---------------------------------------------------------------- every kind of posterior
+
+
+def every_kind() -> dict[str, bella.Posterior]:
+    data = [(X, torch.arange(5) % 3)]
+
+    def around(how: str) -> bella.Posterior:
+        one = adapted(mlp(dtype=torch.float32), particles=1)
+        return bella.laplace(one, data, predictive=how, prior_precision=1.0)  # type: ignore[arg-type]
+
+    return {
+        "low rank": adapted(mlp(dtype=torch.float32)),
+        "heads": bella.low_rank(mlp(dtype=torch.float32), 2, 2, ("0",), modules_to_save=("2",)),
+        "full": bella.full(mlp(dtype=torch.float32), 2),
+        "rank 1": bella.rank1(mlp(dtype=torch.float32), 2),
+        "sparse": bella.sparse_subspace(mlp(dtype=torch.float32), 0.5),
+        "linearised": around("linearised"),
+        "probit": around("probit"),
+        "weights": around("weights"),
+        "point": bella.Point(mlp(dtype=torch.float32)),
+    }
+
+
+KINDS = pytest.mark.parametrize("kind", every_kind())
+
+
+@KINDS
+def test_inputs_that_are_no_batch_are_refused_in_one_sentence(kind: str) -> None:
+    posterior = every_kind()[kind].eval()
+    for inputs in (None, X.tolist(), X.numpy(), torch.tensor(1.0), X[0], X[:0]):
+        with pytest.raises(bella.BellaError, match="batch"):
+            bella.predict(posterior, inputs)
+    with pytest.raises(bella.BellaError, match="Row 2 of the inputs is not finite"):
+        bella.predict(posterior, X.index_fill(0, torch.tensor([2]), torch.nan))
+
+
+@KINDS
+def test_every_kind_predicts_in_bfloat16_weights(kind: str) -> None:
+    posterior = every_kind()[kind].eval()
+    want = bella.predict(posterior, X, draws=200).probs
+    found = bella.predict(posterior.to(BF16), X.to(BF16), draws=200).probs
+    torch.testing.assert_close(found, want, rtol=0, atol=0.1)
+
+
+@pytest.mark.parametrize("kind", ["linearised", "probit", "weights", "soup"])
+def test_what_no_gradient_moves_is_not_trained(kind: str) -> None:
+    some = every_kind()
+    posterior = bella.Point(some["low rank"].soup()) if kind == "soup" else some[kind]
+    with pytest.raises(bella.BellaError, match="train"):
+        bella.fit(posterior, (X, torch.arange(5) % 3), epochs=1, progress=False)
+
+
+def test_what_is_combined_costs_what_its_particles_cost() -> None:
+    posterior = adapted(mlp(dtype=torch.float32), particles=1)
+    for key, value in bella.cost(bella.Distilled(posterior)).items():
+        assert key == "peak_memory" or value == bella.cost(posterior)[key]

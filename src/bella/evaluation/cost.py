@@ -14,11 +14,12 @@ import torch
 
 from bella.host import device_named
 from bella.posterior import Posterior
+from bella.prediction.predict import Combined, particles_of
 from bella.storage import own_tensors
 
 
-def cost(posterior: Posterior) -> dict[str, int]:
-    """Count a posterior.
+def cost(posterior: Posterior | Combined) -> dict[str, int]:
+    """Count a posterior; of a mixture, or of what was distilled, its particles.
 
     Returns:
         ``particles``; ``trainable`` parameters in all and ``trainable_per_particle``, those of one
@@ -26,6 +27,7 @@ def cost(posterior: Posterior) -> dict[str, int]:
         holds (without the header of about 100 bytes a tensor); ``peak_memory`` in bytes: of the GPU
         since its last reset where the posterior lies on one, else of this process.
     """
+    posterior = particles_of(posterior)
     trainable = sum(p.numel() for p in posterior.network.parameters() if p.requires_grad)
     base = sum(p.numel() for p in posterior.network.parameters() if not p.requires_grad)
     own = posterior.packed(own_tensors(posterior)).values()

@@ -70,12 +70,18 @@ def compute_dtype(x: Tensor) -> torch.dtype:
     """The dtype a matrix product of ``x`` runs in here, autocast included: it leaves float64 alone.
 
     Raises:
-        BellaError: ``x`` holds no floating numbers; weights would be rounded to integers.
+        BellaError: ``x`` holds no floating numbers; weights would be rounded to integers. Or it is
+            one example without an axis for the batch, which a plain Linear takes.
     """
     if not x.is_floating_point():
         raise BellaError(
             f"A layer with particles met inputs of {x.dtype}, with which its weights cannot be "
             "multiplied: convert them first, with x.float() say."
+        )
+    if x.dim() < 2:
+        raise BellaError(
+            f"A layer with particles met a tensor of shape {tuple(x.shape)}, which has no axis for "
+            "the batch: give inputs whose first axis is the batch, x.unsqueeze(0) of one example."
         )
     kind = x.device.type
     if x.dtype == torch.float64:

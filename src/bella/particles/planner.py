@@ -159,9 +159,9 @@ class Planner:
 
     def find(self, kind: Any, args: tuple, kwargs: dict[str, Any]) -> Plan:
         """A plan for a kind of pass."""
+        batch, candidates = self.candidates(args, kwargs)
         if self.by_design or (self.folding == "never" and not self.needs_examples):
             return Plan("looped", self.by_design or "folding='never'")
-        batch, candidates = self.candidates(args, kwargs)
         with self.turns:
             try:
                 plan = self.prover(Prover).prove(args, kwargs, kind, batch, candidates)

@@ -36,9 +36,20 @@ def check_can_train(posterior: Posterior) -> None:
     """Refuse tensors that autograd cannot use.
 
     Raises:
-        BellaError: inference mode is on or made some of the tensors, or they hold no numbers; or
-            see `check_everyone`.
+        BellaError: inference mode is on or made some of the tensors, or they hold no numbers; a
+            kind of posterior that no gradient moves, or one that is frozen as a whole; or see
+            `check_everyone`.
     """
+    if not posterior.trains:
+        raise BellaError(
+            f"A {posterior.kind} posterior is computed and does not train: train the one that it "
+            "lies around, and compute it again."
+        )
+    if not any(p.requires_grad for p in posterior.parameters()):
+        raise BellaError(
+            "Nothing of this posterior trains, for all its parameters are frozen: give the network "
+            "particles, or let some of them train by requires_grad_()."
+        )
     check_everyone(posterior)
     if torch.is_inference_mode_enabled():
         raise BellaError(

@@ -116,7 +116,8 @@ class Function(Transport):
             )
         everyone = self.everyone
         if len(chosen) == posterior.particles:
-            everyone = self.ranks.gather(own, posterior.total)
+            in_order = sorted(range(len(chosen)), key=chosen.__getitem__)
+            everyone = self.ranks.gather(own[in_order], posterior.total)
         assert everyone is not None
         axis = self.axis.find(logits, outputs)
 

@@ -70,6 +70,7 @@ class LaplacePosterior(Posterior):
     """
 
     kind = "laplace"
+    trains = False
     settles_passes = False
 
     def __init__(
@@ -282,8 +283,13 @@ class LaplacePosterior(Posterior):
         """What `_logits` needs of the covariance: its diagonal, or a root."""
         if self.settings["predictive"] == "probit":
             return covariance.diagonal(dim1=-2, dim2=-1)
-        values, vectors = torch.linalg.eigh(covariance)
-        return vectors * values.clamp_min(0).sqrt().unsqueeze(-2)
+        # In float32 or better, and without what is not finite: for either there is no eigh. The
+        # logits of such an example are not finite, and are told of where they are used.
+        wide = covariance.to(torch.promote_types(covariance.dtype, torch.float32))
+        values, vectors = torch.linalg.eigh(torch.where(wide.isfinite(), wide, 0))
+        root = vectors * values.clamp_min(0).sqrt().unsqueeze(-2)
+        finite = wide.isfinite().flatten(-2).all(-1)
+        return root.masked_fill(~finite[:, None, None], math.nan)
 
     def _logits(self, mean: Tensor, spread: Tensor, draws: int) -> Tensor:
         """Logits (draws, batch, classes)."""
