@@ -389,3 +389,20 @@ def test_what_is_combined_costs_what_its_particles_cost() -> None:
     posterior = adapted(mlp(dtype=torch.float32), particles=1)
     for key, value in bella.cost(bella.Distilled(posterior)).items():
         assert key == "peak_memory" or value == bella.cost(posterior)[key]
+
+
+# ---------------------------------------------------------------- writing
+
+
+def test_tokens_of_another_network_and_a_base_in_fewer_bits_are_refused_before_writing() -> None:
+    posterior = writer("llama")
+    for wrong, said in ((TEXT + 20, "Token 33 is none"), (TEXT.float(), "no token numbers")):
+        with pytest.raises(bella.BellaError, match=said):
+            posterior.generate(input_ids=wrong, max_new_tokens=2)
+    with pytest.raises(bella.BellaError, match="Token 33 is none"):
+        posterior.score([TEXT[0], TEXT[1]], [TEXT[0], TEXT[1] + 20])
+    with (
+        bella.in_precision(posterior, "bf16"),
+        pytest.raises(bella.BellaError, match="run passes inside"),
+    ):
+        posterior.generate(input_ids=TEXT, max_new_tokens=2)

@@ -25,6 +25,7 @@ from bella.generation.score import check_writes, score_tokens
 from bella.generation.speaker import Speaker, answering
 from bella.generation.texts import (
     check_length,
+    check_tokens,
     left_padded,
     prompt_tokens,
     several,
@@ -95,10 +96,12 @@ def generate(
 
     Raises:
         BellaError: a posterior that does not write text, prompts that are no such, padding on the
-            right, more tokens than the network has positions, or an option that is not defined for
-            several particles.
+            right, tokens that the network does not know or more than it has positions, a base held
+            in fewer bits outside of autocast, or an option that is not defined for several
+            particles.
     """
     check_writes(posterior)
+    posterior.held.check(posterior)
     network = as_given(posterior.network)
     device = next(posterior.network.parameters()).device
     options = dict(options)
@@ -106,6 +109,7 @@ def generate(
     _refuse(network, options)
     ends = _ends(network, options)
     inputs = _tokens(prompts, tokenizer, inputs, network, options, ends)
+    check_tokens(network, inputs["input_ids"])
     check_length(network, inputs["input_ids"].shape[1] + _asked_length(options))
     inputs = map_tensors(lambda x: x.to(device), inputs)
     if options.get("stop_strings") is not None:

@@ -14,6 +14,7 @@ from bella.generation.answers import Answers, Figures
 from bella.generation.texts import (
     answer_tokens,
     check_length,
+    check_tokens,
     prompt_tokens,
     right_padded,
     several,
@@ -52,7 +53,8 @@ def score(
 
     Raises:
         BellaError: not as many answers as prompts, empty ones, texts without a tokenizer, more
-            tokens than the network has positions, or a posterior that does not write text.
+            tokens than the network has positions or ones that it does not know, or a posterior that
+            does not write text.
     """
     check_writes(posterior)
     if batch_size < 1:
@@ -66,6 +68,7 @@ def score(
         (prompt_tokens(prompt, tokenizer), answer_tokens(answer, tokenizer, ended))
         for prompt, answer in zip(asked, said, strict=True)
     ]
+    check_tokens(as_given(posterior.network), *(text for pair in pairs for text in pair))
     check_length(as_given(posterior.network), max(len(p) + len(a) for p, a in pairs))
     with evaluating(posterior), torch.no_grad(), fast_float32(posterior):
         parts = [

@@ -116,6 +116,27 @@ def check_length(network: Any, count: int) -> None:
         )
 
 
+def check_tokens(network: Any, *texts: Tensor) -> None:
+    """Refuse tokens that a network has no row for: those of another network's tokenizer, say.
+
+    Args:
+        network: a language model of transformers.
+        texts: token numbers.
+
+    Raises:
+        BellaError: there are such, or they are no whole numbers.
+    """
+    rows = getattr(network.get_input_embeddings(), "num_embeddings", None)
+    for text in texts:
+        if text.is_floating_point() or text.dtype == torch.bool:
+            raise BellaError(f"Tokens of type {text.dtype} are no token numbers: give whole ones.")
+        if rows is not None and text.numel() and int(text.max()) >= rows:
+            raise BellaError(
+                f"Token {int(text.max())} is none of this network, which knows {rows}: give the "
+                "tokenizer that the network was trained with."
+            )
+
+
 def left_padded(rows: Sequence[Tensor], fill: int) -> tuple[Tensor, Tensor]:
     """Rows of tokens as one tensor and its attention mask, (batch, longest)."""
     ids = torch.nn.utils.rnn.pad_sequence(
