@@ -333,6 +333,7 @@ def test_networks_are_trained_from_scratch_as_well(tmp_path):
     assert found["ssvi-bf16"]["bytes_on_disk"] == 2 * found["ssvi"]["trainable"] + positions
     assert found["vi-bf16"]["nll"] == pytest.approx(found["vi"]["nll"], abs=0.01)
     assert found["ssvi"]["train_flops_ratio"] > found["vi"]["train_flops_ratio"] == 1
+    assert found["vi"]["train_flops"] == 2 * 3 * 2 * weights  # of one example
 
 
 def test_a_method_that_adapts_needs_something_to_adapt(tmp_path):

@@ -525,6 +525,7 @@ def test_operations_are_those_of_the_formula():
     assert figures["forward_sparse"] == sparse
     assert figures["train"] == pytest.approx(2 * (302 * sparse + dense) / 101)
     assert figures["train_dense_vi"] == 6 * dense
+    assert flops(posterior, input=torch.randn(1, 2, 9, 9)) == figures  # by name, of one example
     full = flops(bella.sparse_subspace(mlp(), density=1.0), torch.randn(4, 20))
     assert full["train"] == full["train_dense_vi"]
     assert full["train_ratio"] == 1

@@ -21,6 +21,14 @@ from bella.training.fit import Run
 from bella.training.identity import fingerprint_data
 
 
+def test_of_another_kind_its_kind_alone_is_told(tmp_path):
+    fit(make(), folder=tmp_path, epochs=1)
+    with pytest.raises(bella.BellaError, match="posterior kind was low_rank, now full") as told:
+        fit(bella.full(Blocks(), 2, start_std=0.1), folder=tmp_path, epochs=1)
+    assert "posterior rank" not in str(told.value)
+    assert "posterior start_std" not in str(told.value)
+
+
 def content(folder):
     return {path.name: path.read_bytes() for path in folder.iterdir()}
 

@@ -45,10 +45,10 @@ class Begun:
 
     def of_steps(self) -> str:
         """The line of how long it trains, and where."""
-        steps = self.steps_per_epoch * self.epochs
+        each, epochs = self.steps_per_epoch, self.epochs
         return (
-            f"training: {self.epochs} epochs of {self.steps_per_epoch} steps, {steps} in all, on "
-            f"{self.device}"
+            f"training: {epochs} epoch{'s'[: epochs != 1]} of {each} step{'s'[: each != 1]}, "
+            f"{each * epochs} in all, on {self.device}"
         )
 
     def few_steps(self, examples: str) -> list[str]:

@@ -128,6 +128,8 @@ def differences(found: Mapping[str, Any], asked: Mapping[str, Any]) -> list[str]
     for name in dict.fromkeys((*found, *asked)):
         old, new = found.get(name), asked.get(name)
         if isinstance(old, Mapping) and isinstance(new, Mapping):
+            if old.get("kind") != new.get("kind"):  # all else about it is something else
+                old, new = {"kind": old.get("kind")}, {"kind": new.get("kind")}
             inside = differences(old, new)
             changed += inside if name == "settings" else [f"{name} {word}" for word in inside]
         elif old != new:

@@ -9,6 +9,7 @@ from typing import Any
 from bella.experiments.methods.base import Costs
 from bella.experiments.methods.converted import Converted
 from bella.experiments.methods.trained import moved
+from bella.inputs import arguments
 from bella.posterior import Posterior
 from bella.posteriors.sparse.flops import flops
 from bella.posteriors.sparse.posterior import SparsePosterior
@@ -30,9 +31,10 @@ class Sparse(Converted):
     def count(self, posterior: Posterior, inputs: Any, steps: int) -> Costs:
         """Operations of training beside dense mean-field VI's."""
         assert isinstance(posterior, SparsePosterior)
-        counted = flops(posterior, inputs, interval=max(1, steps // CHANGES))
+        args, kwargs = arguments(inputs)
+        counted = flops(posterior, *args, interval=max(1, steps // CHANGES), **kwargs)
         return {
-            "train_flops": counted["train"] * len(inputs) ** -1,
+            "train_flops": counted["train"],
             "train_flops_ratio": counted["train_ratio"],
             "density": posterior.density,
         }

@@ -15,7 +15,9 @@ from bella.posteriors.sparse.posterior import SparsePosterior
 
 
 @torch.no_grad()
-def flops(posterior: SparsePosterior, *inputs: Any, interval: int = 100) -> dict[str, float]:
+def flops(
+    posterior: SparsePosterior, *inputs: Any, interval: int = 100, **named: Any
+) -> dict[str, float]:
     """Count multiplications and additions of the sparse layers, for one example of ``inputs``.
 
     With f_S of one sparse and f_D of one dense product pass, training costs an example
@@ -27,6 +29,7 @@ def flops(posterior: SparsePosterior, *inputs: Any, interval: int = 100) -> dict
         posterior: on the device of ``inputs``.
         *inputs: a batch, as the posterior is called with.
         interval: ΔT of the topology.
+        **named: named inputs.
 
     Returns:
         ``forward_sparse`` f_S and ``forward_dense`` f_D; ``train`` and ``train_dense_vi``;
@@ -51,7 +54,7 @@ def flops(posterior: SparsePosterior, *inputs: Any, interval: int = 100) -> dict
     posterior.eval()
     try:
         with torch.random.fork_rng():
-            posterior(*inputs)
+            posterior(*inputs, **named)
     finally:
         posterior.train(was_training)
         for handle in handles:
