@@ -698,3 +698,35 @@ def test_it_agrees_with_laplace_torch_on_a_small_network():
     assert torch.allclose(found, mean, atol=1e-6)
     assert torch.allclose(spread, covariance, rtol=1e-4, atol=1e-6)
     assert float(ours.log_marginal_likelihood()) == pytest.approx(evidence, rel=1e-5)
+
+
+def test_what_is_kept_of_a_batch_is_kept_for_the_network_as_it_was():
+    """It was kept under autocast for a call without it, and over changes of the frozen base."""
+    torch.manual_seed(0)
+    network = nn.Sequential(nn.Linear(4, 6), nn.Tanh(), nn.BatchNorm1d(6), nn.Linear(6, 3))
+    x, y = torch.randn(8, 4), torch.arange(8) % 3
+    trained = bella.low_rank(network, 1, 2, ("3",), b_std=0.5).eval()
+    posterior = bella.laplace(trained, [(x, y)], prior_precision=1.0, predictive="probit").eval()
+
+    @torch.no_grad()
+    def anew():
+        posterior._last = None
+        return posterior(x)
+
+    with torch.no_grad():
+        whole = posterior(x)
+        assert torch.equal(posterior(x), whole)
+        with torch.autocast("cpu", torch.bfloat16):
+            fewer = posterior(x)
+        assert not torch.equal(fewer.float(), whole)
+        assert torch.equal(posterior(x), whole)
+        for change in (
+            lambda: network[0].weight.mul_(2),
+            lambda: network[2].running_mean.add_(1),
+            lambda: network[1].register_forward_hook(lambda *said: 2 * said[2]),
+        ):
+            before = posterior(x)
+            change()
+            found = posterior(x)
+            assert not torch.equal(found, before)
+            assert torch.equal(found, anew())

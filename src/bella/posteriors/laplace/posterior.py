@@ -31,6 +31,7 @@ from bella.classes import ClassAxis
 from bella.errors import BellaError
 from bella.inputs import arguments
 from bella.likelihood import Gaussian, Likelihood, by_name, likelihood_of, logits_of
+from bella.particles.prefix import autocast_on
 from bella.particles.sober import evaluating
 from bella.particles.stream import Stream
 from bella.posterior import Posterior
@@ -266,10 +267,18 @@ class LaplacePosterior(Posterior):
 
     def _mean_and_spread(self, args: tuple, kwargs: dict) -> tuple[Tensor, Tensor]:
         """Of one batch. Draws come in series, so the last batch's are kept."""
-        parameters = [p for linear in self.maps for p in linear.parameters().values()]
-        seen = [(x, _version(x)) for x in (*tensors_of((args, kwargs)), *parameters)]
+        network = self.network
+        tensors = *tensors_of((args, kwargs)), *network.parameters(), *network.buffers()
         rest = map_tensors(lambda _: None, (args, kwargs))
-        key = [self.prior_precision, repr(rest), *seen]
+        # Whatever else decides what the network answers: in which bits, and through which hooks.
+        bits = (
+            autocast_on(next(network.parameters()).device),
+            self.held.dtype,
+            self.around.held.dtype,
+        )
+        hooks = [n for m in network.modules() for n in (*m._forward_hooks, *m._forward_pre_hooks)]
+        how = (self.prior_precision, bits, hooks)
+        key = [how, repr(rest), *((x, _version(x)) for x in tensors)]
         if self._last is not None and _same(self._last[0], key):
             return self._last[1], self._last[2]
         mean, (covariance,) = self.linearised(args, kwargs, self.prior_precision)
