@@ -12,6 +12,7 @@ import signal
 import subprocess
 import sys
 import time
+import warnings
 from pathlib import Path
 from typing import get_args
 
@@ -25,7 +26,7 @@ from typer.testing import CliRunner
 
 import bella
 from bella.cli import main
-from bella.cli.app import app
+from bella.cli.app import app, notes
 from bella.cli.fit import fit as fit_command
 from bella.data import ImageList
 from bella.experiments.methods import METHODS
@@ -851,6 +852,16 @@ def test_names_like_markup_or_not_utf8_are_printed_and_written(place, tmp_path):
     written = out.read_bytes()
     for name in names:
         assert name in written
+
+
+def test_what_bella_warns_of_is_a_sentence():
+    usual = warnings.formatwarning
+    with notes():
+        mine = warnings.formatwarning("Mind this.", UserWarning, bella.__file__, 3)
+        other = warnings.formatwarning("Mind that.", UserWarning, "elsewhere.py", 3)
+    assert mine == "Note: Mind this.\n"
+    assert other == "elsewhere.py:3: UserWarning: Mind that.\n"
+    assert warnings.formatwarning is usual
 
 
 def test_classes_like_markup_are_printed(place, tmp_path):

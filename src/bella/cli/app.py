@@ -6,7 +6,11 @@ import contextlib
 import io
 import signal
 import sys
-from typing import Annotated
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated, Any
 
 import typer
 
@@ -28,6 +32,9 @@ from bella.cli.runs import runs
 from bella.cli.serve import serve
 from bella.errors import BellaError, MissingExtraError, Terminated
 from bella.host import keep_freed_memory, terminate
+
+PACKAGE = Path(__file__).parents[1]
+"""Where bella's own code stands."""
 
 app = typer.Typer(
     help="Turn a pre-trained network into a Bayesian one, and measure what that bought.",
@@ -72,6 +79,23 @@ def everywhere(
     """Turn a pre-trained network into a Bayesian one, and measure what that bought."""
 
 
+@contextmanager
+def notes() -> Iterator[None]:
+    """Inside the block what bella warns of is a sentence for people, without a line of its code."""
+    usual = warnings.formatwarning
+
+    def note(message: Any, category: Any, filename: str, lineno: int, line: Any = None) -> str:
+        if Path(filename).is_relative_to(PACKAGE):
+            return f"Note: {message}\n"
+        return usual(message, category, filename, lineno, line)
+
+    warnings.formatwarning = note
+    try:
+        yield
+    finally:
+        warnings.formatwarning = usual
+
+
 def main() -> None:
     """Run the command line; bad input gives one sentence and exit status 2, Ctrl-C 130, SIGTERM
     143."""
@@ -82,7 +106,8 @@ def main() -> None:
         # A name of a file need not be text; it is shown with its bytes, not with a traceback.
         sys.stdout.reconfigure(errors="backslashreplace")
     try:
-        app()
+        with notes():
+            app()
     except (BellaError, MissingExtraError, OSError) as error:
         print(f"bella: {error}", file=sys.stderr)
         sys.exit(2)

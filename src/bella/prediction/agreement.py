@@ -64,7 +64,7 @@ class Agreement:
         """What a user reads who asked for fewer bits and had better not."""
         figures = asdict(self)
         said = ", ".join(
-            f"{figure.replace('_', ' ')} by {figures[figure]:.2g} (at most {LIMITS[figure]:g})"
+            f"{figure.replace('_', ' ')} by {figures[figure]:.3g} (at most {LIMITS[figure]:g})"
             for figure in self.too_far
         )
         return f"On the first batch {name} changes {said}: {then}."
