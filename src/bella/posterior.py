@@ -96,6 +96,10 @@ class Posterior(nn.Module):
         self.passes.planner.needs_examples = any(
             layer.needs_examples for layer in self.layers().values()
         )
+        if not self.trains_base:
+            norm = nn.modules.batchnorm._BatchNorm
+            norms = [module for module in network.modules() if isinstance(module, norm)]
+            self.passes.planner.norms = norms
         self.mover: Any = None  # the transport that moves these particles now
         self.ranks: Ranks = ALONE  # processes that hold the particles between them
         self._total: int | None = None

@@ -3,6 +3,7 @@ that particles run."""
 
 from __future__ import annotations
 
+import copy
 import warnings
 
 import pytest
@@ -406,3 +407,56 @@ def test_tokens_of_another_network_and_a_base_in_fewer_bits_are_refused_before_w
         pytest.raises(bella.BellaError, match="run passes inside"),
     ):
         posterior.generate(input_ids=TEXT, max_new_tokens=2)
+
+
+# ---------------------------------------------------------------- blocks inside blocks
+
+
+def test_an_inner_block_ends_without_ending_the_one_around_it() -> None:
+    sparse = bella.sparse_subspace(mlp(dtype=torch.float32), 0.5).eval()
+    with sparse.at_mean():
+        want = sparse(X)
+        with sparse.at_mean():
+            pass
+        assert torch.equal(sparse(X), want)
+        assert torch.equal(copy.deepcopy(sparse)(X), want)
+    assert not torch.equal(sparse(X), want)
+    move = bella.transport.svgd(adapted(), data_size=10)
+    with move.deaf():
+        with move.deaf():
+            pass
+        assert not move.hears
+    assert move.hears
+    posterior = adapted(mlp(dtype=torch.float32), particles=4)
+    with posterior.subset([0, 1]):
+        with pytest.raises(ZeroDivisionError), posterior.subset([3]), posterior.own_inputs():
+            raise ZeroDivisionError
+        assert posterior.chosen == (0, 1)
+        assert not posterior.axis.own_inputs
+    assert posterior.chosen == (0, 1, 2, 3)
+
+
+def test_batch_norms_that_somebody_puts_into_training_see_one_particle_at_a_time() -> None:
+    """Their statistics were those of the rows of all particles together."""
+    torch.manual_seed(0)
+    posterior = bella.low_rank(
+        nn.Sequential(*(nn.Sequential(nn.Linear(4, 4), nn.BatchNorm1d(4)) for _ in range(3))),
+        3,
+        2,
+        (r"[12]\.0",),
+        b_std=0.5,
+    ).eval()
+    known = posterior(X)
+    stream = posterior.prefix(X)
+    norms = [module for module in posterior.modules() if isinstance(module, nn.BatchNorm1d)]
+    for norm in norms[1:]:
+        norm.train()
+    want = alone(posterior, X)
+    with pytest.warns(UserWarning, match="normalises over the rows of all particles"):
+        torch.testing.assert_close(posterior(X), want)
+    with pytest.warns(UserWarning, match="normalises over the rows of all particles"):
+        torch.testing.assert_close(posterior(stream), want)
+    for norm in norms:
+        norm.eval().reset_running_stats()
+    assert not torch.equal(posterior(X), want)
+    assert known.shape == want.shape

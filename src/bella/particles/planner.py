@@ -9,7 +9,7 @@ seen it give the same. What is not proven loops, and one warning says why and wh
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal, TypeVar
 
 import torch
@@ -34,6 +34,9 @@ BatchAxes = Mapping[str | int, int | None]
 an argument that is the same whatever the batch."""
 
 
+MIXED = "a batch norm in training mode normalises over the rows of all particles"
+
+
 class Planner:
     """The plans of one posterior's passes.
 
@@ -51,6 +54,8 @@ class Planner:
     Attributes:
         needs_examples: whether a layer has to know which rows are one example's, also where one
             particle runs.
+        norms: batch norms of a frozen base, which keep their statistics unless somebody puts them
+            into training mode by themselves.
 
     Raises:
         BellaError: an unknown ``folding``.
@@ -80,6 +85,7 @@ class Planner:
         self.by_design = by_design
         self.run_anyway = run_anyway
         self.needs_examples = False
+        self.norms: Sequence[nn.Module] = ()
         self.held = HeldBase()
         self.plans: dict[Any, Plan] = {}
         self.resumes: dict[Any, Plan] = {}
@@ -89,7 +95,12 @@ class Planner:
 
     def kind(self, args: tuple, kwargs: dict[str, Any]) -> Any:
         """What decides how a pass runs."""
-        return structure((args, kwargs)), self.network.training
+        return structure((args, kwargs)), *self.modes()
+
+    def modes(self) -> tuple[Any, ...]:
+        """The network's mode, and whether its batch norms are in another one."""
+        mixed = any(norm.training for norm in self.norms)
+        return (self.network.training, MIXED) if mixed else (self.network.training,)
 
     def known(self) -> Plans:
         """All plans so far."""
@@ -162,6 +173,8 @@ class Planner:
         batch, candidates = self.candidates(args, kwargs)
         if self.by_design or (self.folding == "never" and not self.needs_examples):
             return Plan("looped", self.by_design or "folding='never'")
+        if MIXED in self.modes():
+            return self.decide(Plan("looped", MIXED))
         with self.turns:
             try:
                 plan = self.prover(Prover).prove(args, kwargs, kind, batch, candidates)
@@ -223,7 +236,7 @@ class Planner:
             stream.places.kind,
             stream.entrance,
             min(stream.batch, 2),
-            self.network.training,
+            *self.modes(),
         )
         known = self.resumes.get(kind)
         if known is not None:
@@ -232,7 +245,7 @@ class Planner:
         if plan is not None:
             self.resumes[kind] = plan
             return plan
-        made = self.plans.get((stream.places.kind[0], self.network.training))
+        made = self.plans.get((stream.places.kind[0], *self.modes()))
         same = made is not None and made.places is stream.places
         if made is not None and same and (stream.batch == 1) == stream.places.single:
             return made
@@ -240,6 +253,8 @@ class Planner:
             raise BellaError("This posterior opens its particle axis at the inputs: no prefix.")
         if self.folding == "never" and not self.needs_examples:
             plan = Plan("shared, looped", "folding='never'", places=stream.places)
+        elif MIXED in self.modes():
+            plan = self.decide(Plan("shared, looped", MIXED, places=stream.places))
         else:
             with self.turns:
                 try:

@@ -243,11 +243,11 @@ class Transport:
     @contextmanager
     def deaf(self) -> Iterator[None]:
         """Passes inside the block are not heard: they are run to be measured, not to train."""
-        self.hears = False
+        before, self.hears = self.hears, False
         try:
             yield
         finally:
-            self.hears = True
+            self.hears = before
 
     def state_dict(self) -> dict[str, Any]:
         """What a resumed run needs."""

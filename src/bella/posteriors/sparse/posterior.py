@@ -62,11 +62,12 @@ class SparsePosterior(Posterior):
     def at_mean(self) -> Iterator[None]:
         """Inside the block, and outside of training, calls use the mean weights and draw nothing:
         half the products."""
+        before = self.stochastic
         self._set_drawing(False)
         try:
             yield
         finally:
-            self._set_drawing(True)
+            self._set_drawing(before)
 
     def _set_drawing(self, drawing: bool) -> None:
         self.stochastic = drawing
