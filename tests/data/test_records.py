@@ -151,5 +151,9 @@ def test_what_is_for_sets_by_name_is_refused_of_files(tmp_path):
     path = written(tmp_path, "csv")
     with pytest.raises(bella.BellaError, match="limit is for a data set by name"):
         read_records(path, limit=3, seed=1)
+    with pytest.raises(bella.BellaError) as told:
+        read_records(path, limit=3)
+    assert "digits" not in str(told.value)  # which has images
+    assert "drug-reviews" in str(told.value)
     with pytest.raises(bella.BellaError, match="examples of the kind 'image'"):
         read_records("digits")

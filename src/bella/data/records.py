@@ -108,9 +108,10 @@ def read_records(data: str | Path, **how: Any) -> dict[str, Records]:
         return _of_set(str(data), how)
     strange = [name for name, value in how.items() if name != "seed" and value]
     if strange:
+        readable = [name for name, one in SETS.items() if one.kind != "image"]
         raise BellaError(
             f"{strange[0]} is for a data set by name, and {data} is none: leave it out, or choose "
-            f"{nearest(str(data), SETS)}."
+            f"{nearest(str(data), readable)}."
         )
     path = Path(data)
     if str(data).startswith(PREFIX) or path.is_dir():

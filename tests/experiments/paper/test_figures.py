@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import math
+import shutil
 from collections import Counter
 
 import pytest
@@ -11,6 +13,7 @@ import torch
 from paper_cases import small_setup, small_task
 from PIL import Image
 
+import bella
 from bella import metrics
 from bella.errors import BellaError
 from bella.evaluation.evaluate import collect
@@ -41,6 +44,7 @@ from bella.experiments.paper.figures.common import (
 )
 from bella.experiments.paper.item import Setup
 from bella.experiments.paper.running import Asked, setup_of
+from bella.prediction.mixture import Mixture
 
 
 @pytest.fixture(scope="module")
@@ -106,6 +110,22 @@ def test_each_corruption_is_a_panel(folder):
     assert len(product.pictures[0].figure.axes) == 2
     with pytest.raises(BellaError, match="unknown"):
         under_corruptions.make(setup, kinds=("rain",))
+
+
+def test_a_row_with_a_mixture_is_attacked_as_a_whole(folder, tmp_path):
+    setup = small_setup(folder, ["lora"])
+    kept = setup.compare()
+    own = shutil.copytree(kept.folder, tmp_path / "kept")
+    compared = dataclasses.replace(kept, folder=own, average="probs")
+    assert not isinstance(compared.predicts("lora"), Mixture)
+    train, validation = (images_of(setup.task, part, 0, 20) for part in ("train", "validation"))
+    mixture = bella.mixture(compared.posterior("lora"), train, validation, anchors=None)
+    mixture.save_beside(compared.folder / "runs" / "lora-0" / "posterior")
+    predicts = compared.predicts("lora")
+    assert isinstance(predicts, Mixture)
+    said, labels = collect(predicts, images_of(setup.task, "test", 0, 10))
+    right = metrics.accuracy(said.probs, labels)
+    assert attacks.accuracy_under(compared, "lora", 0, 0.0, 10, "fgsm") == pytest.approx(right)
 
 
 def test_without_a_budget_an_attack_changes_nothing(folder):

@@ -24,6 +24,7 @@ from bella.experiments.tasks.task import Task
 from bella.files import plain, read_json
 from bella.host import device_named
 from bella.posterior import Posterior
+from bella.prediction.mixture import Mixture, is_there, read_mixture
 from bella.prediction.predictive import Average, Predictive
 from bella.storage import TENSORS
 
@@ -249,6 +250,15 @@ class Compared:
         if not (folder / TENSORS).exists():
             raise BellaError(f"The row {name!r} keeps no posterior: leave it out.")
         return bella.load(folder, self.task.open(seed).network.to(device_named(self.device)))
+
+    def predicts(self, name: str, seed: int = 0) -> Posterior | Mixture:
+        """What a row predicts with: its posterior, or the mixture around it.
+
+        Raises:
+            BellaError: see `posterior`.
+        """
+        folder, posterior = self._run(name, seed) / "posterior", self.posterior(name, seed)
+        return read_mixture(folder, posterior) if is_there(folder) else posterior
 
     def _run(self, name: str, seed: int) -> Path:
         return self.folder / "runs" / f"{name}-{seed}"

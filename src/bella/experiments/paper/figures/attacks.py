@@ -95,7 +95,7 @@ def accuracy_under(
     """Share of right answers on attacked test images."""
     data = images_of(compared.task, "test", seed, images)
     predictive, labels = attacked(
-        compared.posterior(name, seed),
+        compared.predicts(name, seed),
         data,
         budget,
         attack=attack,
