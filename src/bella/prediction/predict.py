@@ -262,8 +262,9 @@ def in_precision(
 
     Inside the block float32 is multiplied by the fastest kernel (`bella.fast_float32`), and with
     ``bf16`` or ``fp16`` the frozen base is held in that dtype. Forward passes then run inside
-    ``with chosen.autocast():``, and `bella.predict` as well; backward, transport and optimiser do
-    not. The base is as it was after the block.
+    ``with chosen.autocast():``, and `bella.predict` as well; backward, transport and optimiser
+    outside of autocast, but before this block ends: backward multiplies with the base as it is
+    held. The base is as it was after the block.
 
     Args:
         posterior: any posterior or mixture.
