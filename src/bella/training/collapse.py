@@ -47,7 +47,7 @@ class Collapse:
         near = int(pairs.argmin())
         closest, farthest = float(pairs[near]), float(pairs.max())
         found |= dict(zip(PAIRS, (closest, farthest), strict=True))
-        most = max((row["distance"] for row in trace), default=0.0)
+        most = max((row.get("distance", 0.0) for row in trace), default=0.0)
         if farthest < FEW * most:
             self._tell(
                 "one",
