@@ -480,7 +480,7 @@ def test_what_was_found_is_told_before_the_training(place, tmp_path):
     assert 0 < found.seconds < 600
     assert found.entrance == "vit.layers.0"
     text = "\n".join(found.lines())
-    for words in ("day", "opens at vit.layers.0", "linear probes", "1 epochs of 2 steps", "on cpu"):
+    for words in ("day", "opens at vit.layers.0", "linear probes", "1 epoch of 2 steps", "on cpu"):
         assert words in text
     steps, few = found.warnings()
     assert "14 training images make 2 steps an epoch and 2 in all" in steps
