@@ -26,6 +26,7 @@ from bella.experiments.page import write_page
 from bella.experiments.predictions import read_outputs
 from bella.experiments.tasks import task_named
 from bella.experiments.tasks.task import Task, draw, fixed
+from bella.files import read_json
 from bella.folders import held
 from bella.models import Defaults, Opened
 from bella.prediction.pool import fit_pool
@@ -87,6 +88,19 @@ def small_task(skips=False):
         {"b_std": 0.05},
         rank=2,
     )
+
+
+class Held(TensorDataset):
+    """Points that are known to be the same each time."""
+
+    classes = Points.classes
+    fixed = True
+
+
+def held_task(skips=False):
+    task = small_task(skips)
+    held = {pool: Held(data.x, data.y) for pool, data in task.pools.items()}
+    return dataclasses.replace(task, pools=held)
 
 
 RECIPE = [
@@ -265,12 +279,10 @@ def test_a_network_without_a_shared_prefix_is_compared_as_well(tmp_path):
 @pytest.mark.parametrize("skips", [False, True])
 def test_activations_and_prefix_of_one_pass_are_those_of_two(tmp_path, skips):
     with progress_bar(False) as bar:
-        task = small_task(skips)
-        held = {pool: TensorDataset(data.x, data.y) for pool, data in task.pools.items()}
-        task = dataclasses.replace(task, pools=held)
+        task = held_task(skips)
         apart, together = (Bench(task, tmp_path, {}, bar) for _ in range(2))
     together.reads = True
-    for pool, data in held.items():
+    for pool, data in task.pools.items():
         rows = list(range(len(data)))
         (one, labels), (other, same) = (b.batches(pool, rows)(rows) for b in (apart, together))
         if skips:  # nothing is shared: images stand in the place of a stream
@@ -334,6 +346,32 @@ def test_networks_are_trained_from_scratch_as_well(tmp_path):
     assert found["vi-bf16"]["nll"] == pytest.approx(found["vi"]["nll"], abs=0.01)
     assert found["ssvi"]["train_flops_ratio"] > found["vi"]["train_flops_ratio"] == 1
     assert found["vi"]["train_flops"] == 2 * 3 * 2 * weights  # of one example
+
+
+def test_workers_change_no_figure_of_data_that_are_the_same_each_time(tmp_path):
+    def figures_with(workers):
+        folder = tmp_path / str(workers)
+        said = compare(
+            held_task(), ["probe", "lora"], seeds=1, folder=folder, progress=False, workers=workers
+        )
+        return {name: row["figures"]["nll"]["values"] for name, row in said["methods"].items()}
+
+    assert figures_with(2) == figures_with(0)
+    keys = [read_json(tmp_path / w / "runs/lora-0/figures.json")["key"] for w in "02"]
+    assert keys[0] == keys[1]  # either folder goes on with any number of workers
+
+
+def test_workers_that_draw_are_part_of_what_decides_a_run(tmp_path):
+    compare(scratch_task(), ["single"], seeds=1, folder=tmp_path, progress=False)
+    assert "workers" not in read_json(tmp_path / "runs/single-0/figures.json")["key"]
+    compare(scratch_task(), ["single"], seeds=1, folder=tmp_path, progress=False, workers=1)
+    assert read_json(tmp_path / "runs/single-0/figures.json")["key"]["workers"] == 1
+
+
+@pytest.mark.parametrize("workers", [-1, 1.0, True])
+def test_a_number_of_workers_is_whole(tmp_path, workers):
+    with pytest.raises(bella.BellaError, match="at least 0"):
+        compare(small_task(), ["lora"], folder=tmp_path, progress=False, workers=workers)
 
 
 def test_a_method_that_adapts_needs_something_to_adapt(tmp_path):

@@ -30,6 +30,7 @@ from bella.cli.common import (
     TextTask,
     TrainDomains,
     TrainingPrecision,
+    Workers,
     given,
     hush,
     listed,
@@ -106,6 +107,7 @@ def compare(
     patience: Patience = None,
     precision: TrainingPrecision = None,
     device: Device = None,
+    workers: Workers = 0,
     out: Annotated[Path, typer.Option(help="Folder.")] = Path("runs/compare"),
     json: Json = False,
     quiet: Quiet = False,
@@ -148,7 +150,9 @@ def compare(
     )
     if task == "vqa":
         chosen["data_options"] = chosen.pop("options", None)
-        asked |= given(test_limit=test_limit, projector_epochs=projector_epochs)
+        asked |= given(
+            test_limit=test_limit, projector_epochs=projector_epochs, workers=workers or None
+        )
         answer_questions(data, methods, seeds, out, json, quiet, **given(**chosen), **asked)
         return
     refuse_alone("--task vqa", None, test_limit=test_limit, projector_epochs=projector_epochs)
@@ -161,6 +165,7 @@ def compare(
             folder=out,
             progress=not (json or quiet),
             device=device,
+            workers=workers,
             **asked,
         )
         write_page(subject, results, out)

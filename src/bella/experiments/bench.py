@@ -15,13 +15,14 @@ from contextlib import ExitStack
 from functools import cached_property
 from itertools import chain
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 from rich.progress import Progress
 from torch.utils.data import DataLoader, Subset, default_collate
 
 import bella
+from bella.data.collate import collate
 from bella.errors import BellaError
 from bella.evaluation.evaluate import collect
 from bella.experiments.methods.base import Costs, Outputs
@@ -56,6 +57,19 @@ from bella.training.settings import Settings, checked
 from bella.trees import map_tensors, tensors_of
 
 Batches = Callable[[list[int]], Any]
+
+
+class Images(NamedTuple):
+    """From numbers among some examples to a batch of them, read anew; workers can take it along."""
+
+    pool: Any
+    positions: Sequence[int]
+
+    def __call__(self, rows: list[int]) -> Any:
+        """The examples at ``rows`` of ``positions``."""
+        return default_collate([self.pool[self.positions[i]] for i in rows])
+
+
 Made = TypeVar("Made")
 Kept = dict[tuple[str, tuple[int, ...]], Made]
 """What was made of some examples of a pool."""
@@ -74,6 +88,7 @@ class Bench:
         settings: of `bella.fit`, for every method.
         bar: where progress is shown.
         device: where everything runs, see `bella.host.device_named`.
+        workers: processes that read images; 0 reads them in this one.
 
     Attributes:
         reads: whether rows read frozen activations: they are then read in the passes that fill the
@@ -87,12 +102,14 @@ class Bench:
         settings: Mapping[str, Any],
         bar: Progress,
         device: str | None = None,
+        workers: int = 0,
     ):
         self.task = task
         self.folder = folder
         self.device = device_named(device)
         self.settings = dict(settings)
         self.bar = bar
+        self.workers = workers
         self.reads = False
         self.fresh: tuple[int, Opened | OpenedLanguage] | None = None
         self.prefixes: Kept[Batches] = {}
@@ -182,7 +199,7 @@ class Bench:
             posterior = self.frozen().train() if self.task.pretrained else None
             if posterior is not None and is_fixed(posterior, examples, self.device):
                 return self.cached(place, examples, posterior).batch
-            return self.images(pool, positions)
+            return Images(self.task.pools[pool], positions)
 
         return self.once(self.prefixes, place, make)
 
@@ -193,7 +210,7 @@ class Bench:
         if not (readable and self.open(0).defaults.modules_to_save):
             precision = precision_for(posterior, self.precision)
             with precision.around(posterior), precision.once(posterior):
-                return CachedPrefix(posterior, examples, progress=self.bar)
+                return CachedPrefix(posterior, self.read_by(examples), progress=self.bar)
         reader, readings = self.reader
         gathered = Gathered(readings)
 
@@ -205,14 +222,16 @@ class Bench:
             gathered.add(found, torch.ones(begun[0].batch, dtype=torch.bool))
             return begun[0]
 
-        made = CachedPrefix(reader.posterior, examples, progress=self.bar, prefix=prefix)
+        made = CachedPrefix(
+            reader.posterior, self.read_by(examples), progress=self.bar, prefix=prefix
+        )
         read = Activations(gathered.whole(), made.labels.cpu().long())
         self.once(self.read, place, lambda: read)
         return made
 
-    def images(self, pool: str, positions: Sequence[int]) -> Batches:
-        """From numbers among some examples of a pool to a batch of images."""
-        return lambda rows: default_collate([self.task.pools[pool][positions[i]] for i in rows])
+    def read_by(self, examples: Any) -> DataLoader:
+        """The loader that fills a cache of some examples."""
+        return DataLoader(examples, 64, collate_fn=collate, num_workers=self.workers)
 
     def loader(
         self,
@@ -224,11 +243,14 @@ class Bench:
         images: bool = False,
     ) -> DataLoader:
         """Batches of some examples of a pool, as `batches` makes them or as ``images``."""
+        read = Images(self.task.pools[pool], positions)
+        batches = read if images else self.batches(pool, positions)
         return DataLoader(
             range(len(positions)),  # type: ignore[arg-type]
             batch_size=batch_size,
             shuffle=shuffle,
-            collate_fn=(self.images if images else self.batches)(pool, positions),
+            collate_fn=batches,
+            num_workers=self.workers if isinstance(batches, Images) else 0,
         )
 
     def predict(

@@ -33,6 +33,7 @@ from bella.metrics.paired import overlap_of_draws
 from bella.recipes import KINDS
 from bella.report.claims import claims
 from bella.report.tables import FORMAT
+from bella.training.cache import are_fixed
 from bella.training.settings import Settings, checked
 
 
@@ -69,6 +70,7 @@ def compare(
     folder: str | Path,
     progress: bool = True,
     device: str | None = None,
+    workers: int = 0,
     **settings: Any,
 ) -> dict[str, Any]:
     """Compare methods on the same network, data, budget and seeds.
@@ -82,6 +84,9 @@ def compare(
         folder: for ``results.json`` and the runs.
         progress: show bars.
         device: where everything runs, such as ``cpu`` or ``cuda``; the accelerator if there is one.
+        workers: processes that read images; 0 reads them in this one. Where training images change
+            from epoch to epoch the changes are drawn in them, so they are part of what decides a
+            run.
         **settings: of `bella.fit`, in place of the task's.
 
     Returns:
@@ -95,6 +100,8 @@ def compare(
     """
     if seeds < 1:
         raise BellaError(f"seeds={seeds}: give a whole number of at least 1.")
+    if isinstance(workers, bool) or not isinstance(workers, int) or workers < 0:
+        raise BellaError(f"workers={workers!r}: give a whole number of at least 0.")
     chosen = methods_named(list(methods))
     for method in chosen:
         if not (task.pretrained or method.from_scratch):
@@ -106,7 +113,7 @@ def compare(
     resumed = False  # the wall time of a part says nothing of the whole
     begun = time.perf_counter()
     with held(folder), progress_bar(progress) as bar:
-        bench = Bench(task, folder, task.settings_with(settings), bar, device)
+        bench = Bench(task, folder, task.settings_with(settings), bar, device, workers)
         bench.reads = any(method.reads for method in chosen)
         checked(Settings, bench.settings)
         steps = bar.add_task("methods", total=seeds * len(chosen))
@@ -214,6 +221,8 @@ def key_of(bench: Bench, method: Method, seed: int) -> dict[str, Any]:
         "data": bench.data_of(seed),
         "version": bella.__version__,
     }
+    if bench.workers and not all(map(are_fixed, bench.task.pools.values())):
+        known["workers"] = bench.workers
     return plain(known | method.key(bench, seed))
 
 

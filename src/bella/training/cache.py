@@ -305,16 +305,17 @@ def _reads_the_same(loader: Any) -> bool:
     return (
         _has_positions(loader)
         and loader.collate_fn in (default_collate, collate)
-        and _is_known(loader.dataset)
+        and are_fixed(loader.dataset)
     )
 
 
-def _is_known(data: Any) -> bool:
-    """Tensors, readers that say so (``fixed``), and parts of such."""
+def are_fixed(data: Any) -> bool:
+    """Whether examples are known to be the same each time: tensors, readers that say so
+    (``fixed``), and parts of such."""
     if type(data) is Subset:
-        return _is_known(data.dataset)
+        return are_fixed(data.dataset)
     if type(data) is ConcatDataset:
-        return all(map(_is_known, data.datasets))
+        return all(map(are_fixed, data.datasets))
     return type(data) is TensorDataset or getattr(data, "fixed", False) is True
 
 
