@@ -48,8 +48,8 @@ def compare(
     data: Annotated[
         str,
         typer.Option(
-            help="A task: elpv, fashion-mnist, cifar10; of texts wordnet, drug-reviews, "
-            "wordnet-choice; from scratch fashion-resnet, fashion-mlp, and for a GPU "
+            help="A task: elpv, fashion-mnist, cifar10, cifar10-vit; of texts wordnet, "
+            "drug-reviews, wordnet-choice; from scratch fashion-resnet, fashion-mlp, and for a GPU "
             "cifar10-resnet18, cifar10-wrn. Or any data: a set's name (`bella data` lists them), "
             "hf:NAME, your folder or CSV; with --task your rows of text, or a set's."
         ),

@@ -12,10 +12,11 @@ import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
+from dataclasses import dataclass
 from functools import cached_property
 from itertools import chain
 from pathlib import Path
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, TypeVar
 
 import torch
 from rich.progress import Progress
@@ -59,7 +60,8 @@ from bella.trees import map_tensors, tensors_of
 Batches = Callable[[list[int]], Any]
 
 
-class Images(NamedTuple):
+@dataclass(frozen=True)
+class Images:
     """From numbers among some examples to a batch of them, read anew; workers can take it along."""
 
     pool: Any

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from bella.errors import BellaError, nearest
 from bella.experiments.tasks.any_images import images_task
-from bella.experiments.tasks.cifar10 import cifar10_task
+from bella.experiments.tasks.cifar10 import cifar10_task, cifar10_vit_task
 from bella.experiments.tasks.digits import digits_task
 from bella.experiments.tasks.drug_reviews import drug_reviews_task
 from bella.experiments.tasks.elpv import elpv_task
@@ -42,6 +42,7 @@ TASKS: dict[str, Callable[..., Task]] = {
     "elpv": elpv_task,
     "fashion-mnist": fashion_task,
     "cifar10": cifar10_task,
+    "cifar10-vit": cifar10_vit_task,
     "cifar10-resnet18": cifar10_resnet18_task,
     "cifar10-wrn": cifar10_wrn_task,
     "digits": digits_task,

@@ -31,11 +31,40 @@ def cifar10_task(folder: str | Path | None = None) -> Task:
         BellaError: it is not there.
         MissingExtraError: the package that corrupts images is not installed.
     """
+    return seen_by("efficientnet-lite0", 96, "cifar10", "EfficientNet-Lite0", folder, gain=10.0)
+
+
+def cifar10_vit_task(folder: str | Path | None = None) -> Task:
+    """The images of `cifar10_task` at 112 pixels, seen by a vision transformer, ViT-S/14.
+
+    Args:
+        folder: see there.
+
+    Raises:
+        BellaError: see there.
+        MissingExtraError: see there; or the package that brings the network is not installed.
+    """
+    return seen_by("vit-s14", 112, "cifar10-vit", "ViT-S/14", folder)
+
+
+def seen_by(
+    network: str, size: int, name: str, title: str, folder: str | Path | None, **build: Any
+) -> Task:
+    """The task for a network.
+
+    Args:
+        network: its name, see `bella.models.open_network`.
+        size: of the images, in pixels.
+        name: of the task.
+        title: of the network.
+        folder: of CIFAR-10.
+        **build: of particles, see `Task.build`.
+    """
     from bella.data import open_data
     from bella.data.corruptions import corrupted
 
-    open_lite = opener("efficientnet-lite0", 8, 96)
-    parts = open_data("cifar10", open_lite(0).preprocess, folder=folder, left_out=LEFT_OUT)
+    open_it = opener(network, 8, size)
+    parts = open_data("cifar10", open_it(0).preprocess, folder=folder, left_out=LEFT_OUT)
     pools: dict[str, Any] = {
         "clean": parts["train"].join([parts["validation"]]),
         "test": at_most(1_000, parts["test"]),
@@ -50,14 +79,14 @@ def cifar10_task(folder: str | Path | None = None) -> Task:
         return own | {name: whole(name, pools[name]) for name in pools if name != "clean"}
 
     return Task(
-        "cifar10",
-        "CIFAR-10 (2,000 training images of eight classes), EfficientNet-Lite0",
-        open_lite,
+        name,
+        f"CIFAR-10 (2,000 training images of eight classes), {title}",
+        open_it,
         pools,
         split,
         {name: name for name in ("left_out", *CORRUPTED)},
         {"epochs": 3, "learning_rate": 1e-3},
-        {"gain": 10.0},
+        build,
         words=Words(
             noticing={"left_out": "noticing classes that nobody trained on"},
             unscored=("left_out",),
