@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 from bella.data.sets.base import at_most
 from bella.experiments.tasks.task import Place, Task, Words, draw, opener, whole
+from bella.models import Opened
 
 LEFT_OUT = ("automobile", "cat")
 """Classes whose test images are the shift; each is like one that stays (truck, dog)."""
 COUNTS = {"train": 2_000, "validation": 500}
 """Images that each seed draws."""
+FEW = {"train": 800, "validation": 200}
+"""The same for a network whose every step costs ten times as much."""
 CORRUPTED = {"noise": "gaussian_noise", "blur": "defocus_blur", "fog": "fog", "pixels": "pixelate"}
 """One corruption of each of ImageNet-C's groups, by the name that its figures carry."""
 SEVERITY = 3
@@ -31,11 +35,13 @@ def cifar10_task(folder: str | Path | None = None) -> Task:
         BellaError: it is not there.
         MissingExtraError: the package that corrupts images is not installed.
     """
-    return seen_by("efficientnet-lite0", 96, "cifar10", "EfficientNet-Lite0", folder, gain=10.0)
+    open_lite = opener("efficientnet-lite0", 8, 96)
+    return seen_by(open_lite, "cifar10", "EfficientNet-Lite0", COUNTS, folder, {"gain": 10.0})
 
 
 def cifar10_vit_task(folder: str | Path | None = None) -> Task:
-    """The images of `cifar10_task` at 112 pixels, seen by a vision transformer, ViT-S/14.
+    """As `cifar10_task`, at 112 pixels and seen by a vision transformer, ViT-S/14, whose twelve
+    blocks are all adapted; 800 training images.
 
     Args:
         folder: see there.
@@ -44,26 +50,30 @@ def cifar10_vit_task(folder: str | Path | None = None) -> Task:
         BellaError: see there.
         MissingExtraError: see there; or the package that brings the network is not installed.
     """
-    return seen_by("vit-s14", 112, "cifar10-vit", "ViT-S/14", folder)
+    return seen_by(opener("vit-s14", 8, 112), "cifar10-vit", "ViT-S/14", FEW, folder, {})
 
 
 def seen_by(
-    network: str, size: int, name: str, title: str, folder: str | Path | None, **build: Any
+    open_it: Callable[[int], Opened],
+    name: str,
+    title: str,
+    counts: Mapping[str, int],
+    folder: str | Path | None,
+    build: Mapping[str, Any],
 ) -> Task:
     """The task for a network.
 
     Args:
-        network: its name, see `bella.models.open_network`.
-        size: of the images, in pixels.
+        open_it: opens the network for a seed.
         name: of the task.
         title: of the network.
+        counts: of the images that each seed draws.
         folder: of CIFAR-10.
-        **build: of particles, see `Task.build`.
+        build: of particles, see `Task.build`.
     """
     from bella.data import open_data
     from bella.data.corruptions import corrupted
 
-    open_it = opener(network, 8, size)
     parts = open_data("cifar10", open_it(0).preprocess, folder=folder, left_out=LEFT_OUT)
     pools: dict[str, Any] = {
         "clean": parts["train"].join([parts["validation"]]),
@@ -75,18 +85,18 @@ def seen_by(
 
     @cache
     def split(seed: int) -> dict[str, Place]:
-        own = draw("clean", pools["clean"].labels, COUNTS, seed)
+        own = draw("clean", pools["clean"].labels, counts, seed)
         return own | {name: whole(name, pools[name]) for name in pools if name != "clean"}
 
     return Task(
         name,
-        f"CIFAR-10 (2,000 training images of eight classes), {title}",
+        f"CIFAR-10 ({counts['train']:,} training images of eight classes), {title}",
         open_it,
         pools,
         split,
         {name: name for name in ("left_out", *CORRUPTED)},
         {"epochs": 3, "learning_rate": 1e-3},
-        build,
+        dict(build),
         words=Words(
             noticing={"left_out": "noticing classes that nobody trained on"},
             unscored=("left_out",),
