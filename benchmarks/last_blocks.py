@@ -13,6 +13,7 @@ import statistics
 from torch.utils.data import DataLoader, TensorDataset
 
 from alternatives import Together
+from bella.inputs import to
 from bella.training.cache import CachedPrefix
 from networks import LAST_BLOCKS, VIT
 from page import TARGETED, Options, Table, against, main
@@ -34,7 +35,7 @@ def measure(options: Options) -> tuple[float, list[Table]]:
         for _ in range(EPOCHS):
             for stream, last.y in DataLoader(kept, batch, collate_fn=kept.batch):
                 last.y = last.y.to(options.device)
-                last.step(stream)
+                last.step(to(stream, options.device))
 
     machine = square(options.device, options.dtype)
     seconds = paired(
