@@ -175,7 +175,7 @@ class Figures:
 
     def __init__(self, logits: Float[Tensor, "particles *positions vocabulary"]):
         logits = metrics.precise(logits)
-        if not torch.isfinite(logits).all():
+        if not torch.isfinite(torch.stack(logits.aminmax())).all():
             raise BellaError(
                 "The network's logits are not finite: are its inputs in range, and did training "
                 "converge?"

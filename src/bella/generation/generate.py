@@ -38,6 +38,7 @@ from bella.particles.passes import refuse_caches
 from bella.particles.roles import MixedError, map_roles
 from bella.particles.sober import evaluating
 from bella.particles.stream import Dice
+from bella.particles.strips import few_rows
 from bella.trees import map_tensors
 
 COLDEST = 1e-30
@@ -116,7 +117,13 @@ def generate(
         if tokenizer is None:
             raise BellaError("stop_strings need the network's tokenizer: give tokenizer=.")
         options["tokenizer"] = tokenizer
-    with evaluating(posterior), torch.no_grad(), _seeded(seed, device), fast_float32(posterior):
+    with (
+        evaluating(posterior),
+        torch.no_grad(),
+        _seeded(seed, device),
+        fast_float32(posterior),
+        few_rows(posterior.network),
+    ):
         write = _each_its_own if each else _together
         plan = plan_of(posterior, inputs, each)
         start = Dice(device, False)

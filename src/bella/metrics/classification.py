@@ -69,13 +69,14 @@ def check_probs(probs: Float[Tensor, "*shape classes"]) -> None:
     Raises:
         BellaError: values that are not finite, or not between 0 and 1.
     """
-    probs = probs.detach()
-    if not torch.isfinite(probs).all():
+    if not probs.numel():
+        return
+    low, high = (float(x) for x in probs.detach().aminmax())
+    if not (math.isfinite(low) and math.isfinite(high)):
         raise BellaError("Probabilities are not finite: check the network's inputs and training.")
-    if probs.numel() and not -1e-3 < float(probs.min()) <= float(probs.max()) < 1 + 1e-3:
+    if not -1e-3 < low <= high < 1 + 1e-3:
         raise BellaError(
-            f"Probabilities go from {float(probs.min()):.3g} to {float(probs.max()):.3g}: apply "
-            "softmax to logits first."
+            f"Probabilities go from {low:.3g} to {high:.3g}: apply softmax to logits first."
         )
 
 

@@ -14,6 +14,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from bella.particles.layer import Listener
+from bella.particles.strips import in_strips, strip_product
 
 
 class LowRankProduct(torch.autograd.Function):
@@ -47,25 +48,9 @@ class LowRankProduct(torch.autograd.Function):
             scale: s.
             channels_first: the layout of images.
         """
-        rows = x.movedim(1, -1) if channels_first else x
-        flat = rows.reshape(len(A), -1, rows.shape[-1])
-        shape = (*rows.shape[:-1], len(weight))
-        options: dict[str, Any] = {"dtype": x.dtype, "device": x.device}
-        if channels_first:
-            images = (shape[0], shape[-1], *shape[1:-1])
-            y = torch.empty(images, memory_format=torch.channels_last, **options)
-            table = y.movedim(1, -1).view(-1, shape[-1])
-        else:
-            y = torch.empty(shape, **options)
-            table = y.view(-1, shape[-1])
-        if bias is None:
-            torch.mm(flat.flatten(0, 1), weight.mT, out=table)
-        else:
-            torch.addmm(bias, flat.flatten(0, 1), weight.mT, out=table)
-        h = torch.bmm(flat, A.mT)
-        table.view(len(A), -1, shape[-1]).baddbmm_(h, B.mT, alpha=scale)
+        y, rows, flat, h = multiply(x, weight, bias, A, B, scale, channels_first)
         ctx.save_for_backward(flat, weight, A, B, h)
-        ctx.scale, ctx.channels_first, ctx.shape = scale, channels_first, rows.shape
+        ctx.scale, ctx.channels_first, ctx.shape = scale, channels_first, rows
         return y
 
     @staticmethod
@@ -90,6 +75,42 @@ class LowRankProduct(torch.autograd.Function):
         return grad_x, None, None, grad_A, grad_B, None, None
 
 
+def multiply(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    A: Tensor,
+    B: Tensor,
+    scale: float,
+    channels_first: bool,
+) -> tuple[Tensor, torch.Size, Tensor, Tensor]:
+    """The product, without gradients; arguments as `LowRankProduct.forward` has them.
+
+    Returns:
+        y; the shape of x with its channels last; x as (particles, positions, in); and x Aᵀ.
+    """
+    rows = x.movedim(1, -1) if channels_first else x
+    flat = rows.reshape(len(A), -1, rows.shape[-1])
+    shape = (*rows.shape[:-1], len(weight))
+    options: dict[str, Any] = {"dtype": x.dtype, "device": x.device}
+    if channels_first:
+        images = (shape[0], shape[-1], *shape[1:-1])
+        y = torch.empty(images, memory_format=torch.channels_last, **options)
+        table = y.movedim(1, -1).view(-1, shape[-1])
+    else:
+        y = torch.empty(shape, **options)
+        table = y.view(-1, shape[-1])
+    if in_strips(flat, weight, bias):
+        table.copy_(strip_product(flat, weight, bias).flatten(0, 1))
+    elif bias is None:
+        torch.mm(flat.flatten(0, 1), weight.mT, out=table)
+    else:
+        torch.addmm(bias, flat.flatten(0, 1), weight.mT, out=table)
+    h = torch.bmm(flat, A.mT)
+    table.view(len(A), -1, shape[-1]).baddbmm_(h, B.mT, alpha=scale)
+    return y, rows.shape, flat, h
+
+
 def low_rank_product(
     x: Tensor,
     weight: Tensor,
@@ -103,7 +124,8 @@ def low_rank_product(
     """`LowRankProduct` in the dtype of the factors, which is the one products run in here."""
     dtype = A.dtype
     bias = None if bias is None else bias.to(dtype)
-    return LowRankProduct.apply(x.to(dtype), weight.to(dtype), bias, A, B, scale, channels_first)
+    given = x.to(dtype), weight.to(dtype), bias, A, B, scale, channels_first
+    return LowRankProduct.apply(*given) if torch.is_grad_enabled() else multiply(*given)[0]
 
 
 class Heard(torch.autograd.Function):
