@@ -36,7 +36,7 @@ def cifar10_task(folder: str | Path | None = None) -> Task:
         MissingExtraError: the package that corrupts images is not installed.
     """
     open_lite = opener("efficientnet-lite0", 8, 96)
-    return seen_by(open_lite, "cifar10", "EfficientNet-Lite0", COUNTS, folder, {"gain": 10.0})
+    return seen_by(open_lite, "cifar10", "EfficientNet-Lite0", folder, COUNTS, 1e-3, {"gain": 10.0})
 
 
 def cifar10_vit_task(folder: str | Path | None = None) -> Task:
@@ -50,15 +50,16 @@ def cifar10_vit_task(folder: str | Path | None = None) -> Task:
         BellaError: see there.
         MissingExtraError: see there; or the package that brings the network is not installed.
     """
-    return seen_by(opener("vit-s14", 8, 112), "cifar10-vit", "ViT-S/14", FEW, folder, {})
+    return seen_by(opener("vit-s14", 8, 112), "cifar10-vit", "ViT-S/14", folder, FEW, 5e-4, {})
 
 
 def seen_by(
     open_it: Callable[[int], Opened],
     name: str,
     title: str,
-    counts: Mapping[str, int],
     folder: str | Path | None,
+    counts: Mapping[str, int],
+    learning_rate: float,
     build: Mapping[str, Any],
 ) -> Task:
     """The task for a network.
@@ -67,8 +68,9 @@ def seen_by(
         open_it: opens the network for a seed.
         name: of the task.
         title: of the network.
-        counts: of the images that each seed draws.
         folder: of CIFAR-10.
+        counts: of the images that each seed draws.
+        learning_rate: of every method.
         build: of particles, see `Task.build`.
     """
     from bella.data import open_data
@@ -95,7 +97,7 @@ def seen_by(
         pools,
         split,
         {name: name for name in ("left_out", *CORRUPTED)},
-        {"epochs": 3, "learning_rate": 1e-3},
+        {"epochs": 3, "learning_rate": learning_rate},
         dict(build),
         words=Words(
             noticing={"left_out": "noticing classes that nobody trained on"},
