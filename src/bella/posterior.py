@@ -96,10 +96,7 @@ class Posterior(nn.Module):
         self.passes.planner.needs_examples = any(
             layer.needs_examples for layer in self.layers().values()
         )
-        if not self.trains_base:
-            norm = nn.modules.batchnorm._BatchNorm
-            norms = [module for module in network.modules() if isinstance(module, norm)]
-            self.passes.planner.norms = norms
+        self.passes.planner.freezes_norms = not self.trains_base
         self.mover: Any = None  # the transport that moves these particles now
         self.ranks: Ranks = ALONE  # processes that hold the particles between them
         self._total: int | None = None
@@ -236,7 +233,7 @@ class Posterior(nn.Module):
     def shared(self) -> SharedPrefix | None:
         """The shared prefix, if there may be one: ``None`` if it was asked for none, or where no
         kind of pass so far can share it."""
-        plans = self.plan()
+        plans = self.passes.planner.known(now=True)
         if plans and not any(plan.shares for plan in plans):
             return None
         return self.passes.prefix

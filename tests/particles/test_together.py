@@ -68,7 +68,7 @@ def test_hooks_of_the_caller_count_once_wherever_they_hang(known: bool) -> None:
     """The second half of a pass ran those of the first again, on what the first had made."""
     posterior = turned()
     if known:
-        posterior(X)  # the proof is over, and sees no hooks
+        posterior(X)  # a proof is over, which saw no hooks
     for name, module in posterior.network.named_modules():
         if name and not isinstance(module, nn.ModuleList) and "." not in name.partition(".")[2]:
             module.register_forward_hook(scaled)
@@ -85,6 +85,8 @@ def test_a_hook_hears_what_its_module_says_and_no_placeholder() -> None:
     posterior(X)
     heard: list[Tensor] = []
     posterior.network.stem.register_forward_hook(lambda *said: heard.append(said[2]))
+    posterior.prove(X)  # a new hook is a new kind of pass, and hears its proof as well
+    heard.clear()
     posterior(X)
     assert len(heard) == 1
     torch.testing.assert_close(heard[0], posterior.network.stem(X))

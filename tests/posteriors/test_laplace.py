@@ -479,6 +479,8 @@ def test_a_series_of_draws_linearises_a_batch_once_and_anew_when_anything_change
     la = bella.laplace(posterior, [(x, y)], prior_precision=1.0)
     passes = []
     posterior.network[1].register_forward_hook(lambda *_: passes.append(1))
+    posterior.eval().prove(x)
+    passes.clear()
     bella.predict(la, x, draws=7)
     assert len(passes) == 1
     spread = bella.predict(la, x, draws=300).logits.std(0).mean()

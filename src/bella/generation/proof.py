@@ -64,7 +64,7 @@ def plan_of(posterior: Any, inputs: dict[str, Any], each: bool) -> TextPlan:
     planner = posterior.passes.planner
     mask = inputs.get("attention_mask")
     padded = mask is not None and not bool(mask.all())  # without padding generate drops the mask
-    kind = ("text", each, padded, structure(inputs))
+    kind = (structure(inputs), each, padded, *planner.modes())
     plan = planner.texts.get(kind)
     if plan is None:
         plan = _find(posterior, inputs, each)
@@ -80,7 +80,7 @@ def _find(posterior: Any, inputs: dict[str, Any], each: bool) -> TextPlan:
         return TextPlan("looped", planner.by_design or "folding='never'")
     if posterior.particles == 1 and not planner.needs_examples:
         return TextPlan("looped")
-    with planner.turns:
+    with planner.turns, planner.changes.its_own_doing():
         try:
             batch, candidates = planner.candidates((), inputs)
             prover = planner.prover(TextProver)

@@ -66,6 +66,7 @@ class Passes:
     def call(self, args: tuple, kwargs: dict[str, Any]) -> Any:
         """Outputs of the chosen particles, (particles, batch, ...)."""
         if args and isinstance(args[0], Stream):
+            self.planner.check_stream(args[0])
             return self.resume(args[0])
         refuse_caches((args, kwargs))
         if torch.compiler.is_compiling():
@@ -213,6 +214,7 @@ class Passes:
         one = Pass((0,), 1, is_open=True, values=values, variants=(0,))
         if args and isinstance(args[0], Stream):
             assert self.prefix is not None
+            self.planner.check_stream(args[0])
             one.batch, one.is_open = args[0].batch, False
             return self.prefix.resume(args[0].again(), one)
         with self.axis.run(one):

@@ -2,14 +2,15 @@
 
 n passes of one particle are right for every network. Folding the particles into the batch, and
 running a shared prefix once, are faster; each is used for a kind of pass (structure of the inputs,
-dtypes, mode, flags, which axes have length 1; never other sizes) once `bella.particles.proof` has
+dtypes, mode, flags, which axes have length 1; never other sizes; and what was done to the network
+since, see `bella.particles.changes`) once `bella.particles.proof` has
 seen it give the same. What is not proven loops, and one warning says why and what it costs.
 """
 
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import Any, Literal, TypeVar
 
 import torch
@@ -17,6 +18,7 @@ from torch import Tensor, nn
 
 from bella.errors import BellaError
 from bella.particles.axis import IdleError, ParticleAxis
+from bella.particles.changes import BACKWARD, PASSING, Changes, lasting, with_changes
 from bella.particles.evidence import REFUSALS, short
 from bella.particles.held import HeldBase
 from bella.particles.layer import ParticleLayer
@@ -54,8 +56,9 @@ class Planner:
     Attributes:
         needs_examples: whether a layer has to know which rows are one example's, also where one
             particle runs.
-        norms: batch norms of a frozen base, which keep their statistics unless somebody puts them
-            into training mode by themselves.
+        freezes_norms: whether batch norms belong to a frozen base and keep their statistics, unless
+            somebody puts them into training mode by themselves.
+        changes: what was done to the network since.
 
     Raises:
         BellaError: an unknown ``folding``.
@@ -85,7 +88,8 @@ class Planner:
         self.by_design = by_design
         self.run_anyway = run_anyway
         self.needs_examples = False
-        self.norms: Sequence[nn.Module] = ()
+        self.freezes_norms = False
+        self.changes = Changes(network)
         self.held = HeldBase()
         self.plans: dict[Any, Plan] = {}
         self.resumes: dict[Any, Plan] = {}
@@ -98,26 +102,36 @@ class Planner:
         return structure((args, kwargs)), *self.modes()
 
     def modes(self) -> tuple[Any, ...]:
-        """The network's mode, and whether its batch norms are in another one."""
-        mixed = any(norm.training for norm in self.norms)
-        return (self.network.training, MIXED) if mixed else (self.network.training,)
+        """The network's mode, whether its batch norms are in another one, and what was done to it
+        since its posterior was made."""
+        changes = self.changes.now()
+        mixed = self.freezes_norms and any(norm.training for norm in self.changes.norms)
+        return self.network.training, *([MIXED] if mixed else []), *changes
 
-    def known(self) -> Plans:
-        """All plans so far."""
-        plans = (*self.plans.values(), *self.resumes.values(), *self.texts.values())
-        return Plans(other for plan in plans for other in (plan, *plan.others.values()))
+    def known(self, *, now: bool = False) -> Plans:
+        """All plans so far, or those of the network as it is now, in any mode."""
+        plans = self.plans | self.resumes | self.texts
+        if now:
+            changes = lasting(self.changes.now())
+            plans = {kind: plan for kind, plan in plans.items() if lasting(kind) == changes}
+        return Plans(other for plan in plans.values() for other in (plan, *plan.others.values()))
 
     def kinds(self) -> frozenset[str]:
         """The kinds of passes that have a plan, by this session or an earlier one."""
         return frozenset(self.kept) | {repr(kind) for kind in (*self.plans, *self.resumes)}
 
-    def state(self) -> dict[str, Any]:
-        """All plans as JSON values: a run that goes on takes them instead of proving anew."""
-        plans = {repr(kind): plan for kind, plan in (self.plans | self.resumes).items()}
-        return {
-            "folding": self.folding,
-            "plans": self.kept | {kind: plan.to_json() for kind, plan in plans.items()},
-        }
+    def state(self, *, changed: bool = False) -> dict[str, Any]:
+        """All plans as JSON values: a run that goes on takes them instead of proving anew.
+
+        Args:
+            changed: with those of a network with changes, for processes that run beside this one. A
+                later session knows no more of a hook than its name, and proves anew.
+        """
+        found = {repr(kind): plan for kind, plan in (self.plans | self.resumes).items()}
+        plans = self.kept | {kind: plan.to_json() for kind, plan in found.items()}
+        if not changed:
+            plans = {kind: plan for kind, plan in plans.items() if not PASSING.search(kind)}
+        return {"folding": self.folding, "network": self.changes.began_as, "plans": plans}
 
     def restore(self, state: dict[str, Any]) -> None:
         """Run as the session that `state` was taken in.
@@ -136,7 +150,8 @@ class Planner:
         modules = {name for name, _ in self.network.named_modules()}
         for kept in plans.values():
             Plan.from_json(kept, None).check_names(modules, {*self.entrances, ""})
-        self.kept = dict(plans)
+        same = state.get("network", self.changes.began_as) == self.changes.began_as
+        self.kept = dict(plans) if same else {}  # of a network with another flag all is proven anew
         self.plans, self.resumes = {}, {}
 
     def remembered(self, kind: Any, places_kind: Any) -> Plan | None:
@@ -164,9 +179,27 @@ class Planner:
             plan = self.find(kind, args, kwargs)
         else:
             plan.check_inputs([x.dim() for x in tensors_of((args, kwargs))])
+        self.forget()
         self.plans[kind] = plan
-        plan.words = describe(args, kwargs, self.network.training)
+        plan.words = describe(args, kwargs, self.network.training) + with_changes(kind)
         return plan
+
+    def forget(self) -> None:
+        """Let go of plans for what is gone for good, such as the hook of one step."""
+        gone = set(self.changes.gone)
+        if not gone:
+            return
+
+        def living(plans: dict[Any, Plan]) -> dict[Any, Plan]:
+            return {
+                kind: plan for kind, plan in plans.items() if gone.isdisjoint((*kind, *kind[0]))
+            }
+
+        self.plans, self.resumes = living(self.plans), living(self.resumes)
+        self.texts = living(self.texts)
+        names = [repr(change) for change in gone]
+        self.kept = {k: plan for k, plan in self.kept.items() if not any(n in k for n in names)}
+        self.changes.gone -= gone
 
     def find(self, kind: Any, args: tuple, kwargs: dict[str, Any]) -> Plan:
         """A plan for a kind of pass."""
@@ -175,7 +208,7 @@ class Planner:
             return Plan("looped", self.by_design or "folding='never'")
         if MIXED in self.modes():
             return self.decide(Plan("looped", MIXED))
-        with self.turns:
+        with self.turns, self.changes.its_own_doing():
             try:
                 plan = self.prover(Prover).prove(args, kwargs, kind, batch, candidates)
             except (torch.OutOfMemoryError, IdleError):
@@ -185,7 +218,18 @@ class Planner:
                 # then no plan is kept.
                 self.run_anyway(args, kwargs)
                 plan = Plan("looped", short(error))
-        return self.decide(plan)
+        return self.decide(self.heed_gradients(plan))
+
+    def heed_gradients(self, plan: Plan) -> Plan:
+        """Loop where a hook meets gradients: the proof sees none, and in one pass the hook would
+        meet those of all particles' rows."""
+        hooks = [change for change in self.changes.now() if change.what == BACKWARD]
+        if hooks and (plan.folds or plan.shares or plan.from_inputs):
+            plan.why = plan.why or f"{hooks[0]} meets gradients, of which the proof sees none"
+            places = plan.places if plan.shares else None
+            once = places is not None and not any(hook.touches(places) for hook in hooks)
+            plan.how, plan.from_inputs = "shared, looped" if once else "looped", False
+        return plan
 
     def prover(self, sort: type[Proves]) -> Proves:
         """One of this sort, for the network as it is now."""
@@ -232,12 +276,8 @@ class Planner:
 
     def plan_resuming(self, stream: Stream) -> Plan:
         """How the second half from a stream runs."""
-        kind = (
-            stream.places.kind,
-            stream.entrance,
-            min(stream.batch, 2),
-            *self.modes(),
-        )
+        modes = self.modes()
+        kind = (stream.places.kind, stream.entrance, min(stream.batch, 2), *modes)
         known = self.resumes.get(kind)
         if known is not None:
             return known
@@ -245,7 +285,7 @@ class Planner:
         if plan is not None:
             self.resumes[kind] = plan
             return plan
-        made = self.plans.get((stream.places.kind[0], *self.modes()))
+        made = self.plans.get((stream.places.kind[0], *modes))
         same = made is not None and made.places is stream.places
         if made is not None and same and (stream.batch == 1) == stream.places.single:
             return made
@@ -253,10 +293,10 @@ class Planner:
             raise BellaError("This posterior opens its particle axis at the inputs: no prefix.")
         if self.folding == "never" and not self.needs_examples:
             plan = Plan("shared, looped", "folding='never'", places=stream.places)
-        elif MIXED in self.modes():
+        elif MIXED in modes:
             plan = self.decide(Plan("shared, looped", MIXED, places=stream.places))
         else:
-            with self.turns:
+            with self.turns, self.changes.its_own_doing():
                 try:
                     plan = self.prover(Prover).prove_resuming(stream)
                 except (torch.OutOfMemoryError, IdleError):
@@ -264,10 +304,27 @@ class Planner:
                 except REFUSALS as error:
                     plan = Plan("shared, looped", short(error), places=stream.places)
             if self.axis.particles > 1:
-                plan = self.decide(plan)
+                plan = self.decide(self.heed_gradients(plan))
         plan.words = f"{'training' if self.network.training else 'evaluation'}, from a prefix"
+        plan.words += with_changes(kind)
+        self.forget()
         self.resumes[kind] = plan
         return plan
+
+    def check_stream(self, stream: Stream) -> None:
+        """Refuse a stream that a changed prefix would not make again.
+
+        Raises:
+            BellaError: it would not.
+        """
+        if torch.compiler.is_compiling():
+            return
+        for change in sorted(lasting(stream.places.kind) ^ lasting(self.changes.now()), key=str):
+            if change.touches(stream.places):
+                raise BellaError(
+                    f"What the particles share was computed before it changed ({change}): run the "
+                    "prefix again (posterior.prefix), or keep none (cache_prefix=False)."
+                )
 
     def candidates(self, args: tuple, kwargs: dict[str, Any]) -> tuple[int, list[tuple[Role, ...]]]:
         """The number of examples, and which tensors may carry them: what shapes propose.

@@ -139,7 +139,7 @@ class Gradients:
         news = torch.tensor(int(planner.kinds() != self.proven))
         world.sum([news])
         if news:
-            states = world.everyone(planner.state())
+            states = world.everyone(planner.state(changed=True))
             plans = {kind: plan for state in states[::-1] for kind, plan in state["plans"].items()}
             planner.restore(states[0] | {"plans": plans})
             self.proven = planner.kinds()
