@@ -54,6 +54,23 @@ def same(answer, row):
         assert answer["probabilities"][name] == pytest.approx(row[f"p({name})"], abs=1e-6)
 
 
+@pytest.mark.parametrize("precision", ["bf16", "auto"])
+def test_a_service_in_another_precision_answers_as_predict_in_it(pictures, paths, precision):
+    run = open_run(pictures / "run", precision=precision)
+    weights = [p for n, p in run.posterior.network.named_parameters() if "lora" not in n]
+    kept = [p.clone() for p in weights]
+    expected = run.predict(paths[:1]).rows()
+    with served(make_app(run)) as client:
+        for _ in range(2):
+            content = paths[0].read_bytes()
+            (answer,) = client.post("/v1/predict", {"images": [coded(content)]}).json["predictions"]
+            assert answer["probability"] == pytest.approx(expected[0]["probability"], abs=0.02)
+            assert answer["class"] == expected[0]["class"]
+        held = any(p.dtype == torch.bfloat16 for p in weights)
+        assert held == (precision == "bf16")  # of so small a network auto casts nothing
+    assert all(torch.equal(a, b) for a, b in zip(weights, kept, strict=True))
+
+
 def test_answers_are_those_of_predict_in_json_and_as_files(client, run, paths):
     rows = run.predict(paths).rows()
     contents = [path.read_bytes() for path in paths]

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import threading
 
 import pytest
+import torch
 from serve_cases import opened, served
 
 from bella.errors import BellaError
@@ -65,6 +67,20 @@ def test_classes_of_texts(networks, tmp_path):
                 assert answer[name] == pytest.approx(row[name], abs=1.5e-6)
             for name in NAMES:
                 assert answer["probabilities"][name] == pytest.approx(row[f"p({name})"], abs=1.5e-6)
+
+
+def test_texts_in_another_precision_and_writing_in_none(networks, writer):
+    run = opened(networks, "text", {"text": "review", "label": "kind"}, {"classes": list(NAMES)})
+    with served(make_app(run)) as client:
+        exact = client.post("/v1/predict", {"texts": TEXTS}).json["predictions"]
+    run = dataclasses.replace(run, precision="bf16")
+    with served(make_app(run)) as client:
+        assert any(p.dtype == torch.bfloat16 for p in run.posterior.network.parameters())
+        rounded = client.post("/v1/predict", {"texts": TEXTS}).json["predictions"]
+    for a, b in zip(rounded, exact, strict=True):
+        assert 0 < abs(a["probability"] - b["probability"]) < 0.02
+    with pytest.raises(BellaError, match="'bf16': language models write in float32"):
+        make_app(dataclasses.replace(writer, precision="bf16"))
 
 
 def test_pairs_of_texts_and_texts_that_are_too_long(networks, tmp_path):

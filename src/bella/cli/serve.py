@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from bella.cli.common import Device, OwnCode, Quiet, Run, given, hush
+from bella.cli.common import Device, OwnCode, Precision, Quiet, Run, given, hush
 
 TOKEN = "BELLA_TOKEN"
 """The variable of the environment that may hold the token."""
@@ -74,6 +74,7 @@ def serve(
         int | None, typer.Option(help="Of an answer, at most (413).", show_default="256")
     ] = None,
     passes: Annotated[int | None, typer.Option(help="At a time.", show_default="1")] = None,
+    precision: Precision = "float32",
     device: Device = None,
     own_code: OwnCode = False,
     quiet: Quiet = False,
@@ -101,6 +102,7 @@ def serve(
         ),
         device=device,
         own_code=own_code,
+        precision=precision,
         calibrate=calibrate,
         risk=risk,
         delta=delta,

@@ -14,6 +14,7 @@ from starlette.exceptions import HTTPException
 from starlette.requests import Request
 
 import bella
+from bella.prediction.predict import in_precision
 from bella.serve.gauges import Gauges
 from bella.serve.guard import Guard, problem
 from bella.serve.kinds import kind_of
@@ -56,8 +57,10 @@ def build(
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-        yield
-        line.close()
+        # What the trial, or calibration before it, has decided: the base is cast once for all.
+        with in_precision(kind.predicts, run.precision):
+            yield
+            line.close()
 
     app = FastAPI(
         title=f"bella: {kind.name}",

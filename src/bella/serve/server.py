@@ -61,6 +61,7 @@ def serve(
     token: str | None = None,
     device: str | None = None,
     own_code: bool = False,
+    precision: str = "float32",
     calibrate: str | Path | None = None,
     risk: float | None = None,
     delta: float | None = None,
@@ -77,6 +78,8 @@ def serve(
         token: which requests have to bear.
         device: where to run; the accelerator if there is one.
         own_code: see `bella.runs.opened.open_run`.
+        precision: of predictions, see `bella.predict`; ``auto`` decides on the calibration
+            examples, or else on an example of its own. Language models write in float32.
         calibrate: labelled examples that the run was not trained on, to find the entropy from
             which on an answer is for a person (`bella.evaluation.abstention.promise`).
         risk: the share of wrong answers that is promised below it; .05 if it is not given.
@@ -99,7 +102,7 @@ def serve(
         from bella.serve.referral import referral
 
         options: dict[str, Any] = {"own_code": True} if own_code else {}  # of images alone
-        run = open_run(folder, device=device, **options)
+        run = open_run(folder, device=device, precision=precision, **options)
         own: Limits = checked(Limits, {**defaults_of(run), **asked})
         threshold, promise = referral(run, calibrate, risk, delta, refer_above)
         app = make_app(run, own, token=token, local=local, threshold=threshold, promise=promise)

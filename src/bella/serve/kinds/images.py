@@ -90,7 +90,7 @@ class Images(Kind):
         with self.drawing():
             # A loader draws a number too: where particles are drawn, theirs are those of a file.
             (batch,) = loader
-            said = predict(self.predicts, batch.to(self.device), draws=self.run.draws).cpu()
+            said = predict(self.predicts, batch.to(self.device), **self.run.options).cpu()
         return self.class_rows(said, self.run.classes)
 
     def trial(self) -> Tensor:

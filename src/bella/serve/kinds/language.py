@@ -70,6 +70,11 @@ class Language(Kind):
 
     def __init__(self, run: Any, limits: Limits, threshold: float | None = None):
         super().__init__(run, limits, threshold)
+        if run.precision != "float32":
+            raise BellaError(
+                f"precision {run.precision!r}: language models write in float32, so leave out "
+                "--precision."
+            )
         self.writer = Writer(run.posterior, run.asked.tokenizer)
         self._numbers = itertools.count(1)
 

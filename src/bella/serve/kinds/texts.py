@@ -48,8 +48,8 @@ class OfRows(Kind):
         joined = self.run.task.collate(self.run.asked.tokenizer) or collate
         loader: DataLoader = DataLoader(items, len(items), collate_fn=joined)  # type: ignore[arg-type]
         with self.drawing():
-            facts, draws = self.run.asked.facts, self.run.draws
-            return self.run.task.said(self.predicts, loader, facts, draws=draws)
+            facts = self.run.asked.facts
+            return self.run.task.said(self.predicts, loader, facts, **self.run.options)
 
 
 class Texts(OfRows):
