@@ -8,14 +8,13 @@ laid out, held or put back.
 
 Every number is the same sum in the same order. That is seen and not believed: the first product of
 a shape, a number of rows and of threads is made both ways, and where the two are not equal bit for
-bit it stays whole for good. So what a clock says here, on a busy machine say, changes no result.
+bit it stays whole for good. No clock is asked, so a seed gives one answer on a busy machine too.
 """
 
 from __future__ import annotations
 
 import math
 import threading
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
@@ -30,27 +29,23 @@ from bella.kernels import SWITCHES
 
 ROWS = range(4, 16)
 """So many rows are multiplied in strips: fewer read the weight once, more take other kernels."""
-LARGE = 2**19
-"""Numbers in a weight (2 MB) from which it is looked at: a smaller one stays in the cache."""
+LARGE = 2**18
+"""Numbers in a thread's share of a weight (1 MB) from which it counts as large: what is smaller
+stays in that thread's cache."""
 STRIP = 2**15
 """Numbers in a strip, about."""
-SAMPLE = 2**22
-"""Of a larger weight only so many numbers are multiplied to time them."""
-ROUNDS = 8
-"""A product is timed so often, and its best counts: others may work on the machine meanwhile."""
 
-_pays: dict[tuple[Any, ...], bool] = {}
+_same: dict[tuple[Any, ...], bool] = {}
 _lock = threading.Lock()
 _open: WeakKeyDictionary[nn.Module, tuple[int, list[tuple[nn.Module, Any]]]] = WeakKeyDictionary()
 
 
 @contextmanager
 def few_rows(network: nn.Module) -> Iterator[None]:
-    """Inside, the network's large Linear layers multiply a few rows in strips where that is faster.
+    """Inside, the network's large Linear layers multiply a few rows in strips, without gradients.
 
-    Their numbers are the same, bit for bit, so that other threads may run the network meanwhile;
-    with gradients they multiply as ever. Scopes may be nested and be open in several threads, and
-    the last to close puts the layers back as they were.
+    Their numbers are the same, bit for bit, so other threads may run the network meanwhile. Scopes
+    may be nested and be open in several threads; the last to close puts the layers back.
 
     Args:
         network: with its particle layers in place, which multiply in strips by themselves. A layer
@@ -84,9 +79,14 @@ def _large(network: nn.Module) -> list[nn.Module]:
         if getattr(type(module), "forward", None) is nn.Linear.forward
         and "forward" not in vars(module)
         and (weight := module._parameters.get("weight")) is not None
-        and weight.numel() >= LARGE
+        and is_large(weight)
         and weight.device.type == "cpu"
     ]
+
+
+def is_large(weight: Tensor) -> bool:
+    """Whether a weight is worth strips on this many threads."""
+    return weight.numel() >= LARGE * torch.get_num_threads()
 
 
 def _forward(layer: Any, x: Tensor) -> Tensor:
@@ -97,14 +97,14 @@ def _forward(layer: Any, x: Tensor) -> Tensor:
 
 
 def in_strips(x: Tensor, weight: Tensor, bias: Tensor | None) -> bool:
-    """Whether x Wᵀ + b, without gradients, is better made by `strip_product`.
+    """Whether `strip_product` is to make x Wᵀ + b, which wants no gradients.
 
     Args:
         x: (..., in).
         weight: W, (out, in).
         bias: b, (out,).
     """
-    if torch.compiler.is_compiling() or weight.numel() < LARGE:
+    if torch.compiler.is_compiling() or not is_large(weight):
         return False
     rows = math.prod(x.shape[:-1])
     if rows not in ROWS or torch.is_autocast_enabled("cpu"):
@@ -114,9 +114,9 @@ def in_strips(x: Tensor, weight: Tensor, bias: Tensor | None) -> bool:
     # Kernels may go by all of this.
     switch, threads = SWITCHES["cpu"][0].fp32_precision, torch.get_num_threads()
     key = (rows, *weight.shape, bias is None, weight.data_ptr() % 64, switch, threads)
-    if key not in _pays:
-        _pays[key] = pays(rows, weight.detach(), None if bias is None else bias.detach())
-    return _pays[key]
+    if key not in _same:
+        _same[key] = torch.backends.mkl.is_available() and same_bits(rows, weight, bias)
+    return _same[key]
 
 
 def _is_usual(x: Tensor) -> bool:
@@ -157,22 +157,8 @@ def strip_product(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tens
     return y.view(*x.shape[:-1], outputs)
 
 
-def pays(rows: int, weight: Tensor, bias: Tensor | None) -> bool:
-    """Make a product of so many rows both ways: is it the same, and faster in strips?"""
-    with torch.no_grad():
-        x = torch.randn(rows, weight.shape[1], generator=torch.Generator().manual_seed(0))
-        if not torch.equal(strip_product(x, weight, bias), F.linear(x, weight, bias)):
-            return False
-        some = max(SAMPLE // weight.shape[1], 1)
-        return faster(x, weight[:some], None if bias is None else bias[:some])
-
-
-def faster(x: Tensor, weight: Tensor, bias: Tensor | None) -> bool:
-    """Whether strips are; the two take turns."""
-    best = dict.fromkeys((F.linear, strip_product), math.inf)
-    for _ in range(ROUNDS):
-        for way in best:
-            begun = time.perf_counter()
-            way(x, weight, bias)
-            best[way] = min(best[way], time.perf_counter() - begun)
-    return best[strip_product] < best[F.linear]
+@torch.no_grad()
+def same_bits(rows: int, weight: Tensor, bias: Tensor | None) -> bool:
+    """Make a product of so many rows both ways: is it the same?"""
+    x = torch.randn(rows, weight.shape[1], generator=torch.Generator().manual_seed(0))
+    return torch.equal(strip_product(x, weight, bias), F.linear(x, weight, bias))
