@@ -11,6 +11,7 @@ particles said (`Watch`): rows that data choose cannot be told apart by particle
 from __future__ import annotations
 
 import random
+import threading
 import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -27,6 +28,10 @@ from bella.particles.exact import exactly
 from bella.trees import tensors_of
 
 aten = torch.ops.aten
+
+_held: weakref.WeakKeyDictionary[nn.Module, int] = weakref.WeakKeyDictionary()
+"""Modules that `evaluating` took out of training, and how many blocks hold each."""
+_lock = threading.Lock()
 
 MEANS: dict[Any, Callable[..., Any]] = {
     aten.bernoulli_.float: lambda x, p=0.5, **_: x.fill_(p),
@@ -216,15 +221,25 @@ def undisturbed(network: nn.Module) -> Iterator[None]:
 
 @contextmanager
 def evaluating(module: nn.Module) -> Iterator[None]:
-    """Evaluation mode inside the block; afterwards every module is in the mode it was in."""
-    training = [m for m in module.modules() if m.training]
-    if training:
-        module.eval()
+    """Evaluation mode inside the block; afterwards every module is in the mode it was in.
+
+    Blocks may be nested and be open in several threads: the last that holds a module puts it back.
+    """
+    with _lock:
+        held = [m for m in module.modules() if m.training or m in _held]
+        if any(m.training for m in held):
+            module.eval()
+        for m in held:
+            _held[m] = _held.get(m, 0) + 1
     try:
         yield
     finally:
-        for m in training:
-            m.training = True
+        with _lock:
+            for m in held:
+                _held[m] -= 1
+                if not _held[m]:
+                    del _held[m]
+                    m.training = True
 
 
 def seed_all(seed: int = 0) -> None:
