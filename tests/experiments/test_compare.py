@@ -302,11 +302,43 @@ def test_activations_and_prefix_of_one_pass_are_those_of_two(tmp_path, skips):
             torch.testing.assert_close(x, two.features[reading])
 
 
+@pytest.mark.filterwarnings("ignore:Nothing is shared")
+def test_images_that_are_the_same_each_time_are_read_once(tmp_path, monkeypatch):
+    reads = []
+    monkeypatch.setattr(Held, "__getitem__", counted(reads))
+    task = held_task(skips=True)  # nothing is shared, so images are what is kept
+    compare(task, ["lora", "repulsive"], seeds=1, folder=tmp_path, progress=False)
+    most = max(map(reads.count, set(reads)))
+    anew = sum(len(part) for part in task.pools.values())
+    assert len(set(reads)) == anew
+    reads.clear()
+    monkeypatch.setattr("bella.experiments.bench.HELD", 0)
+    compare(task, ["lora", "repulsive"], seeds=1, folder=tmp_path / "0", progress=False)
+    assert max(map(reads.count, set(reads))) > most
+    assert figure_bits(tmp_path) == figure_bits(tmp_path / "0")
+
+
 def test_rows_say_whether_they_read_activations():
     reading = {name for name, method in METHODS.items() if method.reads}
     assert {"bella", "anchors", "lora-ensemble+distance", "multi-depth"} <= reading
     assert "multi-depth+temperature" not in reading
     assert not {"lora", "lora-ensemble", "repulsive", "probe", "lora+temperature"} & reading
+
+
+def counted(reads):
+    """Reading an example of `Held`, noted."""
+
+    def read(self, i):
+        reads.append((id(self), i))
+        return TensorDataset.__getitem__(self, i)
+
+    return read
+
+
+def figure_bits(folder):
+    """The figures of every row, as its file has them."""
+    paths = sorted((folder / "runs").glob("*/figures.json"))
+    return {path.parent.name: read_json(path)["figures"] for path in paths}
 
 
 def scratch_task():

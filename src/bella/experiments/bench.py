@@ -43,7 +43,7 @@ from bella.prediction.mixture import Distance, Readout
 from bella.prediction.predict import Combined, in_precision, predict
 from bella.recipes import Plan, Recipe, linear_head
 from bella.training.anchors import Activations, choose_anchors
-from bella.training.cache import CachedPrefix, is_fixed
+from bella.training.cache import CachedPrefix, are_fixed, is_fixed
 from bella.training.identity import fingerprint_data
 from bella.training.mixture import LARGEST, Gathered, candidates, distances_of, gather
 from bella.training.probe import (
@@ -62,10 +62,15 @@ Batches = Callable[[list[int]], Any]
 
 @dataclass(frozen=True)
 class Images:
-    """From numbers among some examples to a batch of them, read anew; workers can take it along."""
+    """From numbers among some examples to a batch of them; workers can take it along.
+
+    Attributes:
+        anew: whether an example is read each time that it is asked for.
+    """
 
     pool: Any
     positions: Sequence[int]
+    anew: bool = True
 
     def __call__(self, rows: list[int]) -> Any:
         """The examples at ``rows`` of ``positions``."""
@@ -77,6 +82,8 @@ Kept = dict[tuple[str, tuple[int, ...]], Made]
 """What was made of some examples of a pool."""
 
 COSTS = ("trainable", "bytes_on_disk", "seconds_training", "mb_training", "ms_predicting")
+HELD = 2**28
+"""Bytes of examples of a part that are kept as they were read."""
 TIMED = 32
 """Examples of the batch whose prediction is timed."""
 
@@ -201,7 +208,7 @@ class Bench:
             posterior = self.frozen().train() if self.task.pretrained else None
             if posterior is not None and is_fixed(posterior, examples, self.device):
                 return self.cached(place, examples, posterior).batch
-            return Images(self.task.pools[pool], positions)
+            return self.images(pool, place[1])
 
         return self.once(self.prefixes, place, make)
 
@@ -231,9 +238,27 @@ class Bench:
         self.once(self.read, place, lambda: read)
         return made
 
-    def read_by(self, examples: Any) -> DataLoader:
-        """The loader that fills a cache of some examples."""
-        return DataLoader(examples, 64, collate_fn=collate, num_workers=self.workers)
+    def images(self, pool: str, positions: list[int]) -> Images:
+        """Some examples as they are read; once for all where they are the same each time and few
+        enough to be kept."""
+        examples: Any = Subset(self.task.pools[pool], positions)
+        read = Images(self.task.pools[pool], positions)
+        if not (positions and are_fixed(examples)):
+            return read
+        each = sum(x.numel() * x.element_size() for x in tensors_of(examples[0]))
+        if each * len(positions) > HELD:
+            return read
+        kept: list[Any] = []
+        bar = self.bar.add_task("images", total=len(positions))
+        for some in self.read_by(examples, list):
+            kept += some
+            self.bar.update(bar, completed=len(kept))
+        self.bar.remove_task(bar)
+        return Images(kept, range(len(kept)), anew=False)
+
+    def read_by(self, examples: Any, collate_fn: Callable[[list], Any] = collate) -> DataLoader:
+        """The loader that reads some examples once for all."""
+        return DataLoader(examples, 64, collate_fn=collate_fn, num_workers=self.workers)
 
     def loader(
         self,
@@ -252,7 +277,7 @@ class Bench:
             batch_size=batch_size,
             shuffle=shuffle,
             collate_fn=batches,
-            num_workers=self.workers if isinstance(batches, Images) else 0,
+            num_workers=self.workers if isinstance(batches, Images) and batches.anew else 0,
         )
 
     def predict(
