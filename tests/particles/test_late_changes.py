@@ -190,6 +190,15 @@ def backward_hook_of_all_modules(network: Any) -> Undo:
 
 
 @change
+def backward_hook_that_a_hook_hangs_on_a_tensor(network: Any) -> Undo:
+    def hook(module: nn.Module, args: tuple, y: Tensor) -> None:
+        if y.requires_grad:
+            y.register_hook(mix)
+
+    return network.blocks[2].bend.register_forward_hook(hook).remove
+
+
+@change
 def own_forward(network: Any) -> Undo:
     return put(network.blocks[2].bend, "forward", lambda x: mix(torch.tanh(x)))
 

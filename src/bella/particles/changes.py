@@ -110,7 +110,7 @@ def lasting(kind: Iterable[Any]) -> set[Change]:
 def with_changes(kind: Iterable[Any]) -> str:
     """Those in a kind of pass in words, for the end of a line."""
     changes = [part for part in kind if isinstance(part, Change)]
-    more = f" and {len(changes) - 1} more changes" if len(changes) > 1 else ""
+    more = f" and {len(changes) - 1} more" if len(changes) > 1 else ""
     return f", with {changes[0]}{more}" if changes else ""
 
 

@@ -37,6 +37,8 @@ an argument that is the same whatever the batch."""
 
 
 MIXED = "a batch norm in training mode normalises over the rows of all particles"
+TRAINS = "with gradients"
+"""Part of the kind of a pass where there are hooks, which may hang others on tensors then."""
 
 
 class Planner:
@@ -106,7 +108,9 @@ class Planner:
         since its posterior was made."""
         changes = self.changes.now()
         mixed = self.freezes_norms and any(norm.training for norm in self.changes.norms)
-        return self.network.training, *([MIXED] if mixed else []), *changes
+        trains = bool(lasting(changes)) and torch.is_grad_enabled()
+        told = [text for text, so in ((MIXED, mixed), (TRAINS, trains)) if so]
+        return self.network.training, *told, *changes
 
     def known(self, *, now: bool = False) -> Plans:
         """All plans so far, or those of the network as it is now, in any mode."""
@@ -208,9 +212,12 @@ class Planner:
             return Plan("looped", self.by_design or "folding='never'")
         if MIXED in self.modes():
             return self.decide(Plan("looped", MIXED))
+        hung = False
         with self.turns, self.changes.its_own_doing():
             try:
-                plan = self.prover(Prover).prove(args, kwargs, kind, batch, candidates)
+                prover = self.prover(Prover)
+                plan = prover.prove(args, kwargs, kind, batch, candidates)
+                hung = prover.hung
             except (torch.OutOfMemoryError, IdleError):
                 raise
             except REFUSALS as error:
@@ -218,14 +225,21 @@ class Planner:
                 # then no plan is kept.
                 self.run_anyway(args, kwargs)
                 plan = Plan("looped", short(error))
-        return self.decide(self.heed_gradients(plan))
+        return self.decide(self.heed_gradients(plan, hung))
 
-    def heed_gradients(self, plan: Plan) -> Plan:
+    def heed_gradients(self, plan: Plan, hung: bool) -> Plan:
         """Loop where a hook meets gradients: the proof sees none, and in one pass the hook would
-        meet those of all particles' rows."""
-        hooks = [change for change in self.changes.now() if change.what == BACKWARD]
+        meet those of all particles' rows.
+
+        Args:
+            plan: without them.
+            hung: whether some change hangs hooks on tensors.
+        """
+        changes = self.changes.now()
+        hooks = [change for change in changes if hung or change.what == BACKWARD]
         if hooks and (plan.folds or plan.shares or plan.from_inputs):
-            plan.why = plan.why or f"{hooks[0]} meets gradients, of which the proof sees none"
+            what = "a hook on a tensor" if hung else hooks[0]
+            plan.why = plan.why or f"{what} meets gradients, of which the proof sees none"
             places = plan.places if plan.shares else None
             once = places is not None and not any(hook.touches(places) for hook in hooks)
             plan.how, plan.from_inputs = "shared, looped" if once else "looped", False
@@ -235,6 +249,7 @@ class Planner:
         """One of this sort, for the network as it is now."""
         made = sort(self.network, self.axis, self.prefix, self.turns, self.tell_idle)
         made.held = self.held
+        made.listens = TRAINS in self.modes()
         return made
 
     def decide(self, plan: Plan) -> Plan:
@@ -296,15 +311,18 @@ class Planner:
         elif MIXED in modes:
             plan = self.decide(Plan("shared, looped", MIXED, places=stream.places))
         else:
+            hung = False
             with self.turns, self.changes.its_own_doing():
                 try:
-                    plan = self.prover(Prover).prove_resuming(stream)
+                    prover = self.prover(Prover)
+                    plan = prover.prove_resuming(stream)
+                    hung = prover.hung
                 except (torch.OutOfMemoryError, IdleError):
                     raise
                 except REFUSALS as error:
                     plan = Plan("shared, looped", short(error), places=stream.places)
             if self.axis.particles > 1:
-                plan = self.decide(self.heed_gradients(plan))
+                plan = self.decide(self.heed_gradients(plan, hung))
         plan.words = f"{'training' if self.network.training else 'evaluation'}, from a prefix"
         plan.words += with_changes(kind)
         self.forget()

@@ -48,7 +48,7 @@ from bella.particles.roles import (
     map_roles,
     with_roles,
 )
-from bella.particles.sober import Sober, Watch, seed_all, undisturbed
+from bella.particles.sober import Sober, TensorHooks, Watch, seed_all, undisturbed
 from bella.particles.stream import Places, Stream, others_now, places_of
 from bella.particles.verdict import compare, compare_alone
 from bella.trees import fresh, map_tensors, tensors_of
@@ -92,6 +92,8 @@ class Prover:
             self.values |= layer.distinct(3, generator)
         self.fold = self.axis.particles > 1
         self.in_place = False  # whether the network changed its inputs
+        self.listens = False  # whether it is asked for hooks on tensors
+        self.hung = False  # whether a pass hangs any
         self.held = HeldBase()  # a base in fewer bits is proven with all of them
 
     # ------------------------------------------------------------ whole proofs
@@ -152,6 +154,7 @@ class Prover:
             plan.in_place = self.in_place
             self.notice_idle(first)
             some = take(roles, 0)
+            self.look_for_hooks(lambda: self.single(*some, few, 0))
             other = self.see(lambda: self.single(*some, few, 1)) if self.fold else first
             plan.why = not_foldable(layers, first, other)
             if self.prefix is not None:
@@ -251,6 +254,7 @@ class Prover:
             self.notice_idle(first)
             if not self.fold:
                 return plan
+            self.look_for_hooks(lambda: single(some, 0))
             other = self.see(lambda: single(some, 1))
             plan.why = not_foldable(plan.layers, first, other) or compare(
                 lambda which, fill: prefix.resume(
@@ -341,6 +345,29 @@ class Prover:
             with watch:
                 seen.outputs = run()
         return seen
+
+    def look_for_hooks(self, run: Callable[[], Any]) -> None:
+        """Note whether a pass that trains hangs hooks on tensors: they meet gradients, of which
+        nothing else here is seen."""
+        if not (self.listens and self.fold):
+            return
+
+        def told() -> None:
+            self.hung = True
+
+        for value in self.values.values():
+            value.requires_grad_()
+        try:
+            seed_all()
+            with Sober(), TensorHooks(told):
+                run()
+        except torch.OutOfMemoryError:
+            raise
+        except REFUSALS:
+            pass  # what is wrong with it was told of without gradients, or will be with them
+        finally:
+            for value in self.values.values():
+                value.requires_grad_(False)
 
     @contextmanager
     def without_chance(self) -> Iterator[None]:

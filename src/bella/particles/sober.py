@@ -185,6 +185,24 @@ class _Reads(TorchFunctionMode):
         return func(*args, **(kwargs or {}))
 
 
+class TensorHooks(TorchFunctionMode):
+    """Inside the block it is seen where somebody hangs a hook on a tensor, for its gradient.
+
+    Args:
+        told: called there.
+    """
+
+    def __init__(self, told: Callable[[], None]):
+        super().__init__()
+        self.told = told
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """Run it."""
+        if func is Tensor.register_hook:
+            self.told()
+        return func(*args, **(kwargs or {}))
+
+
 def _counts(outputs: Any) -> bool:
     """Whether an operation returns yes or no, or whole numbers."""
     return any(not (x.is_floating_point() or x.is_complex()) for x in tensors_of(outputs))
