@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import pytest
 from own_images import write_images
+from PIL import Image
 
 import bella
-from bella.data import Preprocess, open_domains
+from bella.data import Preprocess, open_domains, open_images
 
 PLAIN = Preprocess(32)
 
@@ -71,3 +72,16 @@ def test_tables_without_domains_and_foreign_classes_are_refused(root, tmp_path):
         open_domains(tmp_path, PLAIN, ["lab"])
     with pytest.raises(bella.BellaError, match="neither a folder nor a CSV"):
         open_domains(tmp_path / "x", PLAIN, ["lab"])
+
+
+def test_folders_that_look_like_domains_are_warned_of(root):
+    with pytest.warns(UserWarning, match="each holds the same folders .*--train-domains clinic"):
+        images = open_images(root / "images", PLAIN)
+    assert images.classes == ("clinic", "lab", "ward")
+
+
+def test_folders_within_classes_are_nothing_to_warn_of(tmp_path):
+    for place in ("cat/left", "cat/right", "dog/left"):
+        (tmp_path / place).mkdir(parents=True)
+        Image.new("RGB", (8, 8)).save(tmp_path / place / "0.png")
+    assert open_images(tmp_path, PLAIN).classes == ("cat", "dog")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 from bella.data.images import Preprocess
@@ -40,7 +40,7 @@ class ImageFolder(LabelledImages):
     """Images in one sub-folder per class, at any depth within it.
 
     What is left out (hidden files and folders, files not named like an image) is counted in a
-    warning.
+    warning. Folders that all hold the same folders are warned of as well: they may be domains.
 
     Args:
         root: the folder that holds the classes' folders.
@@ -64,6 +64,8 @@ class ImageFolder(LabelledImages):
                 f"{root} holds {sum(map(is_image, root.iterdir()))} images and no class folders: "
                 "put the images of each class in a sub-folder with the class's name."
             )
+        if classes is None:
+            _warn_of_domains(root, folders)
         known = tuple(classes) if classes is not None else tuple(f.name for f in folders)
         paths: list[Path] = []
         labels: list[int] = []
@@ -82,6 +84,25 @@ class ImageFolder(LabelledImages):
             paths += images
             labels += [known.index(folder.name)] * len(images)
         super().__init__(paths, labels, known, preprocess)
+
+
+def _warn_of_domains(root: Path, folders: Sequence[Path]) -> None:
+    """Say so where class folders look like domains, each with the same classes in it."""
+    inside = [{kind.name for kind in subfolders(folder)} for folder in folders]
+    if len(folders) > 1 and len(inside[0]) > 1 and all(names == inside[0] for names in inside):
+        warnings.warn(
+            f"The folders of {root} ({_some(f.name for f in folders)}) are taken for its classes, "
+            f"and each holds the same folders ({_some(sorted(inside[0]))}): if they are domains, "
+            f"such as sites or cameras, say which to train on (train_domains=, --train-domains "
+            f"{folders[0].name}).",
+            stacklevel=4,
+        )
+
+
+def _some(names: Iterable[str], most: int = 5) -> str:
+    """A few of them."""
+    listed = list(names)
+    return ", ".join([*listed[:most], *(["..."] if len(listed) > most else [])])
 
 
 def open_images(
