@@ -379,6 +379,18 @@ def test_auto_falls_back_where_a_batch_says_something_else(gaining, monkeypatch)
         bella.predict(vit(), IMAGES, precision="bf16")
 
 
+def test_what_agreed_is_asked_again_after_training(gaining, monkeypatch):
+    posterior = vit()
+    bella.predict(posterior, IMAGES, precision="auto")
+    far(monkeypatch)
+    bella.predict(posterior, IMAGES, precision="auto")  # decided: no second question, no warning
+    with torch.no_grad():
+        next(iter(posterior.stacked_parameters().values())).add_(0.01)  # a step
+    with pytest.warns(UserWarning, match="it is left at float32"):
+        exact = bella.predict(posterior, IMAGES, precision="auto")
+    assert torch.equal(exact.logits, bella.predict(posterior, IMAGES).logits)
+
+
 def test_a_mixture_predicts_in_fewer_bits():
     posterior = fit_cases.make()
     mixed = bella.mixture(posterior, fit_cases.problem(), fit_cases.problem(seed=1))

@@ -290,14 +290,17 @@ def in_precision(
 def _agreed(
     posterior: Posterior, name: str, base_dtype: str, run: Callable[[], Said] | None
 ) -> Precision:
-    """What `decide` says; asked once for each name, dtype and device."""
+    """What `decide` says; asked once for each name, dtype and device, and again after training."""
     key = (name, base_dtype, device_of(posterior))
+    found, then = posterior.agreed.get(key, (None, None))
     if run is None or posterior.held.dtype is not None:
-        found = posterior.agreed.get(key)
         return found or decide(posterior, name, base_dtype)[0]
-    if key not in posterior.agreed:
-        posterior.agreed[key], _ = decide(posterior, name, base_dtype, run)
-    return posterior.agreed[key]
+    trained = [p for p in posterior.parameters() if p.requires_grad and not p.is_inference()]
+    now = tuple(p._version for p in trained)
+    if found is None or now != then:
+        found, _ = decide(posterior, name, base_dtype, run)
+        posterior.agreed[key] = found, now
+    return found
 
 
 def _predictive(kind: Likelihood | None) -> type[Said]:
