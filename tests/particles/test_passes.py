@@ -308,12 +308,12 @@ def test_a_proof_takes_at_most_eight_passes_of_three_examples_and_no_random_numb
     state = torch.get_rng_state()
     posterior.prove(x)
     assert torch.equal(state, torch.get_rng_state())
-    assert len(rows) <= 8
+    assert len(rows) <= 9  # and one because a hook hangs: it might hang others on tensors
     assert max(rows) <= 2 * 4  # two particles
     posterior(x)
-    assert len(rows) <= 11  # the two halves, the first of them twice because it threw dice
+    assert len(rows) <= 12  # the two halves, the first of them twice because it threw dice
     posterior(torch.randn(7, 6))
-    assert len(rows) <= 13
+    assert len(rows) <= 14
 
 
 def test_a_bad_first_request_spoils_nothing():

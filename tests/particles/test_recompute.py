@@ -71,7 +71,8 @@ def test_blocks_run_again_only_in_training_and_only_where_asked():
     bella.checkpoint(posterior, (r"blocks\.4",))
     asked, other = counted(posterior, "blocks.4.0.up"), counted(posterior, "blocks.5.0.up")
     posterior.prove(x)
-    posterior.eval().prove(x)
+    with torch.no_grad():
+        posterior.eval().prove(x)
     posterior.train()
     asked.clear()
     other.clear()

@@ -277,7 +277,9 @@ class Changes:
                     for key, hook in tuple(own[kept].items()):
                         where = (what, name, key)
                         its_own = self.its_own.get(where)
-                        if not _from_bella(hook) and (its_own is None or its_own() is not hook):
+                        if not comes_from(hook, "bella.") and (
+                            its_own is None or its_own() is not hook
+                        ):
                             yield where, hook
             if at is not None and (forward := _forward_of(self.modules[at])) is not None:
                 yield ("forward", name, 0), forward
@@ -350,15 +352,16 @@ def _bare(function: Any) -> Any:
     return function
 
 
-def _from_bella(function: Any) -> bool:
-    return str(getattr(_bare(function), "__module__", "")).startswith("bella.")
+def comes_from(function: Any, *packages: str) -> bool:
+    """Whether a function, or what a partial calls, is written in a package ``name.``."""
+    return str(getattr(_bare(function), "__module__", "")).startswith(packages)
 
 
 def _forward_of(module: nn.Module) -> Any:
     """A module's own forward in place of its class's; what bella puts around it for a pass is
     looked through."""
     forward = vars(module).get("forward")
-    while isinstance(forward, partial) and _from_bella(forward):
+    while isinstance(forward, partial) and comes_from(forward, "bella."):
         forward = forward.args[-1]
     of_class = getattr(forward, "__func__", None) is type(module).forward
     return None if of_class else forward

@@ -8,8 +8,8 @@ placeholders. Of the other way's rows
 - those of a particle equal that particle's own pass within rounding, and
 - changing one particle leaves the others' bit for bit as they were.
 
-It takes at most eight passes of up to three examples, uses up no random number and leaves buffers
-as they were.
+It takes at most eight passes of up to three examples (one more where hooks hang), uses up no random
+number and leaves buffers as they were.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ from torch import Tensor, nn
 
 from bella.errors import BellaError
 from bella.particles.axis import ParticleAxis, Pass
+from bella.particles.changes import comes_from
 from bella.particles.copies import Copies
 from bella.particles.evidence import (
     REFUSALS,
@@ -352,8 +353,9 @@ class Prover:
         if not (self.listens and self.fold):
             return
 
-        def told() -> None:
-            self.hung = True
+        def told(hook: Any) -> None:
+            # Those of torch's own, as of a sharded base, gather weights and leave gradients alone.
+            self.hung |= not comes_from(hook, "torch.", "bella.")
 
         for value in self.values.values():
             value.requires_grad_()

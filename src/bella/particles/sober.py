@@ -189,17 +189,17 @@ class TensorHooks(TorchFunctionMode):
     """Inside the block it is seen where somebody hangs a hook on a tensor, for its gradient.
 
     Args:
-        told: called there.
+        told: called there with the hook.
     """
 
-    def __init__(self, told: Callable[[], None]):
+    def __init__(self, told: Callable[[Any], None]):
         super().__init__()
         self.told = told
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Run it."""
         if func is Tensor.register_hook:
-            self.told()
+            self.told(args[1])  # torch hands both over by position
         return func(*args, **(kwargs or {}))
 
 
