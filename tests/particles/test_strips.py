@@ -219,3 +219,15 @@ def test_an_answer_is_the_same_in_strips(taken, monkeypatch, sampled):
     assert torch.equal(answer.tokens, whole.tokens)
     assert torch.equal(answer.particle_token_log_probs, whole.particle_token_log_probs)
     assert torch.equal(answer.token_mutual_information, whole.token_mutual_information)
+
+
+def test_strips_are_no_change_of_the_network_that_would_be_proven_anew():
+    network = nn.Sequential(nn.Linear(1024, 1024), nn.ReLU(), nn.Linear(1024, 1024))
+    posterior = bella.low_rank(network, 5, 2, ("0",), b_std=0.1).eval()
+    x = torch.randn(1, 1024)
+    whole = bella.predict(posterior, x).logits
+    plans = dict(posterior.passes.planner.plans)
+    with few_rows(posterior.network):
+        assert any("forward" in vars(module) for module in posterior.network.modules())
+        assert torch.equal(bella.predict(posterior, x).logits, whole)
+    assert posterior.passes.planner.plans == plans

@@ -54,7 +54,7 @@ def few_rows(network: nn.Module) -> Iterator[None]:
     with _lock:
         count, patched = _open.get(network, (0, []))
         if not count:
-            patched = [(layer, partial(_forward, layer)) for layer in _large(network)]
+            patched = [(layer, partial(_forward, layer.forward)) for layer in _large(network)]
             for layer, forward in patched:
                 vars(layer)["forward"] = forward
         _open[network] = count + 1, patched
@@ -89,11 +89,11 @@ def is_large(weight: Tensor) -> bool:
     return weight.numel() >= LARGE * torch.get_num_threads()
 
 
-def _forward(layer: Any, x: Tensor) -> Tensor:
-    weight, bias = layer.weight, layer.bias
-    if not torch.is_grad_enabled() and in_strips(x, weight, bias):
-        return strip_product(x, weight, bias)
-    return F.linear(x, weight, bias)
+def _forward(usual: Any, input: Tensor) -> Tensor:
+    layer = usual.__self__
+    if not torch.is_grad_enabled() and in_strips(input, layer.weight, layer.bias):
+        return strip_product(input, layer.weight, layer.bias)
+    return usual(input)
 
 
 def in_strips(x: Tensor, weight: Tensor, bias: Tensor | None) -> bool:
