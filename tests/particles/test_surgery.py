@@ -122,6 +122,16 @@ class Gain(nn.Module):
         return x * self.gain
 
 
+@pytest.mark.filterwarnings("ignore:`torch.jit:DeprecationWarning")
+@pytest.mark.parametrize("name", ["", "0"])
+@pytest.mark.parametrize("make", MAKERS.values(), ids=MAKERS)
+def test_what_torch_jit_compiled_is_refused(make, name):
+    network = torch.jit.script(plain())
+    network = nn.Sequential(network, nn.Linear(2, 2)) if name else network
+    with pytest.raises(bella.BellaError, match=r"^('0'|The network) is compiled by torch\.jit"):
+        make(network)
+
+
 @pytest.mark.parametrize("refused", REFUSALS.values(), ids=REFUSALS)
 def test_every_check_comes_before_the_first_change(refused):
     network = plain()

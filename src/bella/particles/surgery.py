@@ -14,6 +14,7 @@ from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 
 from torch import nn
+from torch.jit import ScriptModule
 from torch.nn.parameter import UninitializedBuffer, UninitializedParameter
 
 from bella.errors import BellaError
@@ -29,11 +30,17 @@ Refusal = Callable[[str], str | None]
 
 
 def check(network: nn.Module) -> None:
-    """Refuse a network that has particles already, or that has no values yet.
+    """Refuse a network that has particles already, that torch.jit compiled, or without values yet.
 
     Raises:
-        BellaError: either.
+        BellaError: any of these.
     """
+    for name, module in network.named_modules():
+        if isinstance(module, ScriptModule):
+            raise BellaError(
+                f"{repr(name) if name else 'The network'} is compiled by torch.jit, so its layers "
+                "can be neither exchanged nor listened to: give the network as it was before."
+            )
     taken = [name for name, m in network.named_modules() if isinstance(m, ParticleLayer)]
     if taken:
         shown = ", ".join(repr(name or "the whole network") for name in taken[:4])
