@@ -318,6 +318,29 @@ def test_images_that_are_the_same_each_time_are_read_once(tmp_path, monkeypatch)
     assert figure_bits(tmp_path) == figure_bits(tmp_path / "0")
 
 
+@pytest.mark.filterwarnings("ignore:Nothing is shared")
+@pytest.mark.parametrize("skips", [False, True])
+def test_a_row_that_draws_says_the_same_whichever_rows_came_before(tmp_path, skips):
+    task = held_task(skips)
+    for rows in ["rank1"], ["lora", "rank1"]:
+        compare(task, rows, seeds=1, folder=tmp_path / rows[0], progress=False)
+    alone, second = (figure_bits(tmp_path / first)["rank1-0"] for first in ("rank1", "lora"))
+    assert alone["nll"] == second["nll"]
+    assert alone["mutual_information"] == second["mutual_information"]
+
+
+def test_kept_images_that_workers_read_hold_no_files_open(tmp_path):
+    task = held_task()
+    with progress_bar(False) as bar:
+        bench = Bench(task, tmp_path, {}, bar, workers=1)
+    rows = list(range(60))
+    kept = bench.images("train", rows)
+    assert not any(x.is_shared() for example in kept.pool for x in example)
+    x, y = kept(rows)
+    assert torch.equal(x, task.pools["train"].tensors[0])
+    assert torch.equal(y, task.pools["train"].tensors[1])
+
+
 def test_rows_say_whether_they_read_activations():
     reading = {name for name, method in METHODS.items() if method.reads}
     assert {"bella", "anchors", "lora-ensemble+distance", "multi-depth"} <= reading

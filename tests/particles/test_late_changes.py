@@ -8,6 +8,7 @@ import json
 import pickle
 import warnings
 from collections.abc import Callable, Iterator
+from functools import partialmethod
 from types import SimpleNamespace
 from typing import Any
 
@@ -458,6 +459,23 @@ def test_a_class_that_was_patched_is_so_for_a_copy() -> None:
         undo()
 
 
+class Bound(nn.Module):
+    """Whose class makes its forward anew each time that it is asked for."""
+
+    def go(self, x: Tensor, steep: int) -> Tensor:
+        return torch.tanh(steep * x)
+
+    forward = partialmethod(go, steep=2)
+
+
+def test_a_forward_that_a_descriptor_makes_is_no_change() -> None:
+    posterior = made()
+    posterior.network.blocks[2].bend = Bound()  # type: ignore[union-attr]
+    for _ in range(3):
+        posterior(X)
+    assert len(posterior.plan()) == 1
+
+
 class HooksItself(Net):
     """As transformers' networks do in their first pass."""
 
@@ -643,3 +661,29 @@ def test_a_glance_is_cheap_and_says_what_it_sees() -> None:
     ]
     first = changes.now()
     assert changes.now() is first  # nothing is worked out twice
+
+
+@pytest.mark.parametrize("name", ["another module", "own forward", "flag of a module"])
+@torch.no_grad()
+def test_what_is_exchanged_after_compiling_is_proven_and_compiled_anew(name: str) -> None:
+    torch.compiler.reset()
+    posterior, truth = made(), made("never")
+    compiled = torch.compile(posterior, backend="eager")
+    torch.testing.assert_close(posterior(X), truth(X))
+    torch.testing.assert_close(compiled(X), truth(X))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        undo = CHANGES[name](posterior.network), CHANGES[name](truth.network)
+        torch.testing.assert_close(compiled(X), truth(X))
+    for take_back in undo[::-1]:
+        take_back()
+
+
+@torch.no_grad()
+def test_a_copy_may_be_compiled_at_once() -> None:
+    torch.compiler.reset()
+    network = nn.Sequential(nn.Linear(4, 6), nn.BatchNorm1d(6), nn.Linear(6, 3)).double()
+    posterior = bella.low_rank(network, 3, 2, ("0", "2"), b_std=0.5).eval()
+    expected = posterior(X)
+    twin = copy.deepcopy(posterior)
+    torch.testing.assert_close(torch.compile(twin, backend="eager")(X), expected)

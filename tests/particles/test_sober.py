@@ -35,6 +35,16 @@ def test_the_last_block_that_holds_a_module_puts_it_back():
     assert all(modes(network))
 
 
+def test_what_is_put_into_training_inside_a_block_is_so_after_one_within():
+    network = nn.Sequential(nn.Dropout()).train()
+    with evaluating(network):
+        network.train()
+        with evaluating(network):
+            assert not any(modes(network))
+        assert all(modes(network))
+    assert all(modes(network))
+
+
 def test_threads_that_predict_a_network_in_training_see_no_dropout():
     network = nn.Sequential(nn.Linear(4, 16), nn.Dropout(0.5), nn.Linear(16, 3))
     posterior = bella.low_rank(network, 3, 2, ("0",), b_std=0.3)

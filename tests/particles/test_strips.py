@@ -14,6 +14,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 import bella
 from bella.particles import strips
+from bella.particles.sober import Sober
 from bella.particles.strips import few_rows, in_strips, strip_product
 
 
@@ -84,6 +85,15 @@ def test_a_machine_whose_kernels_round_differently_multiplies_as_ever(taken, mon
             assert torch.equal(network(x), whole)
     assert list(strips._same.values()) == [False]
     assert torch.equal(before, torch.get_rng_state())  # no random number was used
+
+
+def test_a_proof_that_draws_means_sees_how_a_machine_rounds(taken, monkeypatch):
+    def off(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+        return linear(x, weight, bias) * (1 + 1e-6)
+
+    monkeypatch.setattr(strips, "strip_product", off)
+    with torch.no_grad(), Sober():
+        assert not in_strips(torch.ones(5, 32), torch.ones(70, 32), None)
 
 
 def test_what_is_not_a_few_rows_of_float32_stays_whole(taken):

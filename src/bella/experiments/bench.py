@@ -176,12 +176,14 @@ class Bench:
         )
 
     def once(self, kept: Kept[Made], place: Part, make: Callable[[], Made]) -> Made:
-        """What is made of some examples of a pool: made once, and kept while seeds ask for it."""
+        """What is made of some examples of a pool: made once, and kept while seeds ask for it. No
+        row's random numbers are used up: whether it was made before is nothing that decides one."""
         key = key_of(place)
         if key not in kept:
             while len(kept) >= len(self.task.split(0)):  # the oldest is what another seed drew
                 del kept[next(iter(kept))]
-            kept[key] = make()
+            with torch.random.fork_rng():
+                kept[key] = make()
         kept[key] = kept.pop(key)  # the newest
         return kept[key]
 
@@ -251,7 +253,8 @@ class Bench:
         kept: list[Any] = []
         bar = self.bar.add_task("images", total=len(positions))
         for some in self.read_by(examples, list):
-            kept += some
+            # What a worker sends holds an open file for each tensor.
+            kept += map_tensors(torch.clone, some) if self.workers else some
             self.bar.update(bar, completed=len(kept))
         self.bar.remove_task(bar)
         return Images(kept, range(len(kept)), anew=False)

@@ -150,7 +150,7 @@ class Changes:
         kept = ("network", "counts", "flags", "began_as")
         return {name: getattr(self, name) for name in kept} | {
             "first": {name: (module(), kind) for name, (module, kind) in self.first.items()},
-            "forwards": {kind: kind.forward is first for kind, first in self.forwards.items()},
+            "forwards": {kind: _forward_in(kind) is first for kind, first in self.forwards.items()},
             "its_own": list(self.its_own),
         }
 
@@ -168,7 +168,7 @@ class Changes:
         if copied is not None:
             self.first = {name: (_ref(m), kind) for name, (m, kind) in copied["first"].items()}
             as_first = copied["forwards"].items()
-            self.forwards = {kind: kind.forward if same else None for kind, same in as_first}
+            self.forwards = {kind: _forward_in(kind) if same else None for kind, same in as_first}
         named = dict(self.network.named_modules())
         self.names, self.modules = list(named), list(named.values())
         self.parts: set[str] = set()  # bella's own layers, but for the modules that they stand for
@@ -194,7 +194,7 @@ class Changes:
                         self.own.append((held, key, (name, where + key)))
         self.classes = sorted({type(m) for m in self.modules}, key=lambda kind: kind.__qualname__)
         for kind in self.classes:
-            self.forwards.setdefault(kind, kind.forward)
+            self.forwards.setdefault(kind, _forward_in(kind))
         self.known = None
         if copied is not None:
             hung = self._hung(enumerate(map(vars, self.modules)), trains=True)
@@ -229,10 +229,15 @@ class Changes:
         self.known = None
 
     def now(self) -> tuple[Change, ...]:
-        """What is not as it was. While torch compiles a pass, what was so when it was last looked
-        at: the compiled one runs with the hooks of that moment."""
-        if torch.compiler.is_compiling():
-            return () if self.known is None else self.known[3]
+        """What is not as it was. A pass that torch compiles has what was so when it was compiled:
+        torch does so again where a module or an attribute is exchanged, and not for a hook."""
+        return self._compiled() if torch.compiler.is_compiling() else self._glance()
+
+    @torch.compiler.assume_constant_result
+    def _compiled(self) -> tuple[Change, ...]:
+        return self._glance()
+
+    def _glance(self) -> tuple[Change, ...]:
         owns = [module.__dict__ for module in self.modules]
         inside = chain.from_iterable([own["_modules"].values() for own in owns])
         if self.copied is not None or list(inside) != self.inside:
@@ -252,7 +257,7 @@ class Changes:
         seen = [
             *[hook for _, hook in hung],
             *map(type, self.modules),
-            *[kind.forward for kind in self.classes],
+            *map(_forward_in, self.classes),
             *[held.get(key) for held, key, _ in self.own],
         ]
         known = self.known
@@ -288,8 +293,8 @@ class Changes:
         for (what, place, _), hook in hung:
             yield self._numbered(what, place, hook)
         for kind in self.classes:
-            if kind.forward is not self.forwards[kind]:
-                yield self._numbered("forward", None, kind.forward)
+            if (forward := _forward_in(kind)) is not self.forwards[kind]:
+                yield self._numbered("forward", None, forward)
         for name in sorted(self.first.keys() - set(self.names)):
             yield Change("module", name, "None")
         training = self.network.training
@@ -365,6 +370,12 @@ def _forward_of(module: nn.Module) -> Any:
         forward = forward.args[-1]
     of_class = getattr(forward, "__func__", None) is type(module).forward
     return None if of_class else forward
+
+
+def _forward_in(kind: type[nn.Module]) -> Any:
+    """A class's forward as it is written down: what some descriptors make of it is new each time
+    that it is asked for."""
+    return next(vars(base)["forward"] for base in kind.__mro__ if "forward" in vars(base))
 
 
 def _name_of(thing: Any) -> str:

@@ -241,10 +241,12 @@ def undisturbed(network: nn.Module) -> Iterator[None]:
 def evaluating(module: nn.Module) -> Iterator[None]:
     """Evaluation mode inside the block; afterwards every module is in the mode it was in.
 
-    Blocks may be nested and be open in several threads: the last that holds a module puts it back.
+    Blocks may be nested and be open in several threads: the last that holds a module puts it back,
+    or the one that met it in training all the same.
     """
     with _lock:
         held = [m for m in module.modules() if m.training or m in _held]
+        again = {m for m in held if m.training and m in _held}
         if any(m.training for m in held):
             module.eval()
         for m in held:
@@ -255,9 +257,9 @@ def evaluating(module: nn.Module) -> Iterator[None]:
         with _lock:
             for m in held:
                 _held[m] -= 1
+                m.training |= m in again or not _held[m]
                 if not _held[m]:
                     del _held[m]
-                    m.training = True
 
 
 def seed_all(seed: int = 0) -> None:
