@@ -18,6 +18,7 @@ from helpers import gradients
 from torch import Tensor, nn
 from torch.nn.modules import module as torchs
 from torch.nn.utils import parametrize
+from torch.utils.flop_counter import FlopCounterMode
 from transformers import GPT2Config, GPT2LMHeadModel
 
 import bella
@@ -405,6 +406,18 @@ def test_hooks_of_bella_are_no_change() -> None:
     posterior.network.last.eval()  # type: ignore[union-attr]
     bella.nll(posterior(X), Y).backward()
     assert [change.what for change in planner.changes.now()] == ["mode"]
+
+
+def test_operations_are_counted_without_those_of_a_proof() -> None:
+    posterior = made()
+    posterior(X)
+    with FlopCounterMode(display=False) as once:
+        posterior(X)
+    with FlopCounterMode(display=False) as twice:
+        posterior(X)
+        posterior(X)
+    assert twice.get_total_flops() == 2 * once.get_total_flops()
+    assert len(posterior.plan()) == 1
 
 
 def test_a_copy_of_a_changed_posterior_is_as_changed() -> None:

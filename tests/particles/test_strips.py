@@ -96,6 +96,16 @@ def test_a_proof_that_draws_means_sees_how_a_machine_rounds(taken, monkeypatch):
         assert not in_strips(torch.ones(5, 32), torch.ones(70, 32), None)
 
 
+def test_float32_is_taken_in_strips_whatever_the_default_is(taken):
+    x, weight = torch.randn(5, 32), torch.randn(70, 32)
+    default = torch.get_default_dtype()
+    torch.set_default_dtype(torch.float64)
+    try:
+        assert in_strips(x, weight, None)
+    finally:
+        torch.set_default_dtype(default)
+
+
 def test_what_is_not_a_few_rows_of_float32_stays_whole(taken):
     weight, x = torch.randn(70, 32), torch.randn(16, 32)
     with torch.no_grad():

@@ -54,6 +54,10 @@ FOR_ALL = {
 NO_FLAGS = ("training", "gradient_checkpointing", "_is_full_backward_hook")
 """Attributes that are yes or no and seen elsewhere, or change no output."""
 
+LISTENERS = ("bella.", "torch.utils.module_tracker")
+"""Where hooks are written that change nothing. Torch's own say which module runs while operations
+are counted, and were each count a change, its proof would be counted too."""
+
 PASSING = re.compile(r"Change\(what='(?!mode|flag)")
 """In how a kind of pass is written: what another session could tell from others by its name alone.
 """
@@ -282,7 +286,7 @@ class Changes:
                     for key, hook in tuple(own[kept].items()):
                         where = (what, name, key)
                         its_own = self.its_own.get(where)
-                        if not comes_from(hook, "bella.") and (
+                        if not comes_from(hook, *LISTENERS) and (
                             its_own is None or its_own() is not hook
                         ):
                             yield where, hook

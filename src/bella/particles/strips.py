@@ -161,5 +161,6 @@ def strip_product(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tens
 def same_bits(rows: int, weight: Tensor, bias: Tensor | None) -> bool:
     """Make a product of so many rows both ways: is it the same?"""
     # Nothing drawn: a proof may be running, in which torch draws means.
-    x = torch.arange(1.0, 1 + rows * weight.shape[1]).sin().view(rows, -1)
+    numbers = torch.arange(rows * weight.shape[1], dtype=weight.dtype, device=weight.device)
+    x = numbers.sin().view(rows, -1)
     return torch.equal(strip_product(x, weight, bias), F.linear(x, weight, bias))
