@@ -460,6 +460,18 @@ def test_a_copy_in_a_circle_is_as_changed() -> None:
         assert change.name.endswith("Listener.hear")
 
 
+def test_what_was_taken_back_is_no_obstacle_to_pickle() -> None:
+    network = Net().double()
+    parametrize.register_parametrization(network.blocks[0].fc, "weight", Twice())
+    posterior = bella.low_rank(network, 3, 2, (r"blocks\.[12]\.fc",), b_std=0.5).eval()
+    parametrize.register_parametrization(network.head, "weight", Twice())
+    posterior(X)
+    for module in network.blocks[0].fc, network.head:
+        parametrize.remove_parametrizations(module, "weight")
+    expected = posterior(X)
+    torch.testing.assert_close(pickle.loads(pickle.dumps(posterior))(X), expected)
+
+
 def test_a_class_that_was_patched_is_so_for_a_copy() -> None:
     posterior = made()
     posterior(X)

@@ -150,11 +150,17 @@ class Changes:
         self.began_as = hashlib.sha256(said.encode()).hexdigest()[:16]
 
     def __getstate__(self) -> dict[str, Any]:
+        """What is in the network no more does not go along: pickle may not know it."""
         self.now()
         kept = ("network", "counts", "flags", "began_as")
+        here = dict(zip(self.names, self.modules, strict=True))
+        first = {}
+        for name, (module, kind) in self.first.items():
+            same = here.get(name) if module() is here.get(name) else None
+            first[name] = same, kind if type(same) is kind else None
         return {name: getattr(self, name) for name in kept} | {
-            "first": {name: (module(), kind) for name, (module, kind) in self.first.items()},
-            "forwards": {kind: _forward_in(kind) is first for kind, first in self.forwards.items()},
+            "first": first,
+            "forwards": {kind: _forward_in(kind) is self.forwards[kind] for kind in self.classes},
             "its_own": list(self.its_own),
         }
 
