@@ -511,6 +511,21 @@ def test_a_whole_posterior_compiles_without_breaks():
         torch.testing.assert_close(compiled(x), expected[[2, 0]])
 
 
+@torch.no_grad()
+def test_a_compiled_posterior_runs_the_particles_that_are_asked_for():
+    torch.compiler.reset()
+    posterior = made(Net()).eval()
+    x = torch.randn(4, 6)
+    expected = posterior(x)
+    posterior.compile(backend="eager")
+    torch.testing.assert_close(posterior(x), expected)
+    for some in ([1], [2], [2, 0]):
+        with posterior.subset(some):
+            torch.testing.assert_close(posterior(x), expected[some])
+    probs = bella.predict(posterior, x, particles_per_pass=1).particle_probs
+    torch.testing.assert_close(probs, expected.softmax(-1))
+
+
 @pytest.mark.parametrize("reentrant", [True, False])
 @pytest.mark.filterwarnings("ignore:None of the inputs have requires_grad")
 def test_networks_that_checkpoint_in_their_own_way_get_one_sentence(reentrant):

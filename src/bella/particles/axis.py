@@ -77,9 +77,10 @@ class Pass:
 class _Local(threading.local):
     """What belongs to one thread: the pass that runs, and the particles that it chose."""
 
-    running: Pass | None = None
-    chosen: tuple[int, ...] | None = None
-    own_inputs: bool = False
+    def __init__(self) -> None:  # once for each thread; what a class holds torch.compile misses
+        self.running: Pass | None = None
+        self.chosen: tuple[int, ...] | None = None
+        self.own_inputs = False
 
 
 class ParticleAxis:
