@@ -25,7 +25,7 @@ from bella.particles.copies import as_given
 from bella.particles.evidence import REFUSALS, independent, layers_of, not_foldable, short
 from bella.particles.plan import Plan, describe
 from bella.particles.proof import FEW, FEWER, Prover
-from bella.particles.roles import MixedError, Role, examples, map_roles, roles_of
+from bella.particles.roles import MixedError, Role, examples, map_roles, propose_roles, roles_of
 from bella.particles.verdict import compare
 from bella.trees import structure
 
@@ -82,7 +82,7 @@ def _find(posterior: Any, inputs: dict[str, Any], each: bool) -> TextPlan:
         return TextPlan("looped")
     with planner.turns, planner.changes.its_own_doing():
         try:
-            batch, candidates = planner.candidates((), inputs)
+            batch, candidates = propose_roles((), inputs, planner.batch_axes)
             prover = planner.prover(TextProver)
             plan = prover.prove_text(inputs, each, batch, candidates)
         except (torch.OutOfMemoryError, IdleError):

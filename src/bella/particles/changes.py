@@ -59,11 +59,9 @@ LISTENERS = ("bella.", "torch.utils.module_tracker")
 are counted, and were each count a change, its proof would be counted too."""
 
 PASSING = re.compile(r"Change\(what='(?!mode|flag)")
-"""In how a kind of pass is written: what another session could tell from others by its name alone.
-"""
+"""In how a kind of pass is written: changes of which another session knows but the name."""
 
 _turns = threading.RLock()
-
 
 Where = tuple[str, str | None, int]
 """A hook's kind, the module that it hangs on, and torch's number of it."""

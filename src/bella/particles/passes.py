@@ -16,7 +16,7 @@ from bella.particles.outputs import stack, unfold
 from bella.particles.plan import Plan
 from bella.particles.planner import BatchAxes, Folding, Planner
 from bella.particles.prefix import SharedPrefix, Turns
-from bella.particles.roles import MixedError, examples, map_roles, with_roles
+from bella.particles.roles import MixedError, examples, map_roles, propose_roles, with_roles
 from bella.particles.stream import Stream
 from bella.trees import fresh, holds_tensors, is_object, leaves_of, map_tensors, tensors_of
 
@@ -75,7 +75,7 @@ class Passes:
                 return self.folded(plan, args, kwargs)
             return self.loop(plan, args, kwargs)
         if self.axis.particles == 1 and not self.planner.needs_examples:
-            self.planner.candidates(args, kwargs)  # refuses inputs without examples
+            propose_roles(args, kwargs, self.planner.batch_axes)  # refuses inputs without examples
             return self.loop(Plan("looped"), args, kwargs)
         plan = self.planner.plan(args, kwargs)
         if len(self.axis.asked) == 1:

@@ -14,7 +14,7 @@ from collections.abc import Callable, Mapping
 from typing import Any, Literal, TypeVar
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from bella.errors import BellaError
 from bella.particles.axis import IdleError, ParticleAxis
@@ -25,7 +25,7 @@ from bella.particles.layer import ParticleLayer
 from bella.particles.plan import BEGIN_ANEW, Plan, Plans, describe
 from bella.particles.prefix import SharedPrefix, Turns
 from bella.particles.proof import Prover
-from bella.particles.roles import Role
+from bella.particles.roles import propose_roles
 from bella.particles.stream import Stream
 from bella.trees import structure, tensors_of
 
@@ -207,7 +207,7 @@ class Planner:
 
     def find(self, kind: Any, args: tuple, kwargs: dict[str, Any]) -> Plan:
         """A plan for a kind of pass."""
-        batch, candidates = self.candidates(args, kwargs)
+        batch, candidates = propose_roles(args, kwargs, self.batch_axes)
         if self.by_design or (self.folding == "never" and not self.needs_examples):
             return Plan("looped", self.by_design or "folding='never'")
         if MIXED in self.modes():
@@ -343,43 +343,6 @@ class Planner:
                     f"What the particles share was computed before it changed ({change}): run the "
                     "prefix again (posterior.prefix), or keep none (cache_prefix=False)."
                 )
-
-    def candidates(self, args: tuple, kwargs: dict[str, Any]) -> tuple[int, list[tuple[Role, ...]]]:
-        """The number of examples, and which tensors may carry them: what shapes propose.
-
-        The first tensor does, along its first axis. Others of the same length may, or may not.
-
-        Raises:
-            BellaError: there is no such tensor, or the batch is empty.
-        """
-        tensors: list[Tensor] = []
-        told: list[Any] = []  # the axis, None, or "?" where nobody says
-        for name, value in [*((str(i), x) for i, x in enumerate(args)), *kwargs.items()]:
-            for x in tensors_of(value):
-                tensors.append(x)
-                told.append(self.batch_axes.get(name, "?"))
-        leading = next((i for i, x in enumerate(tensors) if x.dim() and told[i] is not None), None)
-        if leading is None:
-            raise BellaError("A posterior needs at least one tensor whose first axis is the batch.")
-        axis = 0 if told[leading] == "?" else told[leading]
-        for x, role in zip(tensors, told, strict=True):
-            if role not in ("?", None) and not 0 <= role < x.dim():
-                raise BellaError(
-                    f"batch_axes names axis {role} of a tensor of shape {tuple(x.shape)}: count "
-                    "its axes from 0, or give None for one that is the same for any batch."
-                )
-        batch = tensors[leading].shape[axis]
-        if not batch:
-            raise BellaError("The batch is empty: give at least one example.")
-
-        def proposed(others: bool) -> tuple[Role, ...]:
-            roles = []
-            for number, (x, role) in enumerate(zip(tensors, told, strict=True)):
-                same = x.dim() > 0 and x.shape[0] == batch and (others or number == leading)
-                roles.append((0 if same else None) if role == "?" else role)
-            return tuple(roles)
-
-        return batch, list(dict.fromkeys([proposed(True), proposed(False)]))
 
     def tell_idle(self, idle: list[str]) -> None:
         """Warn of particle layers that did not run.

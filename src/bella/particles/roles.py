@@ -7,13 +7,14 @@ axis along which its length follows them; that *role* is asked for ever after, w
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from bella.errors import BellaError
 from bella.trees import map_leaves, tensors_of
 
 Role = int | None
@@ -40,6 +41,51 @@ class Layer:
     outputs: tuple[Role, ...] = (0,)
     by_example: bool = True
     why_not: str = ""
+
+
+def propose_roles(
+    args: tuple, kwargs: dict[str, Any], batch_axes: Mapping[str, Role]
+) -> tuple[int, list[tuple[Role, ...]]]:
+    """The number of examples, and which tensors may carry them: what shapes propose.
+
+    The first tensor does, along its first axis. Others of the same length may, or may not.
+
+    Args:
+        args: inputs by position.
+        kwargs: inputs by name.
+        batch_axes: what a caller says who knows better, by an argument's name or position.
+
+    Raises:
+        BellaError: there is no such tensor, or the batch is empty.
+    """
+    tensors: list[Tensor] = []
+    told: list[Any] = []  # the axis, None, or "?" where nobody says
+    for name, value in [*((str(i), x) for i, x in enumerate(args)), *kwargs.items()]:
+        for x in tensors_of(value):
+            tensors.append(x)
+            told.append(batch_axes.get(name, "?"))
+    leading = next((i for i, x in enumerate(tensors) if x.dim() and told[i] is not None), None)
+    if leading is None:
+        raise BellaError("A posterior needs at least one tensor whose first axis is the batch.")
+    axis = 0 if told[leading] == "?" else told[leading]
+    for x, role in zip(tensors, told, strict=True):
+        if role not in ("?", None) and not 0 <= role < x.dim():
+            raise BellaError(
+                f"batch_axes names axis {role} of a tensor of shape {tuple(x.shape)}: count "
+                "its axes from 0, or give None for one that is the same for any batch."
+            )
+    batch = tensors[leading].shape[axis]
+    if not batch:
+        raise BellaError("The batch is empty: give at least one example.")
+
+    def proposed(others: bool) -> tuple[Role, ...]:
+        roles = []
+        for number, (x, role) in enumerate(zip(tensors, told, strict=True)):
+            same = x.dim() > 0 and x.shape[0] == batch and (others or number == leading)
+            roles.append((0 if same else None) if role == "?" else role)
+        return tuple(roles)
+
+    return batch, list(dict.fromkeys([proposed(True), proposed(False)]))
 
 
 def role_of(one: Sequence[int], other: Sequence[int], batch: int, others: int) -> Role:
