@@ -13,6 +13,7 @@ import re
 import shutil
 import sys
 from collections.abc import Mapping
+from inspect import signature
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,7 @@ from shoot import shoot
 from bella.experiments.methods import DEMO
 from bella.experiments.page import early_stop, stopping_of, told_of, took
 from bella.experiments.reference.page import markdown
-from bella.experiments.tasks import task_named
+from bella.experiments.tasks import TASKS, task_named
 from bella.files import read_json
 from bella.report.tables import compact_table, markdown_table, read_results
 from bella.report.verdict import verdict
@@ -58,7 +59,12 @@ def command_of(results: Mapping[str, Any]) -> str:
     task, methods = results["task"], tuple(results["methods"])
     if methods == DEMO:
         return "make demo" if task == "elpv" else f"bella demo --data {task}"
-    return f"bella compare --data {task} --methods {','.join(methods)} --seeds {results['seeds']}"
+    folder = " --folder FOLDER" if "folder" in signature(TASKS[task]).parameters else ""
+    asked = results["settings"].get("precision", "float32")
+    return (
+        f"bella compare --data {task}{folder} --methods {','.join(methods)} "
+        f"--seeds {results['seeds']}{'' if asked == 'float32' else f' --precision {asked}'}"
+    )
 
 
 def beside(results: Mapping[str, Any]) -> str:

@@ -729,3 +729,9 @@ def test_pictures_open_and_repeat(tmp_path):
         with Image.open(path) as picture:
             assert picture.format == "PNG"
             assert picture.width > 300
+
+
+def test_lines_beyond_the_colours_are_told_apart_by_dashes():
+    looks = pictures.looks_of(map(str, range(2 * len(pictures.COLOURS))))
+    assert len({tuple(look.values()) for look in looks.values()}) == len(looks)
+    assert {look["linestyle"] for look in list(looks.values())[: len(pictures.COLOURS)]} == {"-"}

@@ -79,7 +79,7 @@ def draw(task: Task, results: Results, folder: Path, told: str) -> dict[str, Pat
         task.words.examples,
     )
     names = compared_in_pictures(results)
-    colours = pictures.colours_of(METHODS[name].title for name in names)
+    looks = pictures.looks_of(METHODS[name].title for name in names)
     shown["Reliability on the test set"] = pictures.reliability(
         folder / "reliability.png",
         {
@@ -87,7 +87,7 @@ def draw(task: Task, results: Results, folder: Path, told: str) -> dict[str, Pat
             for name in names
         },
         outputs["test"][1],
-        colours,
+        looks,
     )
     traces = {
         method.title: read_json(folder / "runs" / f"{name}-0" / "posterior" / "run.json")["trace"]
@@ -96,7 +96,7 @@ def draw(task: Task, results: Results, folder: Path, told: str) -> dict[str, Pat
     }
     if traces:
         shown["Distance of two particles"] = pictures.distances(
-            folder / "distances.png", traces, colours
+            folder / "distances.png", traces, looks
         )
     return shown
 

@@ -19,9 +19,17 @@ from bella.prediction.predictive import Predictive
 COLOURS = ("#3b6ea5", "#d1495b", "#edae49", "#00798c", "#6a4c93", "#8d99ae")
 
 
-def colours_of(names: Iterable[str]) -> dict[str, str]:
-    """A colour for each name; give one such mapping to pictures that show the same methods."""
-    return dict(zip(names, cycle(COLOURS), strict=False))
+DASHES = ("-", "--", ":", "-.")
+
+Looks = Mapping[str, Mapping[str, str]]
+"""How each name's line is drawn."""
+
+
+def looks_of(names: Iterable[str]) -> dict[str, dict[str, str]]:
+    """A look of its own for each name: beyond as many as there are colours lines are dashed. Give
+    one such mapping to pictures that show the same methods."""
+    looks = cycle({"linestyle": dash, "color": colour} for dash in DASHES for colour in COLOURS)
+    return dict(zip(names, looks, strict=False))
 
 
 def new_figure(width: float, height: float, rows: int = 1, columns: int = 1) -> tuple[Any, Any]:
@@ -97,7 +105,7 @@ def densities(
     Drawn as the share of examples above each value, which needs no bandwidth.
     """
     figure, axes = new_figure(10, 3.8, 1, 2)
-    colours = colours_of(groups)
+    looks = looks_of(groups)
     for axis, (name, words) in zip(
         axes[0],
         (("entropy", "entropy (nats)"), ("mutual_information", "mutual information (nats)")),
@@ -106,7 +114,7 @@ def densities(
         for group, predictive in groups.items():
             values = getattr(predictive, name).sort().values
             share = 1 - torch.arange(len(values)) / len(values)
-            axis.plot(values, share, label=f"{group} ({len(values)})", color=colours[group])
+            axis.plot(values, share, label=f"{group} ({len(values)})", **looks[group])
         axis.set_xlabel(words)
         axis.set_ylabel(f"share of {examples} above")
         if name == "mutual_information":
@@ -120,10 +128,10 @@ def reliability(
     path: Path,
     methods: Mapping[str, Predictive],
     labels: Tensor,
-    colours: Mapping[str, str] | None = None,
+    looks: Looks | None = None,
 ) -> Path:
     """Accuracy against confidence of each method's predictive."""
-    colours = colours or colours_of(methods)
+    looks = looks or looks_of(methods)
     figure, axes = new_figure(5, 4.6)
     axis = axes[0, 0]
     axis.plot([0, 1], [0, 1], color="#bbbbbb", linewidth=1)
@@ -131,7 +139,7 @@ def reliability(
         confidence, accuracy, _ = metrics.reliability(predictive.probs, labels, bins=10)
         error = metrics.ece(predictive.probs, labels)
         label = f"{name} (ECE {error:.3f})"
-        axis.plot(confidence, accuracy, "o-", label=label, color=colours[name])
+        axis.plot(confidence, accuracy, marker="o", label=label, **looks[name])
     lowest = 1 / next(iter(methods.values())).probs.shape[1]
     axis.set(xlabel="confidence", ylabel="accuracy", xlim=(lowest, 1.01), ylim=(0, 1.02))
     axis.legend(frameon=False, fontsize=8)
@@ -141,15 +149,15 @@ def reliability(
 def distances(
     path: Path,
     traces: Mapping[str, Sequence[Mapping[str, float]]],
-    colours: Mapping[str, str] | None = None,
+    looks: Looks | None = None,
 ) -> Path:
     """Distance of two particles over training, one line a method."""
-    colours = colours or colours_of(traces)
+    looks = looks or looks_of(traces)
     figure, axes = new_figure(6, 3.8)
     axis = axes[0, 0]
     for name, trace in traces.items():
         steps, values = ([p[key] for p in trace] for key in ("step", "distance"))
-        axis.plot(steps, values, label=name, color=colours[name])
+        axis.plot(steps, values, label=name, **looks[name])
     axis.set(xlabel="step", ylabel="distance of two particles, ‖Δᵢ - Δⱼ‖")
     axis.legend(frameon=False)
     return save_figure(figure, path)
@@ -159,8 +167,9 @@ def risk_coverage(path: Path, lines: Mapping[str, tuple[Sequence[float], Sequenc
     """Share of wrong answers among the surest ones, against how many are answered."""
     figure, axes = new_figure(5.5, 3.8)
     axis = axes[0, 0]
+    looks = looks_of(lines)
     for name, (coverage, risk) in lines.items():
-        axis.plot(coverage, risk, label=name, color=colours_of(lines)[name])
+        axis.plot(coverage, risk, label=name, **looks[name])
     axis.set(xlabel="share answered, the surest first", ylabel="share of these wrong", xlim=(0, 1))
     axis.set_ylim(bottom=0)
     axis.legend(frameon=False)
@@ -180,7 +189,7 @@ def under_shift(
     """
     figure, axes = new_figure(10, 3.8, 1, 2)
     many = len(lines) > len(COLOURS)
-    colours = dict.fromkeys(lines, "#c4c9d2") if many else colours_of(lines)
+    looks = {kind: {"color": "#c4c9d2"} for kind in lines} if many else looks_of(lines)
     for axis, figure_name, words in zip(
         axes[0],
         ("accuracy", "entropy"),
@@ -189,7 +198,7 @@ def under_shift(
     ):
         for kind, line in lines.items():
             values = [row[figure_name] for row in line.values()]
-            axis.plot(list(line), values, "o-", markersize=3, color=colours[kind], label=kind)
+            axis.plot(list(line), values, marker="o", markersize=3, label=kind, **looks[kind])
         if many:
             for line in axis.lines:
                 line.set_label(None)
