@@ -712,3 +712,23 @@ def test_a_copy_may_be_compiled_at_once() -> None:
     expected = posterior(X)
     twin = copy.deepcopy(posterior)
     torch.testing.assert_close(torch.compile(twin, backend="eager")(X), expected)
+
+
+@pytest.mark.parametrize("folding", ["auto", "never"])
+def test_hooks_that_hang_others_on_tensors_meet_each_particle_where_torch_compiles(folding) -> None:
+    torch.compiler.reset()
+    found = []
+    for compiled in (False, True):
+        posterior = made(folding)
+        posterior.network.blocks[1].register_forward_hook(doubling)  # type: ignore[union-attr]
+        call = torch.compile(posterior, backend="eager") if compiled else posterior
+        outputs = call(X)
+        outputs.square().sum().backward()
+        found.append((outputs, [p.grad for p in posterior.stacked_parameters().values()]))
+    torch.testing.assert_close(*found)
+
+
+def doubling(module: nn.Module, args: Any, output: Tensor) -> None:
+    """A hook that doubles gradients."""
+    if output.requires_grad:
+        output.register_hook(lambda gradient: 2 * gradient)

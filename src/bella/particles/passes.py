@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from bella.errors import BellaError
 from bella.particles.axis import ParticleAxis, Pass, UnprovenError
+from bella.particles.changes import HUNG
 from bella.particles.outputs import stack, unfold
 from bella.particles.plan import Plan
 from bella.particles.planner import BatchAxes, Folding, Planner
@@ -73,6 +74,10 @@ class Passes:
             plan = self.planner.plan(args, kwargs)
             if plan.from_inputs and len(self.axis.asked) > 1:
                 return self.folded(plan, args, kwargs)
+            if any(change.what in HUNG.values() for change in self.planner.changes.now()):
+                # Where a hook hangs another on a tensor, what torch compiles of one particle's pass
+                # it takes for every particle's.
+                return torch.compiler.disable(self.loop)(plan, args, kwargs)
             return self.loop(plan, args, kwargs)
         if self.axis.particles == 1 and not self.planner.needs_examples:
             propose_roles(args, kwargs, self.planner.batch_axes)  # refuses inputs without examples
