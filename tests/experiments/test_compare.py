@@ -20,6 +20,7 @@ from bella.data import Preprocess
 from bella.errors import BellaError
 from bella.experiments.bench import Bench, key_of
 from bella.experiments.compare import Row, compare, seeds_share, summary
+from bella.experiments.examples import read
 from bella.experiments.methods import METHODS, methods_named
 from bella.experiments.methods import trained as engine
 from bella.experiments.page import write_page
@@ -312,7 +313,7 @@ def test_images_that_are_the_same_each_time_are_read_once(tmp_path, monkeypatch)
     anew = sum(len(part) for part in task.pools.values())
     assert len(set(reads)) == anew
     reads.clear()
-    monkeypatch.setattr("bella.experiments.bench.HELD", 0)
+    monkeypatch.setattr("bella.experiments.examples.KEPT", 0)
     compare(task, ["lora", "repulsive"], seeds=1, folder=tmp_path / "0", progress=False)
     assert max(map(reads.count, set(reads))) > most
     assert figure_bits(tmp_path) == figure_bits(tmp_path / "0")
@@ -329,12 +330,11 @@ def test_a_row_that_draws_says_the_same_whichever_rows_came_before(tmp_path, ski
     assert alone["mutual_information"] == second["mutual_information"]
 
 
-def test_kept_images_that_workers_read_hold_no_files_open(tmp_path):
+def test_kept_examples_that_workers_read_hold_no_files_open():
     task = held_task()
-    with progress_bar(False) as bar:
-        bench = Bench(task, tmp_path, {}, bar, workers=1)
     rows = list(range(60))
-    kept = bench.images("train", rows)
+    with progress_bar(False) as bar:
+        kept = read(task.pools["train"], rows, 1, bar)
     assert not any(x.is_shared() for example in kept.pool for x in example)
     x, y = kept(rows)
     assert torch.equal(x, task.pools["train"].tensors[0])

@@ -12,7 +12,6 @@ import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
 from functools import cached_property
 from itertools import chain
 from pathlib import Path
@@ -23,9 +22,9 @@ from rich.progress import Progress
 from torch.utils.data import DataLoader, Subset, default_collate
 
 import bella
-from bella.data.collate import collate
 from bella.errors import BellaError
 from bella.evaluation.evaluate import collect
+from bella.experiments.examples import Examples, read, read_once
 from bella.experiments.methods.base import Costs, Outputs
 from bella.experiments.predictions import read_outputs
 from bella.experiments.tasks.task import Place as Part
@@ -43,7 +42,7 @@ from bella.prediction.mixture import Distance, Readout
 from bella.prediction.predict import Combined, in_precision, predict
 from bella.recipes import Plan, Recipe, linear_head
 from bella.training.anchors import Activations, choose_anchors
-from bella.training.cache import CachedPrefix, are_fixed, is_fixed
+from bella.training.cache import CachedPrefix, is_fixed
 from bella.training.identity import fingerprint_data
 from bella.training.mixture import LARGEST, Gathered, candidates, distances_of, gather
 from bella.training.probe import (
@@ -60,30 +59,11 @@ from bella.trees import map_tensors, tensors_of
 Batches = Callable[[list[int]], Any]
 
 
-@dataclass(frozen=True)
-class Images:
-    """From numbers among some examples to a batch of them; workers can take it along.
-
-    Attributes:
-        anew: whether an example is read each time that it is asked for.
-    """
-
-    pool: Any
-    positions: Sequence[int]
-    anew: bool = True
-
-    def __call__(self, rows: list[int]) -> Any:
-        """The examples at ``rows`` of ``positions``."""
-        return default_collate([self.pool[self.positions[i]] for i in rows])
-
-
 Made = TypeVar("Made")
 Kept = dict[tuple[str, tuple[int, ...]], Made]
 """What was made of some examples of a pool."""
 
 COSTS = ("trainable", "bytes_on_disk", "seconds_training", "mb_training", "ms_predicting")
-HELD = 2**28
-"""Bytes of examples of a part that are kept as they were read."""
 TIMED = 32
 """Examples of the batch whose prediction is timed."""
 
@@ -210,7 +190,7 @@ class Bench:
             posterior = self.frozen().train() if self.task.pretrained else None
             if posterior is not None and is_fixed(posterior, examples, self.device):
                 return self.cached(place, examples, posterior).batch
-            return self.images(pool, place[1])
+            return read(self.task.pools[pool], place[1], self.workers, self.bar)
 
         return self.once(self.prefixes, place, make)
 
@@ -221,7 +201,7 @@ class Bench:
         if not (readable and self.open(0).defaults.modules_to_save):
             precision = precision_for(posterior, self.precision)
             with precision.around(posterior), precision.once(posterior):
-                return CachedPrefix(posterior, self.read_by(examples), progress=self.bar)
+                return CachedPrefix(posterior, read_once(examples, self.workers), progress=self.bar)
         reader, readings = self.reader
         gathered = Gathered(readings)
 
@@ -234,34 +214,11 @@ class Bench:
             return begun[0]
 
         made = CachedPrefix(
-            reader.posterior, self.read_by(examples), progress=self.bar, prefix=prefix
+            reader.posterior, read_once(examples, self.workers), progress=self.bar, prefix=prefix
         )
         read = Activations(gathered.whole(), made.labels.cpu().long())
         self.once(self.read, place, lambda: read)
         return made
-
-    def images(self, pool: str, positions: list[int]) -> Images:
-        """Some examples as they are read; once for all where they are the same each time and few
-        enough to be kept."""
-        examples: Any = Subset(self.task.pools[pool], positions)
-        read = Images(self.task.pools[pool], positions)
-        if not (positions and are_fixed(examples)):
-            return read
-        each = sum(x.numel() * x.element_size() for x in tensors_of(examples[0]))
-        if each * len(positions) > HELD:
-            return read
-        kept: list[Any] = []
-        bar = self.bar.add_task("images", total=len(positions))
-        for some in self.read_by(examples, list):
-            # What a worker sends holds an open file for each tensor.
-            kept += map_tensors(torch.clone, some) if self.workers else some
-            self.bar.update(bar, completed=len(kept))
-        self.bar.remove_task(bar)
-        return Images(kept, range(len(kept)), anew=False)
-
-    def read_by(self, examples: Any, collate_fn: Callable[[list], Any] = collate) -> DataLoader:
-        """The loader that reads some examples once for all."""
-        return DataLoader(examples, 64, collate_fn=collate_fn, num_workers=self.workers)
 
     def loader(
         self,
@@ -273,14 +230,15 @@ class Bench:
         images: bool = False,
     ) -> DataLoader:
         """Batches of some examples of a pool, as `batches` makes them or as ``images``."""
-        read = Images(self.task.pools[pool], positions)
-        batches = read if images else self.batches(pool, positions)
+        batches: Any = Examples(self.task.pools[pool], positions)
+        if not images:
+            batches = self.batches(pool, positions)
         return DataLoader(
             range(len(positions)),  # type: ignore[arg-type]
             batch_size=batch_size,
             shuffle=shuffle,
             collate_fn=batches,
-            num_workers=self.workers if isinstance(batches, Images) and batches.anew else 0,
+            num_workers=self.workers if getattr(batches, "anew", False) else 0,
         )
 
     def predict(
