@@ -379,13 +379,17 @@ def test_auto_falls_back_where_a_batch_says_something_else(gaining, monkeypatch)
         bella.predict(vit(), IMAGES, precision="bf16")
 
 
-def test_what_agreed_is_asked_again_after_training(gaining, monkeypatch):
-    posterior = vit()
+@pytest.mark.parametrize("frozen", [False, True])
+def test_what_agreed_is_asked_again_once_particles_changed(gaining, monkeypatch, frozen):
+    posterior = vit().requires_grad_(False) if frozen else vit()
     bella.predict(posterior, IMAGES, precision="auto")
     far(monkeypatch)
     bella.predict(posterior, IMAGES, precision="auto")  # decided: no second question, no warning
-    with torch.no_grad():
-        next(iter(posterior.stacked_parameters().values())).add_(0.01)  # a step
+    if frozen:
+        posterior.load_state_dict({k: v.clone() for k, v in posterior.state_dict().items()})
+    else:
+        with torch.no_grad():
+            next(iter(posterior.stacked_parameters().values())).add_(0.01)  # a step
     with pytest.warns(UserWarning, match="it is left at float32"):
         exact = bella.predict(posterior, IMAGES, precision="auto")
     assert torch.equal(exact.logits, bella.predict(posterior, IMAGES).logits)

@@ -290,13 +290,14 @@ def in_precision(
 def _agreed(
     posterior: Posterior, name: str, base_dtype: str, run: Callable[[], Said] | None
 ) -> Precision:
-    """What `decide` says; asked once for each name, dtype and device, and again after training."""
+    """What `decide` says; asked once for each name, dtype and device, until values change."""
     key = (name, base_dtype, device_of(posterior))
     found, then = posterior.agreed.get(key, (None, None))
     if run is None or posterior.held.dtype is not None:
         return found or decide(posterior, name, base_dtype)[0]
-    trained = [p for p in posterior.parameters() if p.requires_grad and not p.is_inference()]
-    now = tuple(p._version for p in trained)
+    now: tuple[int, ...] = ()
+    if name != "float32":  # which is right whatever the values are
+        now = tuple(p._version for p in posterior.parameters() if not p.is_inference())
     if found is None or now != then:
         found, _ = decide(posterior, name, base_dtype, run)
         posterior.agreed[key] = found, now
