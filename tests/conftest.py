@@ -14,7 +14,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from hypothesis import HealthCheck, settings
 from jaxtyping import install_import_hook
+
+# How long a test takes, and how long its first example takes to make, is the machine's business:
+# in a fresh checkout hypothesis reads all of our modules for constants while others compute.
+settings.register_profile("bella", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("bella")
 
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     # A shell's background job ignores Ctrl-C, and so would the runs that tests stop by it.
